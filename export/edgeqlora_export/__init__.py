@@ -1,0 +1,1 @@
+"""Export of speech models to ONNX bundles (workstation)."""

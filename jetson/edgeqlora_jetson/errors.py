@@ -1,0 +1,5 @@
+"""The one error class for what the user can mend."""
+
+
+class UserError(Exception):
+    """Bad input: the text gives the value, the allowed range and the next step. Commands print it and exit 2."""

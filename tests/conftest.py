@@ -1,0 +1,15 @@
+"""Shared fixtures: where the real model and the real speech are, if they are here."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real models and real speech; skips, saying so, where it is absent."""
+    if not (SHARED / "models" / "whisper-tiny.en").is_dir():
+        pytest.skip(f"needs real data: {SHARED} is not here")
+    return SHARED
