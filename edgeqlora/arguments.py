@@ -1,0 +1,103 @@
+"""TrainSettings in the words of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from edgeqlora.errors import UserError
+from edgeqlora.settings import TrainSettings
+
+
+def per_device_batch(settings: TrainSettings, world_size: int) -> int:
+    pieces = world_size * settings.gradient_accumulation
+    if settings.batch_size % pieces:
+        raise UserError(
+            f"batch_size={settings.batch_size} cannot be divided among {world_size} process(es) x "
+            f"{settings.gradient_accumulation} accumulation step(s): give a multiple of {pieces}"
+        )
+    return settings.batch_size // pieces
+
+
+def chosen_precision(settings: TrainSettings) -> str:
+    import torch
+
+    if settings.precision != "auto":
+        if settings.precision == "fp16" and not torch.cuda.is_available():
+            raise UserError("precision='fp16' needs a CUDA GPU: on a CPU use fp32 or bf16")
+        return settings.precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _optimizer(settings: TrainSettings) -> str:
+    import torch
+
+    paged = settings.optimizer == "paged-adamw-8bit" or (
+        settings.optimizer == "auto" and settings.method != "full" and torch.cuda.is_available()
+    )
+    return "paged_adamw_8bit" if paged else "adamw_torch"
+
+
+def training_arguments(
+    settings: TrainSettings,
+    work: Path,
+    n_steps: int,
+    per_device: int,
+    eval_every: int,
+    *,
+    has_dev: bool,
+    save: bool,
+) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    precision = chosen_precision(settings)
+    on_gpu = torch.cuda.is_available()
+    evaluates = has_dev and save
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=n_steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.resolved_learning_rate(),
+        optim=_optimizer(settings),
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_ratio * n_steps),
+        max_grad_norm=settings.max_grad_norm,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not on_gpu,
+        ddp_backend=("nccl" if on_gpu else "gloo") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        logging_steps=1 if not on_gpu else 10,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=eval_every if evaluates else None,
+        save_strategy="steps" if save else "no",
+        save_steps=eval_every,
+        # The newest, the one before (should the newest be cut off by a kill), and the best.
+        save_total_limit=3,
+        metric_for_best_model="eval_wer" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        disable_tqdm=True,
+        report_to=settings.report_to or "none",
+        run_name=Path(settings.output).name,
+        average_tokens_across_devices=True,
+    )
+
+
+def drop_default_progress(trainer: Any) -> None:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)

@@ -1,0 +1,110 @@
+"""card.json: what every folder we write says about itself (parents, versions, settings, figures)."""
+
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import read_json, sha256_file, write_json
+
+from edgeqlora import __version__
+from edgeqlora.errors import UserError
+
+SCHEMA = "edgeqlora.card/1"
+_LIBRARIES = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
+
+
+def missing(reason: str) -> dict[str, Any]:
+    """A figure that could not be measured: null, with the reason (never 0)."""
+    return {"value": None, "reason": reason}
+
+
+def measured(value: float | int, unit: str, **how: Any) -> dict[str, Any]:
+    """A measured figure with its unit and, where it needs saying, how it was taken."""
+    return {"value": value, "unit": unit, **how}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a result; an absent one is left out."""
+    versions = {"python": platform.python_version(), "edgeqlora": __version__}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def folder_sha256(folder: Path) -> dict[str, str]:
+    """sha256 of every file directly in `folder` that carries weights or settings (not logs)."""
+    wanted = (".safetensors", ".json", ".bin", ".txt", ".model")
+    return {
+        path.name: sha256_file(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix in wanted and path.name != "card.json"
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine a figure was taken on: CPU model, cores, memory in MiB, operating system."""
+    cpu, memory_mib = platform.processor() or "unknown", None
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemTotal"):
+                memory_mib = int(line.split()[1]) // 1024
+    except OSError:
+        pass  # not Linux: the two figures stay unknown
+    import os
+
+    return {
+        "cpu": cpu,
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mib": memory_mib,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def write_card(folder: Path, kind: str, **fields: Any) -> dict[str, Any]:
+    """Write `folder/card.json` (schema edgeqlora.card/1) and return it."""
+    card = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": library_versions(),
+        "machine": machine(),
+        **fields,
+    }
+    write_json(folder / "card.json", card)
+    return card
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """card.json of a folder, or None if it has none (a folder that we did not make)."""
+    path = folder / "card.json"
+    if not path.is_file():
+        return None
+    card = read_json(path, "card.json")
+    if card.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: schema={card.get('schema')!r}, this version reads {SCHEMA!r}: "
+            "make the folder again, or use the version of edgeqlora that wrote it"
+        )
+    return card

@@ -1,0 +1,152 @@
+"""Log-mel features kept on disk under the hash of what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeqlora.data.audio import load_audio, probe
+from edgeqlora.data.features import MelExtractor
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+
+# Raise it whenever the same audio would give other features: decoding, resampling, padding or file format.
+CACHE_SCHEMA = "edgeqlora.mel/1"
+CHECKSUM_BYTES = 4
+
+log = logging.getLogger(__name__)
+
+
+def default_cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/edgeqlora/features`, or the same below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says to ignore a relative path here.
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return root / "edgeqlora" / "features"
+
+
+class MelCache:
+    """Log-mel of rows, computed once and then read from `folder`; `folder=None` computes every time.
+
+    The key is the sha256 of the audio bytes, the cut, the extractor's settings, the window and the cache
+    schema, so that a changed file is never served old features. A damaged cache file is computed again; a
+    folder that cannot be written (disk full, no permission) is given up with one warning.
+    """
+
+    def __init__(self, extractor: MelExtractor, folder: str | Path | None = None) -> None:
+        self.extractor = extractor
+        self.folder = None if folder is None else Path(folder)
+        self.n_read = 0
+        """Features served from disk."""
+        self.n_computed = 0
+        """Features computed."""
+        self._hashes: dict[tuple[str, int, int], str] = {}
+        self._n_samples: dict[str, int] = {}
+
+    def mel(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
+        """Log-mel of a row's audio, float32 of shape (n_mels, 100 * window_s), padded or cut to the window.
+
+        Raises UserError naming the file when it cannot be decoded.
+        """
+        shape = (self.extractor.n_mels, self.extractor.n_frames(window_s))
+        if self.folder is None:
+            return self._compute(row, window_s)
+        key = self.key(row, window_s)
+        path = self.folder / key[:2] / f"{key}.npy"
+        mel = read_cached(path, shape)
+        if mel is not None:
+            self.n_read += 1
+            return mel
+        mel = self._compute(row, window_s)
+        try:
+            write_cached(path, mel)
+        except OSError as error:
+            log.warning(
+                "cannot cache features in %s (%s): going on without the cache",
+                self.folder,
+                error.strerror or error,
+            )
+            self.folder = None
+        return mel
+
+    def n_valid_frames(self, row: Row, window_s: float) -> int:
+        """Frames of the window that hold the clip, from the file's header; the rest is padding."""
+        name = f"{row.audio}\0{row.start}\0{row.end}"
+        if name not in self._n_samples:
+            self._n_samples[name] = round(probe(row)[1] * self.extractor.sample_rate_hz)
+        return self.extractor.n_valid_frames(self._n_samples[name], window_s)
+
+    def key(self, row: Row, window_s: float) -> str:
+        """Name of a row's features in the cache: 64 hexadecimal digits."""
+        n_frames = self.extractor.n_frames(window_s)
+        parts = (
+            CACHE_SCHEMA,
+            self.extractor.settings,
+            str(n_frames),
+            repr(row.start),
+            repr(row.end),
+            self._hash(row),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _hash(self, row: Row) -> str:
+        """sha256 of the encoded audio; a file is hashed again only when its time or size changes."""
+        if row.audio_bytes is not None:
+            return hashlib.sha256(row.audio_bytes).hexdigest()
+        try:
+            status = os.stat(row.audio)
+            stamp = (row.audio, status.st_mtime_ns, status.st_size)
+            if stamp not in self._hashes:
+                digest = hashlib.sha256()
+                with open(row.audio, "rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+                self._hashes[stamp] = digest.hexdigest()
+        except OSError as error:
+            raise UserError(f"audio file {row.name} cannot be read: {error.strerror}: check the path") from None
+        return self._hashes[stamp]
+
+    def _compute(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
+        self.n_computed += 1
+        return self.extractor.mel(load_audio(row, self.extractor.sample_rate_hz), window_s)
+
+
+def write_cached(path: Path, mel: npt.NDArray[np.float32]) -> None:
+    """Write an array as .npy with a CRC-32 behind it, in one rename; OSError when the disk refuses."""
+    buffer = io.BytesIO()
+    np.save(buffer, mel, allow_pickle=False)
+    payload = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+            stream.write(zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "little"))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_cached(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+    """Read what `write_cached` wrote; None when it is absent, damaged or of another shape."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    payload, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+        return None
+    try:
+        mel = np.load(io.BytesIO(payload), allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    return mel if mel.dtype == np.float32 and mel.shape == shape else None

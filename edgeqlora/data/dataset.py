@@ -1,0 +1,71 @@
+"""The training set that a data loader reads: rows to log-mels and token ids, augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
+from edgeqlora.data.augment import AugmentConfig, augment_audio, augment_mel
+from edgeqlora.data.batching import SampleKey
+from edgeqlora.data.cache import MelCache
+from edgeqlora.data.row import Row
+
+
+class SpeechDataset:
+    """Samples by SampleKey, so that augmentation depends on seed, epoch and clip and not on who asks or when."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        target_ids: Sequence[list[int]],
+        mels: MelCache,
+        augment: AugmentConfig,
+        noises: Sequence[np.ndarray] = (),
+        seed: int = 42,
+    ):
+        """rows and target_ids (text ids + eos) belong together; noises: float32 arrays of shape (n_samples,)."""
+        self.rows, self.target_ids, self.mels = rows, target_ids, mels
+        self.augment, self.noises, self.seed = augment, list(noises), seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """{"mel": float32 (n_mels, 100 * window_s), "target_ids": list of int}."""
+        row = self.rows[key.index]
+        rng = np.random.default_rng([self.seed, key.epoch, key.index])
+        if self.augment.changes_audio:
+            audio = augment_audio(
+                load_audio(row),
+                rng,
+                self.augment,
+                self.noises,
+                max_samples=round(key.window_s * SAMPLE_RATE_HZ),
+            )
+            extractor = self.mels.extractor
+            mel = extractor.mel(audio, key.window_s)
+            n_valid = extractor.n_valid_frames(audio.size, key.window_s)
+        else:
+            mel = self.mels.mel(row, key.window_s)
+            n_valid = self.mels.n_valid_frames(row, key.window_s) if self.augment.changes_mel else 0
+        if self.augment.changes_mel:
+            mel = augment_mel(mel, n_valid, rng, self.augment)
+        return {"mel": mel, "target_ids": self.target_ids[key.index]}
+
+
+def load_noises(source: str) -> list[np.ndarray]:
+    """Noise recordings of a manifest or a folder of audio files, each float32 (n_samples,) at 16 kHz."""
+    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.errors import UserError
+
+    path = Path(source)
+    if path.is_dir() and not any(path.glob("*.jsonl")):
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"})
+        if not files:
+            raise UserError(f"noise={source!r}: no wav, flac, ogg or mp3 file in this folder")
+        return [load_audio(file) for file in files]
+    return [load_audio(row) for row in load_rows(source)]

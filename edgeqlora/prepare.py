@@ -1,0 +1,124 @@
+"""The data of a training run: read, checked, cut into windows and tokens before any weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import read_json
+from rich.console import Console
+
+from edgeqlora.data.augment import AugmentConfig
+from edgeqlora.data.batching import choose_windows, padding_share, window_of
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+from edgeqlora.settings import TrainSettings, parse_windows
+
+
+@dataclass
+class Prepared:
+    """The data of a run after all checks that need no model weights."""
+
+    rows: list[Row]
+    target_ids: list[list[int]]
+    dev_rows: list[Row]
+    windows_s: list[float]
+    durations_s: list[float]
+    n_skipped: int
+    n_cut: int
+    padding: dict[str, Any]
+
+
+def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepared:
+    """Read and check the data; raises UserError with file names before any weights are loaded."""
+    from edgeqlora.data.audio import probe
+    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.data.text import TextEncoder
+
+    config = (
+        read_json(Path(settings.base_model, "config.json"), "config.json") if Path(settings.base_model).is_dir() else {}
+    )
+    rows = load_rows(settings.train, limit=settings.limit)
+    dev_rows = load_rows(settings.dev) if settings.dev else []
+    empty = [row.name for row in rows if not row.text.strip()]
+    if len(empty) == len(rows):
+        raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
+    durations = [_duration(row, probe) for row in rows]
+    windows = choose_windows([min(d, 30.0) for d in durations], parse_windows(settings.window_s))
+    native_s = config.get("max_source_positions", 1500) / 50
+    if windows[-1] > native_s:
+        raise UserError(f"window_s={windows[-1]:g} is longer than the model's own {native_s:g} s")
+    long = [i for i, d in enumerate(durations) if window_of(d, windows) is None]
+    if long and settings.long_clips == "error":
+        names = ", ".join(f"{rows[i].name} ({durations[i]:.1f} s)" for i in long[:3])
+        raise UserError(
+            f"{len(long)} of {len(rows)} clips are longer than the window of {windows[-1]:g} s: {names}"
+            f"{', ...' if len(long) > 3 else ''}; pass --window-s with a longer window (at most {native_s:g}), "
+            "or --long-clips skip"
+        )
+    skipped = set(long)
+    kept = [i for i in range(len(rows)) if i not in skipped]
+    if not kept:
+        raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
+    limit = config.get("max_target_positions", 448)
+    encoder = TextEncoder(
+        tokenizer,
+        _prompt_ids(settings, tokenizer),
+        min(settings.max_label_tokens or limit, limit),
+        tokenizer.eos_token_id,
+    )
+    target_ids, n_cut = [], 0
+    for i in kept:
+        ids, cut = encoder.encode(rows[i].text)
+        target_ids.append(ids[len(encoder.prompt_ids) - 1 :])
+        n_cut += bool(cut)
+    if skipped:
+        console.print(f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}")
+    if n_cut:
+        console.print(f"  {n_cut} texts cut to the model's limit of {limit} tokens")
+    durations = [durations[i] for i in kept]
+    padding = {
+        "share_at_30_s": round(padding_share(durations, [30.0]), 4),
+        "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
+        "share": round(padding_share(durations, windows), 4),
+    }
+    return Prepared([rows[i] for i in kept], target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding)
+
+
+def _duration(row: Row, probe: Any) -> float:
+    return row.duration if row.duration is not None else probe(row)[1]
+
+
+def _prompt_ids(settings: TrainSettings, tokenizer: Any) -> list[int]:
+    """Only its length matters before the model is loaded: 2 tokens, or 4 with language and task."""
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    return [start] * (4 if settings.language and settings.language != "en" else 2)
+
+
+def evenly(rows: list[Row], wanted: int) -> list[Row]:
+    """`wanted` rows spread evenly over the set (sets are often sorted by speaker or text); 0: all."""
+    if not wanted or wanted >= len(rows):
+        return rows
+    return [rows[i * len(rows) // wanted] for i in range(wanted)]
+
+
+def augmentation(settings: TrainSettings) -> AugmentConfig:
+    """Augmentation of the settings; SpecAugment's sizes are those of its LibriSpeech basic policy, for log-mels of 80
+    bins, with two masks each (Park et al. 2019, arXiv 1904.08779, table 1, LD), and warps scaled to short clips."""
+    masks: dict[str, int] = {}
+    if settings.spec_augment:
+        masks = {
+            "time_warp_frames": 5,
+            "n_frequency_masks": 2,
+            "frequency_mask_bins": 27,
+            "n_time_masks": 2,
+            "time_mask_frames": 100,
+        }
+    return AugmentConfig(
+        speed_factors=tuple(settings.speed_perturb),
+        noise_probability=settings.noise_probability if settings.noise else 0.0,
+        noise_snr_db_min=settings.noise_snr_db[0],
+        noise_snr_db_max=settings.noise_snr_db[1],
+        **masks,
+    )

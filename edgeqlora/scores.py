@@ -1,0 +1,105 @@
+"""Scores of recognised text: WER and CER (jiwer), BLEU (sacrebleu), each with the name of its text normaliser."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgeqlora_jetson.wer import NORMALISERS as BOARD_NORMALISERS
+
+from edgeqlora.card import measured, missing
+from edgeqlora.errors import UserError
+
+NORMALISERS = (*BOARD_NORMALISERS, "whisper-english")
+"""Those of the board, and `whisper-english` (OpenAI's, through transformers), which also spells numbers one way."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Corpus-level counts of one error rate."""
+
+    rate: float | None
+    """Errors per reference item, in 0..; None when there is no reference item."""
+    substitutions: int
+    deletions: int
+    insertions: int
+    n_reference: int
+
+    def to_json(self, normaliser: str) -> dict[str, Any]:
+        """Figure for a card or report, in percent, with counts and normaliser."""
+        counts = {
+            "substitutions": self.substitutions,
+            "deletions": self.deletions,
+            "insertions": self.insertions,
+            "n_reference": self.n_reference,
+            "normaliser": normaliser,
+        }
+        if self.rate is None:
+            return {**missing("no reference text left after normalisation"), **counts}
+        return measured(round(100 * self.rate, 4), "%", **counts)
+
+
+def normaliser(name: str, tokenizer: Any = None) -> Callable[[str], str]:
+    """The normaliser of that name.
+
+    `whisper-english` takes its table of British spellings from the tokenizer where the model folder has one.
+    """
+    if name in BOARD_NORMALISERS:
+        return BOARD_NORMALISERS[name]
+    if name == "whisper-english":
+        from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+        return EnglishTextNormalizer(getattr(tokenizer, "english_spelling_normalizer", None) or {})
+    raise UserError(f"normaliser={name!r}: allowed are {', '.join(NORMALISERS)}")
+
+
+def word_errors(references: list[str], hypotheses: list[str]) -> Score:
+    """Corpus WER with substitutions, deletions, insertions; texts are normalised already."""
+    import jiwer
+
+    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.strip()]
+    # jiwer refuses empty references; words said where the reference has none are insertions all the same.
+    extra = sum(len(h.split()) for r, h in zip(references, hypotheses, strict=True) if not r.strip())
+    if not pairs:
+        return Score(None, 0, 0, extra, 0)
+    out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
+    n = out.hits + out.substitutions + out.deletions
+    errors = out.substitutions + out.deletions + out.insertions + extra
+    return Score(errors / n, out.substitutions, out.deletions, out.insertions + extra, n)
+
+
+def character_errors(references: list[str], hypotheses: list[str]) -> Score:
+    """Corpus CER (spaces count as characters)."""
+    import jiwer
+
+    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.strip()]
+    extra = sum(len(h.strip()) for r, h in zip(references, hypotheses, strict=True) if not r.strip())
+    if not pairs:
+        return Score(None, 0, 0, extra, 0)
+    out = jiwer.process_characters([r for r, _ in pairs], [h for _, h in pairs])
+    n = out.hits + out.substitutions + out.deletions
+    errors = out.substitutions + out.deletions + out.insertions + extra
+    return Score(errors / n, out.substitutions, out.deletions, out.insertions + extra, n)
+
+
+def bleu(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
+    """Corpus BLEU on the raw texts, with sacrebleu's signature (which names tokenisation and smoothing)."""
+    import sacrebleu
+
+    if not any(r.strip() for r in references):
+        return missing("no reference text")
+    metric = sacrebleu.metrics.BLEU()
+    score = metric.corpus_score(hypotheses, [references])
+    return measured(round(score.score, 4), "BLEU (0 to 100)", signature=str(metric.get_signature()))
+
+
+def score_texts(
+    references: list[str], hypotheses: list[str], names: list[str], tokenizer: Any = None
+) -> dict[str, Any]:
+    """WER and CER under each named normaliser, and BLEU: {"wer": {name: figure}, "cer": {...}, "bleu": figure}."""
+    wer, cer = {}, {}
+    for name in names:
+        apply = normaliser(name, tokenizer)
+        left, right = [apply(r) for r in references], [apply(h) for h in hypotheses]
+        wer[name] = word_errors(left, right).to_json(name)
+        cer[name] = character_errors(left, right).to_json(name)
+    return {"wer": wer, "cer": cer, "bleu": bleu(references, hypotheses)}

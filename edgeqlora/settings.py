@@ -1,0 +1,257 @@
+"""Settings of a training run: a frozen dataclass, read from TOML and flags (flags win), written by --save-config."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import write_text
+
+from edgeqlora.errors import UserError
+
+METHODS = ("qlora", "lora", "full")
+OPTIMISERS = ("auto", "adamw", "paged-adamw-8bit")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run. Each field may stand in the TOML file and on the command line."""
+
+    base_model: str = ""
+    """Folder of a transformers Whisper model, or a name on the Hugging Face hub."""
+    train: str = ""
+    """Training data: manifest, LibriSpeech or Common Voice folder, NeMo manifest, datasets folder, hf:owner/name."""
+    dev: str = ""
+    """Data for choosing the best checkpoint by WER; empty: the last checkpoint is kept."""
+    output: str = ""
+    """Folder to write: a PEFT adapter (qlora, lora) or a transformers folder (full)."""
+    method: str = "qlora"
+    """qlora (NF4 base, LoRA on top), lora (16/32-bit base) or full (all weights)."""
+    ranks: str = "uniform:8"
+    """uniform:R, or the path of a ranks.json."""
+    lora_alpha: float | None = None
+    """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
+    lora_dropout: float = 0.0
+    """Dropout on the input of the LoRA branch, 0 to 0.9."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 1e-3 with LoRA, 1e-4 with full fine-tuning."""
+    steps: int | None = None
+    """Optimiser steps; give this or epochs."""
+    epochs: float | None = None
+    """Passes over the training data; give this or steps. Default: 3."""
+    batch_size: int = 16
+    """Clips per optimiser step over all processes and accumulation steps."""
+    gradient_accumulation: int = 1
+    """Forward/backward passes per optimiser step and process."""
+    optimizer: str = "auto"
+    """adamw, paged-adamw-8bit, or auto: paged on a GPU, adamw elsewhere (there is nothing to page on a CPU)."""
+    warmup_ratio: float = 0.05
+    """Share of the steps with linearly rising learning rate, before the cosine decay to zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global L2 norm."""
+    precision: str = "auto"
+    """fp32, bf16, fp16 (mixed precision), or auto: bf16 or fp16 by what the GPU offers, fp32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    window_s: str = "auto"
+    """Audio seconds that the encoder sees: auto (what the data needs), a number, or several (2,5,10)."""
+    long_clips: str = "error"
+    """Clips longer than the window: error, or skip (counted and named)."""
+    max_label_tokens: int | None = None
+    """Longer labels are cut, and counted aloud. Default: the model's own limit."""
+    eval_every: int | None = None
+    """Steps between dev evaluations (and checkpoints). Default: a tenth of the run, at least 10."""
+    eval_samples: int = 200
+    """Clips of dev scored at each evaluation (drawn evenly over the set); 0: all."""
+    patience: int = 0
+    """Stop after this many evaluations without a better dev WER; 0: never stop early."""
+    seed: int = 42
+    """Seeds data order, augmentation, initialisation and dropout."""
+    language: str | None = None
+    """Language code for multilingual models, e.g. de. English-only models take none."""
+    task: str = "transcribe"
+    """transcribe or translate (multilingual models)."""
+    normaliser: str = "auto"
+    """Text normaliser for WER: basic, none, whisper-english, or auto (basic)."""
+    spec_augment: bool = False
+    """SpecAugment on the log-mel: time warp, two frequency masks, two time masks."""
+    speed_perturb: list[float] = field(default_factory=list)
+    """Speed factors to draw from, e.g. [0.9, 1.0, 1.1]; empty: off."""
+    noise: str = ""
+    """Folder or manifest of noise recordings to mix in; empty: off."""
+    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    """Lowest and highest signal-to-noise ratio to draw from, in dB."""
+    noise_probability: float = 0.5
+    """Share of the clips that get noise."""
+    cache: str = "auto"
+    """Folder for cached features; auto: the user's cache folder; none: off."""
+    workers: int = 0
+    """Data loader processes."""
+    limit: int | None = None
+    """Use only this many training clips (for trying things)."""
+    report_to: list[str] = field(default_factory=list)
+    """tensorboard, mlflow, wandb: passed to the trainer."""
+
+    def resolved_learning_rate(self) -> float:
+        """The given rate, or the method's default."""
+        return self.learning_rate or (1e-4 if self.method == "full" else 1e-3)
+
+    def scored_by(self) -> str:
+        """Name of the normaliser for dev WER: the board's own, unless another one is asked for."""
+        return "basic" if self.normaliser == "auto" else self.normaliser
+
+
+_FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Fields given in a TOML file; unknown names are an error that suggests the nearest known one."""
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no config file {path}: write one with --save-config {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    for name in given:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
+            raise UserError(f"{path}: unknown setting {name!r}; {hint}")
+    folder = Path(path).resolve().parent
+    for name in ("base_model", "train", "dev", "output", "noise"):
+        value = given.get(name)
+        if isinstance(value, str) and value and not value.startswith("hf:") and (folder / value).exists():
+            given[name] = str(folder / value)  # paths in a config file are relative to the file
+    return given
+
+
+def make_settings(given: dict[str, Any]) -> TrainSettings:
+    """Check types and ranges of `given` and fill in defaults. Raises UserError naming value and allowed range."""
+    values = {}
+    for name, value in given.items():
+        values[name] = _checked(name, value)
+    settings = TrainSettings(**values)
+    for name in ("base_model", "train", "output"):
+        if not getattr(settings, name):
+            raise UserError(f"{name} is not given: pass --{name.replace('_', '-')}, or set {name} in the config file")
+    _one_of("method", settings.method, METHODS)
+    _one_of("optimizer", settings.optimizer, OPTIMISERS)
+    _one_of("precision", settings.precision, PRECISIONS)
+    _one_of("task", settings.task, ("transcribe", "translate"))
+    _one_of("long_clips", settings.long_clips, ("error", "skip"))
+    _one_of("normaliser", settings.normaliser, ("auto", "basic", "none", "whisper-english"))
+    for name in settings.report_to:
+        _one_of("report_to", name, ("tensorboard", "mlflow", "wandb"))
+    if settings.steps is not None and settings.epochs is not None:
+        raise UserError(f"steps={settings.steps} and epochs={settings.epochs} are both given: give one of them")
+    for name, low, high in (
+        ("steps", 1, 10**8),
+        ("epochs", 0.01, 10_000),
+        ("batch_size", 1, 65_536),
+        ("gradient_accumulation", 1, 4096),
+        ("learning_rate", 1e-8, 1.0),
+        ("lora_alpha", 1e-3, 4096),
+        ("lora_dropout", 0.0, 0.9),
+        ("warmup_ratio", 0.0, 0.9),
+        ("weight_decay", 0.0, 1.0),
+        ("max_grad_norm", 1e-6, 1e6),
+        ("eval_every", 1, 10**8),
+        ("eval_samples", 0, 10**8),
+        ("patience", 0, 10**6),
+        ("noise_probability", 0.0, 1.0),
+        ("workers", 0, 256),
+        ("limit", 1, 10**9),
+        ("max_label_tokens", 1, 10**5),
+        ("seed", 0, 2**32 - 1),
+    ):
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise UserError(f"{name}={value} is out of range: allowed is {low} to {high}")
+    if len(settings.noise_snr_db) != 2 or settings.noise_snr_db[0] > settings.noise_snr_db[1]:
+        raise UserError(f"noise_snr_db={settings.noise_snr_db}: give the lowest and the highest value, e.g. [5, 20]")
+    for factor in settings.speed_perturb:
+        if not 0.5 <= factor <= 2.0:
+            raise UserError(f"speed_perturb has {factor}: allowed is 0.5 to 2.0, e.g. [0.9, 1.0, 1.1]")
+    parse_windows(settings.window_s)
+    return settings
+
+
+def parse_windows(text: str) -> list[float] | None:
+    """`auto` -> None; `2` or `2,5,10` -> sorted windows in s. Allowed: multiples of 0.02 s from 0.5 to 30."""
+    if text == "auto":
+        return None
+    windows = []
+    for part in str(text).split(","):
+        try:
+            window = float(part)
+        except ValueError:
+            raise UserError(f"window_s={text!r} is not a number: give auto, seconds (2), or several (2,5,10)") from None
+        if not 0.5 <= window <= 30.0 or abs(window * 50 - round(window * 50)) > 1e-6:
+            raise UserError(f"window_s={window}: allowed is 0.5 to 30 s in steps of 0.02 s (one encoder position)")
+        windows.append(round(window, 2))
+    return sorted(set(windows))
+
+
+def write_settings(settings: TrainSettings, path: Path) -> None:
+    """Write the settings as TOML, None and empty values left out, each with its docstring's order of fields."""
+    import tomli_w
+
+    given = {
+        name: value
+        for name in _FIELDS
+        if (value := getattr(settings, name)) is not None and value != "" and value != []
+    }
+    write_text(path, tomli_w.dumps(given))
+
+
+def _checked(name: str, value: Any) -> Any:
+    wanted = str(_FIELDS[name].type)
+    if value is None and "None" in wanted:
+        return None
+    if wanted.startswith("list[float]"):
+        if not isinstance(value, list) or not all(_is_number(item) for item in value):
+            raise UserError(f"{name}={value!r}: expected a list of numbers")
+        return [float(item) for item in value]
+    if wanted.startswith("list[str]"):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{name}={value!r}: expected a list of strings")
+        return value
+    if wanted.startswith("bool"):
+        ok = isinstance(value, bool)
+    elif wanted.startswith("int"):
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    elif wanted.startswith("float"):
+        ok = _is_number(value)
+        value = float(value) if ok else value
+    elif name == "window_s" and _is_number(value):
+        return str(value)
+    else:
+        ok = isinstance(value, str)
+    if not ok:
+        raise UserError(f"{name}={value!r}: expected {wanted}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        raise UserError(
+            f"{name}={value!r}: allowed are {', '.join(allowed)}" + (f" (did you mean {near[0]}?)" if near else "")
+        )

@@ -1,0 +1,351 @@
+"""`edgeqlora train`: data and base model in, adapter folder (or fully tuned model folder) out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import atomic_folder, sha256_file, write_json
+from rich.console import Console
+
+from edgeqlora import checkpoint
+from edgeqlora.arguments import drop_default_progress, per_device_batch, training_arguments
+from edgeqlora.card import folder_sha256, measured, missing, write_card
+from edgeqlora.data.batching import BucketSampler, Collator, steps_per_epoch
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+from edgeqlora.prepare import Prepared, augmentation, evenly, prepare
+from edgeqlora.sensors import EnergyMeter, peak_rss_mib, peak_vram
+from edgeqlora.settings import TrainSettings, write_settings
+from edgeqlora.unfinished import CONFIG, open_partial, partial_folder
+
+
+def train(
+    settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run (or resume) a training run and return its card; with `dry_run`, two steps and what the run would cost.
+
+    Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
+    calls this; only the first writes and prints.
+    """
+    from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
+
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    console = Console(stderr=True, quiet=not is_first)
+    output = Path(settings.output)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    per_device = per_device_batch(settings, world_size)
+    check_is_whisper(settings.base_model)
+    tokenizer, feature_extractor = load_tokenizer(settings.base_model)
+    data = prepare(settings, tokenizer, console)
+    resume_from = None
+    if not dry_run:
+        resume_from = open_partial(settings, output, resume=resume, overwrite=overwrite, is_first=is_first)
+    n_steps = settings.steps or math.ceil(
+        (settings.epochs or 3.0) * steps_per_epoch(len(data.rows), settings.batch_size)
+    )
+    _say_plan(console, settings, data, n_steps, world_size)
+
+    from edgeqlora.adapters import load_base, with_adapters
+    from edgeqlora.data.cache import MelCache, default_cache_folder
+    from edgeqlora.data.dataset import SpeechDataset, load_noises
+    from edgeqlora.data.features import MelExtractor
+    from edgeqlora.recognise import Recogniser
+
+    cache_folder = {"auto": default_cache_folder(), "none": None}.get(settings.cache, settings.cache)
+    dataset = SpeechDataset(
+        data.rows,
+        data.target_ids,
+        MelCache(MelExtractor(feature_extractor), cache_folder),
+        augmentation(settings),
+        load_noises(settings.noise) if settings.noise else (),
+        settings.seed,
+    )
+    speech, linears = load_base(settings)
+    recogniser = Recogniser(speech, data.windows_s, settings.language, settings.task)
+    speech.model, ranks, figures = with_adapters(settings, speech.model, linears)
+    _say_model(console, figures)
+    scored = evenly(data.dev_rows, settings.eval_samples)
+    run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
+    if dry_run:
+        return run.estimate()
+    trainer = run.run(partial_folder(output), resume_from, is_first)
+    if not is_first:
+        return {}
+    figures |= run.figures(trainer, resumed=resume_from is not None)
+    return _write_output(
+        settings, output, speech, tokenizer, feature_extractor, data, trainer, ranks, figures, overwrite
+    )
+
+
+class _Run:
+    """One training run: the trainer with what feeds, watches and scores it."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        data: Prepared,
+        dataset: Any,
+        recogniser: Any,
+        scored: list[Row],
+        n_steps: int,
+        per_device: int,
+        console: Console,
+    ):
+        from edgeqlora.progress import Throughput
+
+        self.settings, self.data, self.dataset, self.recogniser = settings, data, dataset, recogniser
+        self.scored, self.n_steps, self.per_device, self.console = scored, n_steps, per_device, console
+        self.eval_every = settings.eval_every or max(10, math.ceil(n_steps / 10))
+        self.throughput, self.energy = Throughput(settings.batch_size), EnergyMeter()
+        self.wall_s = 0.0
+
+    def run(self, folder: Path, resume_from: Path | None, is_first: bool) -> Any:
+        """Train to the end (or early stop) with checkpoints in `folder`; returns the trainer."""
+        from edgeqlora.progress import truncate_log
+
+        log_path = folder / "log.jsonl" if is_first else None
+        if log_path is not None and resume_from is not None:
+            truncate_log(log_path, int(resume_from.name.rsplit("-", 1)[1]))
+        return self._train(folder, self.n_steps, log_path, resume_from, save=True)
+
+    def estimate(self) -> dict[str, Any]:
+        """Two steps on real data, and what the whole run would cost on this machine. Writes nothing."""
+        with tempfile.TemporaryDirectory(prefix="edgeqlora-dry-run-") as folder:
+            self._train(Path(folder), 2, None, None, save=False)
+        step_s = self.throughput.step_s[-1]
+        eval_s = 0.0
+        if self.scored:
+            sample = self.scored[:16]
+            start_s = time.perf_counter()
+            self.recogniser.speech.model.eval()
+            self.recogniser.recognise(sample)
+            self.recogniser.cross_entropy(sample)
+            eval_s = (time.perf_counter() - start_s) / len(sample) * len(self.scored)
+        n_evals = math.ceil(self.n_steps / self.eval_every) if self.scored else 0
+        total_s = self.n_steps * step_s + n_evals * eval_s
+        report = {
+            "step": measured(round(step_s, 3), "s", how="second of two steps"),
+            "evaluation": measured(round(eval_s, 1), "s") if self.scored else missing("no dev data was given"),
+            "estimated_total": measured(round(total_s, 1), "s", steps=self.n_steps, evaluations=n_evals),
+            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+            "peak_vram": peak_vram(),
+        }
+        self.console.print(
+            f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
+            f"{total_s / 60:.1f} min and {peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
+            highlight=False, soft_wrap=True,
+        )
+        return report
+
+    def figures(self, trainer: Any, resumed: bool) -> dict[str, Any]:
+        """What the run measured, for the card."""
+        speed = self.throughput.samples_per_s
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        return {
+            "samples_per_s": measured(
+                round(speed, 3), "clips/s", how="training steps, without evaluation and checkpoints"
+            )
+            if speed
+            else missing("no step was timed in this process"),
+            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="ru_maxrss: whole process with its libraries"),
+            "peak_vram": peak_vram(),
+            "wall_time": measured(round(self.wall_s, 2), "s", resumed=resumed),
+            "energy": self.energy.read(),
+            "final_loss": measured(losses[-1], "nats per token") if losses else missing("no step was logged"),
+        }
+
+    def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
+        from transformers import EarlyStoppingCallback
+
+        from edgeqlora.progress import RunLog
+        from edgeqlora.trainer import EveryAdapterLearns, SpeechTrainer
+
+        settings, spec = self.settings, self.recogniser.spec
+        run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
+        trainer = SpeechTrainer(
+            model=self.recogniser.speech.model,
+            args=training_arguments(
+                settings,
+                folder,
+                n_steps,
+                self.per_device,
+                self.eval_every,
+                has_dev=bool(self.scored),
+                save=save,
+            ),
+            data_collator=Collator(spec["prompt_ids"], spec["eos_id"]),
+            train_dataset=self.dataset,
+            eval_dataset=self.scored or None,
+            sampler=BucketSampler(
+                self.data.durations_s, self.data.windows_s, settings.batch_size, n_steps, settings.seed
+            ),
+            evaluate_now=_evaluator(self.recogniser, self.scored, settings.scored_by()) if self.scored else None,
+            callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
+        )
+        drop_default_progress(trainer)
+        if settings.patience and self.scored and save:
+            trainer.add_callback(EarlyStoppingCallback(settings.patience))
+        start_s = time.monotonic()
+        try:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        except OSError as error:
+            raise UserError(
+                f"training stopped: {error.strerror or error}: make room, then run the same command with --resume"
+            ) from error
+        finally:
+            run_log.close()
+        self.wall_s = time.monotonic() - start_s
+        return trainer
+
+
+def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
+    """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
+    from edgeqlora.scores import score_texts
+
+    def evaluate_now() -> dict[str, float]:
+        import torch.distributed as dist
+
+        start_s = time.perf_counter()
+        several = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        mine = rows[rank::world]
+        texts = recogniser.recognise(mine).texts
+        loss = recogniser.cross_entropy(mine)
+        part = ([row.text for row in mine], texts, loss)
+        gathered: list[Any] = [part]
+        if several:
+            gathered = [None] * world
+            dist.all_gather_object(gathered, part)
+        references = [t for part in gathered for t in part[0]]
+        hypotheses = [t for part in gathered for t in part[1]]
+        total = sum(part[2][0] for part in gathered)
+        count = sum(part[2][1] for part in gathered)
+        scores = score_texts(references, hypotheses, [normaliser], recogniser.speech.tokenizer)
+        wer, cer = scores["wer"][normaliser]["value"], scores["cer"][normaliser]["value"]
+        return {
+            "eval_wer": 100.0 if wer is None else wer,
+            "eval_cer": 100.0 if cer is None else cer,
+            "eval_loss": total / max(count, 1),
+            "eval_clips": len(references),
+            "eval_seconds": round(time.perf_counter() - start_s, 3),
+        }
+
+    return evaluate_now
+
+
+def _write_output(
+    settings: TrainSettings,
+    output: Path,
+    speech: Any,
+    tokenizer: Any,
+    feature_extractor: Any,
+    data: Prepared,
+    trainer: Any,
+    ranks: dict[str, Any],
+    figures: dict[str, Any],
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
+    partial, state = partial_folder(output), trainer.state
+    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else checkpoint.last_complete(partial)
+    assert best is not None, "a finished run has a checkpoint"
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        out = Path(folder)
+        for file in sorted(best.iterdir()):
+            if file.name in (
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "config.json",
+                "generation_config.json",
+            ) or (
+                settings.method == "full" and file.name.startswith("model") and file.suffix in (".safetensors", ".json")
+            ):
+                shutil.copyfile(file, out / file.name)
+        tokenizer.save_pretrained(out)
+        feature_extractor.save_pretrained(out)
+        if settings.method == "full":
+            speech.model.generation_config.save_pretrained(out)
+        if (partial / "log.jsonl").exists():
+            shutil.copyfile(partial / "log.jsonl", out / "log.jsonl")
+        write_settings(settings, out / CONFIG)
+        if ranks:
+            write_json(out / "ranks.json", {"schema": "edgeqlora.ranks/1", **ranks})
+        card = write_card(
+            out,
+            "adapter" if settings.method != "full" else "model",
+            method=settings.method,
+            base_model=settings.base_model,
+            parents={
+                "base_model": folder_sha256(Path(settings.base_model))
+                if Path(settings.base_model).is_dir()
+                else settings.base_model,
+                "train": _data_hash(settings.train),
+                "dev": _data_hash(settings.dev) if settings.dev else None,
+            },
+            settings=dataclasses.asdict(settings),
+            windows_s=data.windows_s,
+            language=settings.language,
+            task=settings.task,
+            data={
+                "n_train": len(data.rows),
+                "train_audio_s": round(sum(data.durations_s), 2),
+                "n_dev": len(data.dev_rows),
+                "n_skipped_long": data.n_skipped,
+                "n_cut_texts": data.n_cut,
+                "padding": data.padding,
+            },
+            steps=state.global_step,
+            best_step=int(best.name.rsplit("-", 1)[1]),
+            dev_wer=measured(
+                state.best_metric,
+                "%",
+                normaliser=settings.scored_by(),
+                n_clips=len(evenly(data.dev_rows, settings.eval_samples)),
+            )
+            if state.best_metric is not None
+            else missing("no dev data was given"),
+            figures=figures,
+            weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    return card
+
+
+def _data_hash(source: str) -> str:
+    return sha256_file(Path(source)) if Path(source).is_file() else source
+
+
+def _say_plan(console: Console, settings: TrainSettings, data: Prepared, n_steps: int, world_size: int) -> None:
+    hours = sum(data.durations_s) / 3600
+    windows = ", ".join(f"{w:g}" for w in data.windows_s)
+    console.print(
+        f"Training {settings.method} on {len(data.rows)} clips ({hours:.2f} h), {n_steps} steps of {settings.batch_size} clips"
+        + (f" over {world_size} processes" if world_size > 1 else ""),
+        highlight=False, soft_wrap=True,
+    )
+    console.print(
+        f"  window {windows} s: {100 * data.padding['share']:.0f} % of the encoder's frames are padding "
+        f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)",
+        highlight=False, soft_wrap=True,
+    )
+    import torch
+
+    if settings.optimizer == "paged-adamw-8bit" and not torch.cuda.is_available():
+        console.print("  no GPU: the paged optimiser runs unpaged", highlight=False, soft_wrap=True)
+
+
+def _say_model(console: Console, figures: dict[str, Any]) -> None:
+    trainable, size = figures["trainable_parameters"], figures["compression_size"]
+    console.print(
+        f"  {trainable['value']:,} of {figures['parameters']['value']:,} parameters are trained "
+        f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}",
+        highlight=False, soft_wrap=True,
+    )

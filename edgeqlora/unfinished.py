@@ -1,0 +1,63 @@
+"""The folder of an unfinished run: its settings, log and checkpoints, beside the output it will become."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from edgeqlora import checkpoint
+from edgeqlora.errors import UserError
+from edgeqlora.settings import TrainSettings, make_settings, read_settings, write_settings
+
+CONFIG = "train.toml"
+
+
+def partial_folder(output: Path) -> Path:
+    """Where a run keeps its checkpoints until it is done: beside its output."""
+    return output.parent / f"{output.name}.partial"
+
+
+def open_partial(
+    settings: TrainSettings, output: Path, *, resume: bool, overwrite: bool, is_first: bool
+) -> Path | None:
+    """Make or reopen the folder of checkpoints; returns the checkpoint to go on from."""
+    partial = partial_folder(output)
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        done = " (a finished run)" if (output / "card.json").exists() else ""
+        raise UserError(f"output={str(output)!r} exists{done}: choose another folder, or pass --overwrite")
+    if resume:
+        if not (partial / CONFIG).exists():
+            raise UserError(
+                f"nothing to resume: {partial} does not exist (it holds the checkpoints of an unfinished run)"
+            )
+        _same_settings(settings, partial)
+        return checkpoint.last_complete(partial)
+    if not is_first:
+        return None
+    if partial.exists():
+        if checkpoint.last_complete(partial) and not overwrite:
+            raise UserError(
+                f"an unfinished run is in {partial}: pass --resume to go on with it, or --overwrite to start anew"
+            )
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"output={str(output)!r} cannot be written: {error.strerror}") from error
+    write_settings(settings, partial / CONFIG)
+    return None
+
+
+def _same_settings(settings: TrainSettings, partial: Path) -> None:
+    before = dataclasses.asdict(make_settings(read_settings(partial / CONFIG)))
+    now = dataclasses.asdict(settings)
+    for name in before:
+        same = before[name] == now[name]
+        if name in ("base_model", "train", "dev", "output", "noise", "cache", "workers"):
+            continue  # may be written differently, or moved; they do not change the result
+        if not same:
+            raise UserError(
+                f"--resume with {name}={now[name]!r}, but the unfinished run has {before[name]!r}: "
+                "give the same settings, or --overwrite to start anew"
+            )

@@ -1,0 +1,271 @@
+"""Whisper as two plain ONNX graphs: an encoder that emits cross-attention keys and values, and a decoder with a cache.
+
+The modules here hold the weights of a transformers model and nothing of its code: only operators that TensorRT 8.2
+takes at opset 13 (2-D convolutions, no Trilu, no Einsum), no If, no Loop. Measured choices are noted where they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+MASKED = -1e4
+"""Added to a masked attention score: exp() of it is 0 in fp32 and fp16, and fp16 can hold it."""
+
+
+class _Reshape(torch.autograd.Function):
+    """Reshape as one node with a constant shape, in which 0 keeps the input's size and -1 is inferred.
+
+    Tensor.reshape with traced sizes becomes Shape, Gather, Concat and Reshape: four nodes at 24 places of the
+    decoder, each step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shape: list[int]) -> torch.Tensor:
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, shape: list[int]) -> Any:
+        return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
+
+
+class _VocabularyProjection(torch.autograd.Function):
+    """x (batch, d_model) times the transposed vocabulary matrix (vocab, d_model), as one Gemm with transB.
+
+    x @ w.T would be folded into a second, transposed copy of the embedding: 80 MB for whisper-tiny.
+    onnxruntime executes both forms at the same speed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w.t()
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, w: Any) -> Any:
+        return g.op("Gemm", x, w, transB_i=1)
+
+
+def _split_heads(x: torch.Tensor, n_heads: int, head_dim: int) -> torch.Tensor:
+    """(batch, n, d_model) -> (batch, n, n_heads, head_dim)"""
+    return _Reshape.apply(x, [0, -1, n_heads, head_dim])
+
+
+def _merge_heads(x: torch.Tensor, d_model: int) -> torch.Tensor:
+    """(batch, n_heads, n, head_dim) -> (batch, n, d_model)"""
+    return _Reshape.apply(x.transpose(1, 2), [0, -1, d_model])
+
+
+class _Attention(nn.Module):
+    """Multi-head attention over keys that are already transposed for the product.
+
+    The query's scale, head_dim ** -0.5, is multiplied into its weights: exact for Whisper's head_dim of 64.
+    One fused Q/K/V product is not faster than three (onnxruntime, 2 threads, whisper-tiny: 2.55 and 2.50 ms a
+    step, 5.8 and 6.0 ms the encoder at 2 s), so the weights stay as they are.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.n_heads: int = attention.num_heads
+        self.head_dim: int = attention.head_dim
+        self.d_model: int = attention.embed_dim
+        scale = attention.scaling
+        self.query = nn.Linear(self.d_model, self.d_model)
+        with torch.no_grad():
+            self.query.weight.copy_(attention.q_proj.weight * scale)
+            self.query.bias.copy_(attention.q_proj.bias * scale)
+        self.key = attention.k_proj
+        self.value = attention.v_proj
+        self.output = attention.out_proj
+
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, n, d_model) -> keys and values, each (batch, n_heads, n, head_dim)"""
+        keys = _split_heads(self.key(x), self.n_heads, self.head_dim).transpose(1, 2)
+        values = _split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
+        return keys, values
+
+    def attend(
+        self, x: torch.Tensor, keys_t: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (batch, n, d_model), keys_t (batch, n_heads, head_dim, m), values (batch, n_heads, m, head_dim)
+
+        mask: None or (n, m), added to the scores. Returns (batch, n, d_model).
+        """
+        query = _split_heads(self.query(x), self.n_heads, self.head_dim).transpose(1, 2)
+        scores = query @ keys_t
+        if mask is not None:
+            scores = scores + mask
+        mixed = torch.softmax(scores, dim=-1) @ values
+        return self.output(_merge_heads(mixed, self.d_model))
+
+
+class _Convolution(nn.Module):
+    """A Conv1d over time as a Conv2d of height 1: TensorRT 8.2 documents only 2-D and 3-D convolutions."""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            kernel_size=(1, conv.kernel_size[0]),
+            stride=(1, conv.stride[0]),
+            padding=(0, int(conv.padding[0])),
+        )
+        with torch.no_grad():
+            self.conv.weight.copy_(conv.weight.unsqueeze(2))
+            if conv.bias is not None and self.conv.bias is not None:
+                self.conv.bias.copy_(conv.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, 1, n) -> (batch, channels, 1, n / stride)"""
+        return self.conv(x)
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.attention_norm = layer.self_attn_layer_norm
+        self.attention = _Attention(layer.self_attn)
+        self.mlp_norm = layer.final_layer_norm
+        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation_fn, layer.fc2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_values(normed)
+        x = x + self.attention.attend(normed, keys.transpose(2, 3), values)
+        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
+
+
+class WhisperEncoderExport(nn.Module):
+    """Encoder plus the cross-attention key and value projections of every decoder layer.
+
+    The encoder's own output never leaves the graph: each decoder step would have to project it again.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        encoder = model.model.encoder
+        self.conv1, self.conv2 = _Convolution(encoder.conv1), _Convolution(encoder.conv2)
+        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
+        self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
+        self.norm = encoder.layer_norm
+        self.cross = nn.ModuleList(_CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
+
+    def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """mel (batch, n_mels, n_frames), n_frames even -> cross_k_0, cross_v_0, cross_k_1, ...
+
+        cross_k: (batch, n_heads, head_dim, n_audio), cross_v: (batch, n_heads, n_audio, head_dim),
+        n_audio = n_frames / 2. Any n_frames up to the model's own: the position table is cut to fit.
+        """
+        gelu = nn.functional.gelu
+        x = gelu(self.conv2(gelu(self.conv1(mel.unsqueeze(2))))).squeeze(2).transpose(1, 2)
+        x = x + self.positions[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return tuple(tensor for cross in self.cross for tensor in cross(x))
+
+
+class _CrossProjection(nn.Module):
+    """Keys, transposed for the product, and values of one decoder layer's cross-attention."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.key, self.value = attention.k_proj, attention.v_proj
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys_t = _split_heads(self.key(x), self.n_heads, self.head_dim).permute(0, 2, 3, 1)
+        values = _split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
+        return keys_t, values
+
+
+class _DecoderLayer(nn.Module):
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.attention_norm = layer.self_attn_layer_norm
+        self.attention = _Attention(layer.self_attn)
+        self.cross_norm = layer.encoder_attn_layer_norm
+        self.cross = _Attention(layer.encoder_attn)
+        self.mlp_norm = layer.final_layer_norm
+        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation_fn, layer.fc2
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor,
+        past: tuple[torch.Tensor, torch.Tensor],
+        cross: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_values(normed)
+        keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        # A cache of transposed keys is not faster: onnxruntime fuses this Transpose into the MatMul.
+        x = x + self.attention.attend(normed, keys.transpose(2, 3), values, mask)
+        x = x + self.cross.attend(self.cross_norm(x), cross[0], cross[1])
+        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x)))), keys, values
+
+
+class WhisperDecoderExport(nn.Module):
+    """Decoder for prefill and single steps alike: new tokens and past keys and values in, logits and grown cache out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        decoder = model.model.decoder
+        self.embedding = decoder.embed_tokens.weight
+        tied = model.proj_out.weight.data_ptr() == self.embedding.data_ptr()
+        # One Parameter object for both uses, so that the exporter stores one initializer.
+        self.vocabulary = self.embedding if tied else model.proj_out.weight
+        self.positions = decoder.embed_positions.weight
+        self.layers = nn.ModuleList(_DecoderLayer(layer) for layer in decoder.layers)
+        self.norm = decoder.layer_norm
+        n = self.positions.shape[0]
+        # A table that is sliced, instead of Trilu (absent from TensorRT 8.2) or a comparison at every step.
+        self.register_buffer("causal_mask", torch.full((n, n), MASKED).triu(1))
+
+    def forward(self, tokens: torch.Tensor, *cache: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """tokens int32 (batch, n_new); cache: past_k_0, past_v_0, ..., then cross_k_0, cross_v_0, ...
+
+        past_*: (batch, n_heads, n_past, head_dim), n_past >= 0; cross_* as the encoder gives them.
+        Returns logits (batch, vocab) of the last position, then present_k_0, present_v_0, ... of n_past + n_new.
+        """
+        n_layers = len(self.layers)
+        past, cross = cache[: 2 * n_layers], cache[2 * n_layers :]
+        start = past[0].shape[2]
+        end = start + tokens.shape[1]
+        x = nn.functional.embedding(tokens, self.embedding) + self.positions[start:end]
+        mask = self.causal_mask[start:end, :end]
+        present: list[torch.Tensor] = []
+        for i, layer in enumerate(self.layers):
+            pair = slice(2 * i, 2 * i + 2)
+            x, keys, values = layer(x, mask, past[pair], cross[pair])
+            present += [keys, values]
+        logits = _VocabularyProjection.apply(self.norm(x[:, -1]), self.vocabulary)
+        return (logits, *present)
+
+
+def cache_names(kind: str, n_layers: int) -> list[str]:
+    """Names of one kind of cache tensor ("past", "present", "cross"), in the graphs' order."""
+    return [f"{kind}_{which}_{i}" for i in range(n_layers) for which in ("k", "v")]
+
+
+def model_constants(model: Any) -> dict[str, Any]:
+    """The sizes that a runner needs: the manifest's `model`, but for family and base_model."""
+    config = model.config
+    heads = config.decoder_attention_heads
+    return {
+        "d_model": config.d_model,
+        "n_layers": config.decoder_layers,
+        "n_heads": heads,
+        "head_dim": config.d_model // heads,
+        "n_mels": config.num_mel_bins,
+        "vocab_size": config.vocab_size,
+        "max_target_positions": config.max_target_positions,
+    }
+
+
+def parameter_mib(model: Any) -> int:
+    """Size of the model's parameters in fp32, MiB, rounded up."""
+    return math.ceil(sum(p.numel() for p in model.parameters()) * 4 / 2**20)

@@ -1,0 +1,55 @@
+"""Fixtures of the board's tests; Python 3.6 grammar, as they run on every Python a board has."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+JETSON = os.path.join(os.path.dirname(os.path.dirname(HERE)), "jetson")
+# The .pyz and command line tests start new interpreters: they must find the package uninstalled as well.
+if JETSON not in sys.path:
+    sys.path.insert(0, JETSON)
+
+
+@pytest.fixture(scope="session")
+def fixture_folder():
+    """The tiny bundle made by make_fixture.py."""
+    return os.path.join(HERE, "fixture_bundle")
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """What the tiny bundle must say: tokens, texts, window_s of its clips, computed apart from onnxruntime."""
+    with open(os.path.join(HERE, "fixture_expected.json")) as file:
+        return json.load(file)
+
+
+@pytest.fixture()
+def bundle_copy(fixture_folder, tmp_path):
+    """A copy of the tiny bundle that a test may damage."""
+    folder = str(tmp_path / "bundle")
+    shutil.copytree(fixture_folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def transcriber(fixture_folder):
+    """The tiny bundle, opened in onnxruntime."""
+    pytest.importorskip("onnxruntime")
+    from edgeqlora_jetson.bundle import Bundle
+    from edgeqlora_jetson.runtimes import open_runtime
+    from edgeqlora_jetson.transcribe import Transcriber
+
+    bundle = Bundle.load(fixture_folder)
+    return Transcriber(bundle, open_runtime(bundle, threads=1))
+
+
+@pytest.fixture(scope="session")
+def clips(fixture_folder):
+    """The tiny bundle's three clips: list of float32 (n_samples,)."""
+    from edgeqlora_jetson.audio import load_audio
+
+    return [load_audio(os.path.join(fixture_folder, "eval", name)) for name in ("0000.wav", "0001.wav", "0002.wav")]
