@@ -35,7 +35,6 @@ def with_adapters(
     settings: TrainSettings, model: Any, linears: dict[str, tuple[int, int]]
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The model to train, its ranks as a dict (empty for full fine-tuning), and the size figures."""
-    import torch
     from transformers import set_seed
 
     set_seed(settings.seed)

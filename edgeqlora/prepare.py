@@ -11,7 +11,9 @@ from rich.console import Console
 
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
+from edgeqlora.data.label_rules import LabelRules, load_label_rules
 from edgeqlora.data.row import Row
+from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, parse_windows
 
@@ -34,7 +36,6 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     """Read and check the data; raises UserError with file names before any weights are loaded."""
     from edgeqlora.data.audio import probe
     from edgeqlora.data.manifest import load_rows
-    from edgeqlora.data.text import TextEncoder
 
     config = (
         read_json(Path(settings.base_model, "config.json"), "config.json") if Path(settings.base_model).is_dir() else {}
@@ -61,22 +62,22 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     kept = [i for i in range(len(rows)) if i not in skipped]
     if not kept:
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
-    limit = config.get("max_target_positions", 448)
-    encoder = TextEncoder(
-        tokenizer,
-        _prompt_ids(settings, tokenizer),
-        min(settings.max_label_tokens or limit, limit),
-        tokenizer.eos_token_id,
-    )
-    target_ids, n_cut = [], 0
-    for i in kept:
-        ids, cut = encoder.encode(rows[i].text)
-        target_ids.append(ids[len(encoder.prompt_ids) - 1 :])
-        n_cut += bool(cut)
+    rules = load_label_rules(settings.base_model, settings.language)
+    _verify_scripts([rows[i] for i in kept], rules)
+    room = min(rules.max_text_tokens, (settings.max_label_tokens or 10**6) - 1)
+    if room < 1:
+        raise UserError(
+            f"max_label_tokens={settings.max_label_tokens} leaves no room for text and its end: give 2 or more"
+        )
+    texts = [list(rules.tokenise(rows[i].text)) for i in kept]
+    target_ids = [[*ids[:room], tokenizer.eos_token_id] for ids in texts]
+    n_cut = sum(len(ids) > room for ids in texts)
     if skipped:
         console.print(f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}")
     if n_cut:
-        console.print(f"  {n_cut} texts cut to the model's limit of {limit} tokens")
+        console.print(
+            f"  {n_cut} texts cut to {room} tokens, e.g. {rows[kept[[len(ids) > room for ids in texts].index(True)]].name}"
+        )
     durations = [durations[i] for i in kept]
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
@@ -90,10 +91,18 @@ def _duration(row: Row, probe: Any) -> float:
     return row.duration if row.duration is not None else probe(row)[1]
 
 
-def _prompt_ids(settings: TrainSettings, tokenizer: Any) -> list[int]:
-    """Only its length matters before the model is loaded: 2 tokens, or 4 with language and task."""
-    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    return [start] * (4 if settings.language and settings.language != "en" else 2)
+def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:
+    """A text with letters, none of them in a script that the model writes, is in the wrong language or column."""
+    if rules.expected_scripts is None:
+        return
+    foreign = [row for row in rows if (found := scripts(row.text)) and not found & rules.expected_scripts]
+    if foreign:
+        found, wanted = sorted(scripts(foreign[0].text)), sorted(rules.expected_scripts)
+        raise UserError(
+            f"{len(foreign)} of {len(rows)} texts are in another script than the model writes: {foreign[0].name} has "
+            f"{', '.join(found)} ({foreign[0].text[:40]!r}), allowed: {', '.join(wanted)}; "
+            "check the text column, --language, or take a multilingual base model"
+        )
 
 
 def evenly(rows: list[Row], wanted: int) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from edgeqlora_export.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.windowed import windowed
-from edgeqlora_jetson.windows import split_long
+from edgeqlora_jetson.windows import choose_window, split_long
 
 from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 from edgeqlora.data.batching import Collator, window_of
@@ -67,8 +67,8 @@ class Recogniser:
         for i, row in enumerate(rows):
             audio = load_audio(row)
             result.audio_s += audio.size / SAMPLE_RATE_HZ
-            for start, end in split_long(audio, self.windows_s[-1], SAMPLE_RATE_HZ):
-                window = window_of((end - start) / SAMPLE_RATE_HZ, self.windows_s) or self.windows_s[-1]
+            window = choose_window(audio.size, self.windows_s, SAMPLE_RATE_HZ)
+            for start, end in split_long(audio, window, SAMPLE_RATE_HZ):
                 pieces.append((i, window, audio[start:end]))
                 result.n_pieces[i] += 1
         texts = [""] * len(pieces)

@@ -85,8 +85,8 @@ def bleu(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
     """Corpus BLEU on the raw texts, with sacrebleu's signature (which names tokenisation and smoothing)."""
     import sacrebleu
 
-    if not any(r.strip() for r in references):
-        return missing("no reference text")
+    if not any(len(r.split()) >= 4 for r in references):
+        return missing("no reference has 4 words, and BLEU counts runs of up to 4")
     metric = sacrebleu.metrics.BLEU()
     score = metric.corpus_score(hypotheses, [references])
     return measured(round(score.score, 4), "BLEU (0 to 100)", signature=str(metric.get_signature()))

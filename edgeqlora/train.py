@@ -141,7 +141,8 @@ class _Run:
         self.console.print(
             f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
             f"{total_s / 60:.1f} min and {peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )
         return report
 
@@ -329,12 +330,14 @@ def _say_plan(console: Console, settings: TrainSettings, data: Prepared, n_steps
     console.print(
         f"Training {settings.method} on {len(data.rows)} clips ({hours:.2f} h), {n_steps} steps of {settings.batch_size} clips"
         + (f" over {world_size} processes" if world_size > 1 else ""),
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"  window {windows} s: {100 * data.padding['share']:.0f} % of the encoder's frames are padding "
         f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
     import torch
 
@@ -347,5 +350,6 @@ def _say_model(console: Console, figures: dict[str, Any]) -> None:
     console.print(
         f"  {trainable['value']:,} of {figures['parameters']['value']:,} parameters are trained "
         f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )

@@ -18,6 +18,7 @@ from edgeqlora.errors import UserError
 SAMPLE_RATE_HZ = 16000
 # Manifests round seconds; a cut may reach this far beyond the last sample.
 END_TOLERANCE_S = 0.1
+BLOCK_SAMPLES = 1 << 20
 
 Audio: TypeAlias = npt.NDArray[np.float32]
 
@@ -47,7 +48,7 @@ def decode(source: Row | str | Path) -> tuple[Audio, int]:
         try:
             if start:
                 file.seek(start)
-            channels = file.read(end - start, dtype="float32", always_2d=True)
+            channels = _read(file, end - start)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise _not_audio(row, error) from None
     if channels.shape[0] == 0:
@@ -90,6 +91,21 @@ def _open(row: Row) -> Any:
     except (soundfile.SoundFileError, RuntimeError, TypeError, OSError) as error:
         # TypeError: soundfile takes a .raw file for headerless samples and asks for a rate.
         raise _not_audio(row, error) from None
+
+
+def _read(file: Any, n_samples: int) -> Audio:
+    """Read up to `n_samples`, shape (n_samples, n_channels), in blocks.
+
+    A damaged header can claim terabytes of samples, and memory must not be set aside for a claim.
+    """
+    blocks = []
+    while n_samples > 0:
+        block = file.read(min(n_samples, BLOCK_SAMPLES), dtype="float32", always_2d=True)
+        if block.shape[0] == 0:
+            break
+        blocks.append(block)
+        n_samples -= block.shape[0]
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else np.zeros((0, 1), np.float32)
 
 
 def _cut(row: Row, n_samples: int, rate_hz: int) -> tuple[int, int]:

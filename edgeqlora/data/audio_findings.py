@@ -70,6 +70,18 @@ def length_findings(clips: Clips, window_s: float | None) -> Iterator[Finding]:
             f"longer than the window of {window_s:g} s, outside training",
             "They are recognised in pieces, cut at quiet places, which costs some accuracy at the cuts.",
         )
+    short = [
+        f"{shown(name, fact)}: header says {fact.header_s:.2f} s, {fact.duration_s:.2f} s decode"
+        for name, fact in decoded_clips(clips)
+        if fact.header_s - fact.duration_s > DURATION_TOLERANCE_S
+    ]
+    yield from findings_of(
+        "truncated_audio",
+        "error",
+        short,
+        "audio shorter than its own header says",
+        "A download or copy that broke off: fetch the file again, or remove the row.",
+    )
     wrong = [
         f"{shown(name, fact)}: manifest says {fact.row.duration:.2f} s, audio has {fact.duration_s:.2f} s"
         for name, fact in decoded_clips(clips)

@@ -28,6 +28,8 @@ class ClipFacts:
     """Why the audio cannot be decoded; None if it can."""
     duration_s: float = 0.0
     """Seconds of audio, after the cut."""
+    header_s: float = 0.0
+    """Seconds that the file's header promises."""
     sample_rate_hz: int = 0
     """Rate of the file."""
     n_channels: int = 0
@@ -47,7 +49,7 @@ def inspect_clip(row: Row) -> ClipFacts:
     """Decode one row and gather its facts; bad audio is a fact too, not an exception."""
     try:
         audio, rate_hz = decode(row)
-        n_channels = probe(row)[2]
+        _, header_s, n_channels = probe(row)
     except UserError as error:
         return ClipFacts(row, error=str(error))
     magnitude = np.abs(audio)
@@ -56,6 +58,7 @@ def inspect_clip(row: Row) -> ClipFacts:
     return ClipFacts(
         row,
         duration_s=audio.size / rate_hz,
+        header_s=header_s,
         sample_rate_hz=rate_hz,
         n_channels=n_channels,
         peak=float(magnitude.max()),

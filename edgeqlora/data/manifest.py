@@ -109,7 +109,6 @@ def write_manifest(rows: Sequence[Row], path: str | Path) -> Path:
             audio = os.path.relpath(row.audio, folder)
         else:
             audio = f"{path.stem}-audio/{index:06d}{_suffix(row.audio_bytes)}"
-            (folder / audio).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(str(folder / audio), row.audio_bytes)
         fields: dict[str, Any] = {"audio": audio, "text": row.text}
         for field in ("duration", "speaker", "language", "start", "end"):
@@ -118,7 +117,6 @@ def write_manifest(rows: Sequence[Row], path: str | Path) -> Path:
         if row.id and row.id != default_id(audio, row.start, row.end):
             fields["id"] = row.id
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(str(path), "".join(lines))
     return path
 

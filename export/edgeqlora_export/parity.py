@@ -21,10 +21,11 @@ from edgeqlora_jetson.errors import UserError
 BATCH_SIZES = (1, 2, 4)
 PAST_LENGTHS = (0, 1, 7, 200)
 
-RELATIVE_LIMIT = 1e-4
+RELATIVE_LIMIT = 5e-4
 """Largest difference allowed, times the largest magnitude of the reference (at least 1).
 
-fp32 sums in another order differ by about 1e-6 of that magnitude; a wrong mask, position or weight by far more.
+Measured on whisper-tiny.en: up to 3e-5 (encoder, 30 s); deeper models add up more rounding. A wrong mask, position
+or weight differs by far more, and the greedy tokens must be equal in any case.
 """
 
 Gate = dict[str, Any]

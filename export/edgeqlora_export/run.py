@@ -106,7 +106,7 @@ def export_bundle(
         )
         audios = [audio for audio, _ in clips[:n_parity]]
         mels = {w: extract_mel(extractor, audios, window_frames(w)) for w in windows_s}
-        runtime = open_runtime(Bundle(temporary, manifest), "onnxruntime")
+        runtime = open_runtime(Bundle(temporary, manifest), "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = [_mel_gate(filters, audios, mels)]
         manifest["gates"] += measure_parity(model, runtime, mels, spec, progress=progress)
         verify_gates(manifest["gates"])

@@ -22,12 +22,12 @@ def window_frames(window_s: float, max_window_s: float = 30.0) -> int:
 
     Raises UserError unless `window_s` is a multiple of 0.02 s in [0.02, max_window_s].
     """
-    frames = round(window_s * FRAMES_PER_S)
     if not (WINDOW_STEP_S - 1e-9 <= window_s <= max_window_s + 1e-9):
         raise UserError(
             f"window_s={window_s:g} is out of range: allowed are {WINDOW_STEP_S} to {max_window_s:g} s; "
             "longer recordings are cut into windows by the runner, so choose the largest window you need"
         )
+    frames = round(window_s * FRAMES_PER_S)
     if frames % 2 or abs(frames - window_s * FRAMES_PER_S) > 1e-6:
         nearest = round(window_s / WINDOW_STEP_S) * WINDOW_STEP_S
         raise UserError(

@@ -87,7 +87,7 @@ def test_hub_failures_are_told(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
-    with pytest.raises(UserError, match="cannot read data set hf:owner/name: ConnectionError: no route. Check"):
+    with pytest.raises(UserError, match=r"cannot read data set hf:owner/name: ConnectionError: no route. Check"):
         load_rows("hf:owner/name", "train")
     with pytest.raises(UserError, match="not a hub name: expected hf:owner/name"):
         load_rows("hf:", "train")

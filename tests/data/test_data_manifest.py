@@ -58,7 +58,7 @@ def test_split_field_and_folder_of_manifests(tmp_path):
     assert [row.id for row in load_rows(tmp_path / "many", "test")] == ["2.wav"]
     with pytest.raises(UserError, match="several splits: choose one of test, train"):
         load_rows(tmp_path / "many")
-    with pytest.raises(UserError, match="no split tset: choose one of test, train. Did you mean test"):
+    with pytest.raises(UserError, match=r"no split tset: choose one of test, train. Did you mean test"):
         load_rows(tmp_path / "many", "tset")
     with pytest.raises(UserError, match="has no splits"):
         load_rows(
@@ -108,7 +108,7 @@ def test_common_voice_wrong_columns(tmp_path):
     with pytest.raises(UserError, match=r'x.tsv:1: field "path" is missing \(fields present: file, transcript\)'):
         load_rows(path)
     path.write_text("path\tsentence\nonly.mp3\n")
-    with pytest.raises(UserError, match="x.tsv:2: row has too few columns"):
+    with pytest.raises(UserError, match=r"x.tsv:2: row has too few columns"):
         load_rows(path)
 
 
@@ -118,7 +118,7 @@ def test_common_voice_wrong_columns(tmp_path):
         ('{"file_name": "a.wav", "text": "x"}', r'm.jsonl:2: field "audio" is missing .*Did you mean "file_name"'),
         (
             '{"audio": "a.wav", "sentence": "x"}',
-            r'"text" is missing .*present: audio, sentence.*Did you mean "sentence"',
+            r'"text" is missing .*: audio, sentence.*Did you mean "sentence"',
         ),
         ('{"audio": "a.wav", "txet": "x"}', r'Did you mean "txet"'),
         ('{"audio": "a.wav"}', r'Add "text" to every row'),
@@ -147,14 +147,14 @@ def test_unreadable_sources(tmp_path):
     with pytest.raises(UserError, match="does not exist: give a manifest file"):
         load_rows(tmp_path / "nowhere.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(UserError, match="empty.jsonl holds no rows"):
+    with pytest.raises(UserError, match=r"empty.jsonl holds no rows"):
         load_rows(tmp_path / "empty.jsonl")
     (tmp_path / "sound.jsonl").write_bytes(b"RIFF\xff\xfe\x00")
-    with pytest.raises(UserError, match="sound.jsonl:1: not UTF-8"):
+    with pytest.raises(UserError, match=r"sound.jsonl:1: not UTF-8"):
         load_rows(tmp_path / "sound.jsonl")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.md").write_text("")
-    with pytest.raises(UserError, match="not a data set we read: it holds notes.md"):
+    with pytest.raises(UserError, match=r"not a data set we read: it holds notes.md"):
         load_rows(tmp_path / "folder")
     with pytest.raises(UserError, match="limit=0 must be 1 or more"):
         load_rows(tmp_path / "empty.jsonl", limit=0)
@@ -204,24 +204,29 @@ field_names = st.sampled_from(
 )
 
 
+def outcome(action, *arguments):
+    """What an action returns, or the text of its UserError."""
+    try:
+        return action(*arguments)
+    except UserError as error:
+        return str(error)
+
+
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_line_is_an_object_or_a_user_error(line):
-    try:
-        assert isinstance(parse_object(line, "m.jsonl:1"), dict)
-    except UserError as error:
-        assert str(error).startswith("m.jsonl:1")
+    found = outcome(parse_object, line, "m.jsonl:1")
+    assert isinstance(found, dict) or found.startswith("m.jsonl:1")
 
 
 @given(st.dictionaries(field_names, json_values | st.just(10**400)))
 def test_any_object_is_a_row_or_a_user_error(fields):
-    try:
-        row = parse_row(fields, "m.jsonl:1", "/data")
-    except UserError as error:
-        assert str(error).startswith("m.jsonl:1")
-        return
-    assert row.audio.startswith("/")
-    assert row.end is None or row.end > (row.start or 0.0)
-    row.text.encode("utf-8")
+    row = outcome(parse_row, fields, "m.jsonl:1", "/data")
+    if isinstance(row, str):
+        assert row.startswith("m.jsonl:1")
+    else:
+        assert row.audio.startswith("/")
+        assert row.end is None or row.end > (row.start or 0.0)
+        row.text.encode("utf-8")
 
 
 def test_deeply_nested_line_is_no_crash():

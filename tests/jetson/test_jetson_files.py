@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -146,12 +148,11 @@ def test_atomic_folder_full_disk_is_a_user_error(tmp_path):
 
 
 def test_atomic_folder_removes_what_a_killed_run_left(tmp_path):
-    child = os.fork()
-    if child == 0:
-        block = atomic_folder(tmp_path / "adapter")
-        block.__enter__()
-        os._exit(9)  # as kill -9: no clean-up
-    os.waitpid(child, 0)
+    code = "import os, sys; from edgeqlora_jetson.files import atomic_folder; "
+    code += "block = atomic_folder(sys.argv[1]); block.__enter__(); os._exit(9)"
+    env = dict(os.environ, PYTHONPATH=os.path.dirname(os.path.dirname(files.__file__)))
+    # os._exit: no clean-up, as after kill -9.
+    assert subprocess.call([sys.executable, "-c", code, str(tmp_path / "adapter")], env=env) == 9
     assert len(os.listdir(str(tmp_path))) == 1
     with atomic_folder(tmp_path / "adapter"):
         pass

@@ -1,0 +1,59 @@
+# The project's commands. `make demo` and `make test` set up everything they need in .venv first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+# Extra arguments for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small torch.
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-pythons check bench clean
+
+help: ## List these commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	@echo "[1/2] Making $(VENV) and installing PyTorch into it (once; 1 to 5 minutes, 5 GB on disk)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch torchaudio
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml jetson/pyproject.toml
+	@echo "[2/2] Installing edgeqlora and its libraries into $(VENV) (about a minute)"
+	@$(PIP) -e ./jetson -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "Installing the test and check tools into $(VENV) (half a minute)"
+	@$(PIP) -e ./jetson -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the embedded model (about 3 minutes)
+	@echo "Running: edgeqlora demo --overwrite"
+	@$(BIN)/edgeqlora demo --overwrite
+
+test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
+	@echo "Running the tests (about 4 minutes)"
+	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-pythons
+
+test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed
+	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed (first time: about a minute each)"
+	@bash tests/jetson/run_pythons.sh
+
+check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for the board's package
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --no-tips -t=3.6- --violations jetson/edgeqlora_jetson
+
+bench: $(VENV)/.dev ## Measure the claims of README on ../shared (about an hour)
+	@$(BIN)/python tests/benchmarks/claims.py
+
+clean: ## Remove everything that these commands made
+	rm -rf $(VENV) .venv-pythons edgeqlora-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

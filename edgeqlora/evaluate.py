@@ -1,0 +1,265 @@
+"""`edgeqlora evaluate`: one table for a base model, an adapter, a merged folder or a bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import sha256_file, write_json, write_text
+
+from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+from edgeqlora.sensors import peak_rss_mib
+
+SCHEMA = "edgeqlora.evaluation/1"
+KINDS = ("bundle", "adapter", "model")
+
+
+def kind_of(source: str) -> str:
+    """What `source` is: bundle, adapter, or model (base or merged transformers folder, or a hub name)."""
+    folder = Path(source)
+    if (folder / "manifest.json").is_file():
+        return "bundle"
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    from edgeqlora.models.whisper import check_is_whisper
+
+    check_is_whisper(source)
+    return "model"
+
+
+def evaluate(
+    source: str,
+    data: str,
+    *,
+    split: str | None = None,
+    windows_s: list[float] | None = None,
+    language: str | None = None,
+    task: str | None = None,
+    batch_size: int = 16,
+    normalisers: Sequence[str] = (),
+    base_model: str | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    output: Path | None = None,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Recognise `data` with `source` and return the report; with `output`, also write it there.
+
+    Writes OUTPUT (JSON report) and OUTPUT with the suffix .jsonl (one line an utterance). Greedy everywhere, with
+    the same prompt and suppressed tokens.
+    """
+    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.scores import NORMALISERS, score_texts
+
+    for name in normalisers:
+        if name not in NORMALISERS:
+            raise UserError(f"normaliser={name!r}: allowed are {', '.join(NORMALISERS)}")
+    kind = kind_of(source)
+    rows = load_rows(data, split=split, limit=limit)
+    if kind == "bundle":
+        if windows_s:
+            raise UserError("a bundle has its windows fixed at export: leave out --window-s, or export again")
+        outcome = _with_bundle(source, rows, threads, progress)
+    else:
+        outcome = _with_torch(source, kind, rows, windows_s, language, task, batch_size, base_model, progress)
+    names = list(normalisers) or (["basic", "whisper-english"] if outcome["language"] in (None, "en") else ["basic"])
+    references = [row.text for row in rows]
+    scores = score_texts(references, outcome["texts"], names, outcome["tokenizer"])
+    utterances = _utterances(rows, outcome, names[0], outcome["tokenizer"])
+    report = {
+        "schema": SCHEMA,
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": source,
+        "kind": kind,
+        "source_sha256": outcome["sha256"],
+        "data": {"source": data, "split": split, "n_clips": len(rows), "audio_s": round(outcome["audio_s"], 3)},
+        "decoding": {"method": "greedy", **outcome["decoding"]},
+        "windows_s": outcome["windows_s"],
+        **scores,
+        "perplexity": outcome["perplexity"],
+        "rtf": measured(
+            round(outcome["processing_s"] / outcome["audio_s"], 5),
+            "processing s / audio s",
+            batch_size=outcome["batch_size"],
+        )
+        if outcome["audio_s"]
+        else missing("no audio"),
+        "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+        "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
+        "machine": machine(),
+        "versions": library_versions(),
+    }
+    if output is not None:
+        lines = "".join(json.dumps(u, ensure_ascii=False) + "\n" for u in utterances)
+        write_text(output.with_suffix(".jsonl"), lines)
+        write_json(output, report)
+    return {**report, "utterances": utterances}
+
+
+def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
+    """The report as a table for a terminal, with the worst utterances under it."""
+    windows = ", ".join(f"{w:g}" for w in report["windows_s"])
+    data = report["data"]
+    lines = [
+        f"{report['source']} ({report['kind']}) on {data['source']}: {data['n_clips']} clips, "
+        f"{data['audio_s']:.0f} s of audio, greedy, window {windows} s",
+        "",
+    ]
+    for metric in ("wer", "cer"):
+        for name, figure in report[metric].items():
+            value = "   --  " if figure["value"] is None else f"{figure['value']:6.2f} %"
+            lines.append(
+                f"  {metric.upper():<11}{value}   {figure['substitutions']} substitutions, {figure['deletions']} deletions, "
+                f"{figure['insertions']} insertions in {figure['n_reference']}   normaliser {name}"
+            )
+    bleu = report["bleu"]
+    if bleu["value"] is None:
+        lines.append(f"  {'BLEU':<11}    --     {bleu['reason']}")
+    else:
+        lines.append(f"  {'BLEU':<11}{bleu['value']:6.2f}     {bleu['signature']}   (raw text)")
+    for metric, title in (("perplexity", "perplexity"), ("rtf", "RTF")):
+        figure = report[metric]
+        if figure["value"] is None:
+            lines.append(f"  {title:<11}    --     {figure['reason']}")
+        else:
+            lines.append(f"  {title:<11}{figure['value']:6.3f}     {_how(figure)}")
+    if report["cut_clips"]:
+        lines.append(f"  {report['cut_clips']} clips were longer than the window and were cut at quiet places")
+    worst = [u for u in report.get("utterances", []) if u["errors"]]
+    worst.sort(key=lambda u: (-u["errors"], u["audio"]))
+    if worst:
+        lines += ["", f"  worst of {len(worst)} utterances with errors:"]
+        for u in worst[:n_worst]:
+            lines.append(f"    {u['errors']} errors  {u['audio']}")
+            lines.append(f"      said {u['reference']!r}")
+            lines.append(f"      got  {u['hypothesis']!r}")
+    return "\n".join(lines)
+
+
+def _how(figure: dict[str, Any]) -> str:
+    if "batch_size" in figure:
+        return f"{figure['unit']}, batches of {figure['batch_size']}"
+    return f"{figure['unit']}" + (f", {figure['n_tokens']} tokens" if "n_tokens" in figure else "")
+
+
+def _with_torch(
+    source: str,
+    kind: str,
+    rows: Sequence[Row],
+    windows_s: list[float] | None,
+    language: str | None,
+    task: str | None,
+    batch_size: int,
+    base_model: str | None,
+    progress: Any,
+) -> dict[str, Any]:
+    import torch
+
+    from edgeqlora.models.whisper import load_model
+    from edgeqlora.recognise import Recogniser, perplexity
+
+    card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "adapter":
+        base = base_model or card.get("base_model")
+        if not base:
+            raise UserError(f"{source} does not say which base model it belongs to: pass --base-model")
+        speech = load_model(base, quantise=card.get("method", "qlora") == "qlora", device=device)
+        from peft import PeftModel
+
+        from edgeqlora.models.whisper import keep_linear4bit_in_train_mode
+
+        speech.model = PeftModel.from_pretrained(speech.model, source)
+        keep_linear4bit_in_train_mode(speech.model)
+    else:
+        speech = load_model(source, device=device)
+    speech.model.eval()
+    native_s = speech.model.config.max_source_positions / 50
+    recogniser = Recogniser(
+        speech,
+        windows_s or card.get("windows_s") or [native_s],
+        language or card.get("language"),
+        task or card.get("task") or "transcribe",
+    )
+    result = recogniser.recognise(rows, batch_size, progress)
+    loss = recogniser.cross_entropy(rows, batch_size)
+    value = perplexity(loss)
+    return {
+        "texts": result.texts,
+        "processing_s": result.processing_s,
+        "audio_s": result.audio_s,
+        "n_pieces": result.n_pieces,
+        "batch_size": batch_size,
+        "windows_s": recogniser.windows_s,
+        "language": recogniser.spec["language"],
+        "decoding": {k: recogniser.spec[k] for k in ("prompt_ids", "language", "task", "max_new_tokens")},
+        "tokenizer": speech.tokenizer,
+        "perplexity": measured(round(value, 4), "per subword token, teacher-forced", n_tokens=loss[1])
+        if value is not None
+        else missing("no clip fits the window whole"),
+        "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},
+    }
+
+
+def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress: Any) -> dict[str, Any]:
+    from edgeqlora_jetson.bundle import Bundle
+    from edgeqlora_jetson.runtimes import open_runtime
+    from edgeqlora_jetson.transcribe import Transcriber
+
+    from edgeqlora.data.audio import load_audio
+
+    bundle = Bundle.load(source)
+    transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
+    texts, n_pieces, processing_s, audio_s = [], [], 0.0, 0.0
+    for i, row in enumerate(rows):
+        transcript = transcriber.transcribe(load_audio(row))
+        texts.append(transcript.text)
+        n_pieces.append(transcript.n_pieces)
+        processing_s += transcript.total_ms / 1000
+        audio_s += transcript.audio_s
+        if progress:
+            progress(i + 1, len(rows))
+    spec = bundle.manifest["decoding"]
+    return {
+        "texts": texts,
+        "processing_s": processing_s,
+        "audio_s": audio_s,
+        "n_pieces": n_pieces,
+        "batch_size": 1,
+        "windows_s": bundle.manifest["audio"]["windows_s"],
+        "language": spec["language"],
+        "decoding": {k: spec.get(k) for k in ("prompt_ids", "language", "task", "max_new_tokens")},
+        "tokenizer": None,
+        "perplexity": missing(
+            "a bundle's decoder gives the logits of the last position only: evaluate the merged folder"
+        ),
+        "sha256": {"manifest.json": sha256_file(Path(source) / "manifest.json")},
+    }
+
+
+def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str, tokenizer: Any) -> list[dict[str, Any]]:
+    """One dict an utterance, with its own errors under the first normaliser."""
+    from edgeqlora_jetson.wer import align_counts
+
+    from edgeqlora.scores import normaliser
+
+    apply = normaliser(name, tokenizer)
+    found = []
+    for row, text in zip(rows, outcome["texts"], strict=True):
+        substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())
+        found.append(
+            {
+                "audio": row.name,
+                "reference": row.text,
+                "hypothesis": text,
+                "errors": substitutions + deletions + insertions,
+                "n_reference": n,
+                "normaliser": name,
+            }
+        )
+    return found

@@ -1,0 +1,167 @@
+"""`edgeqlora merge`: adapter into base, in fp32, in the two ways that are sound, and the better one kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_jetson.files import atomic_folder, sha256_file
+
+from edgeqlora.card import folder_sha256, measured, missing, read_card, write_card
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+
+CANDIDATES = ("dequantised", "original")
+"""dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
+
+
+def nf4_round_trip(weight: Any) -> Any:
+    """The fp32 values that an NF4 weight with double quantisation stands for, shape (out_features, in_features).
+
+    Quantising and dequantising a second time gives the same values, so this is exactly what training computed with.
+    """
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(weight.float().contiguous(), quant_type="nf4", compress_statistics=True)
+    return bnb.dequantize_4bit(packed, state).to(weight.dtype)
+
+
+def merge_candidate(base_model: str, adapter: Path, candidate: str) -> Any:
+    """SpeechModel of base + adapter in fp32; candidate is one of CANDIDATES.
+
+    Never merges inside 4-bit weights: re-quantising would round a small adapter away (peft#2321).
+    """
+    import torch
+    from peft import PeftModel
+
+    from edgeqlora.models.whisper import load_model
+
+    if candidate not in CANDIDATES:
+        raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
+    speech = load_model(base_model)
+    if candidate == "dequantised":
+        with torch.no_grad():
+            for name, module in speech.model.named_modules():
+                if isinstance(module, torch.nn.Linear) and not name.endswith("proj_out"):
+                    module.weight.copy_(nf4_round_trip(module.weight))
+    speech.model = PeftModel.from_pretrained(speech.model, str(adapter)).merge_and_unload()
+    speech.model.eval()
+    return speech
+
+
+def merge(
+    adapter: Path,
+    output: Path,
+    *,
+    dev: str = "",
+    base_model: str | None = None,
+    candidate: str | None = None,
+    normaliser: str = "basic",
+    limit: int | None = None,
+    overwrite: bool = False,
+    say: Any = print,
+) -> dict[str, Any]:
+    """Merge `adapter` and write a plain transformers folder; returns its card.
+
+    Both candidates are scored on dev (greedy WER, then cross-entropy where the WERs are equal) and the better one is
+    written, with both figures in the card. candidate: keep this one whatever the scores. An adapter trained on a
+    16/32-bit base has one candidate, `original`.
+
+    Raises UserError for a folder that is no adapter, a missing base model, or dev data that is needed and not there.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        hint = (
+            " (it is a whole model: nothing to merge, export it as it is)" if (adapter / "config.json").exists() else ""
+        )
+        raise UserError(f"{adapter} is not an adapter folder: no adapter_config.json in it{hint}")
+    card = read_card(adapter) or {}
+    base = base_model or card.get("base_model")
+    if not base:
+        raise UserError(f"{adapter} does not say which base model it belongs to: pass --base-model")
+    from edgeqlora.models.whisper import check_is_whisper
+
+    check_is_whisper(base)
+    _verify_parent(base, card)
+    quantised = card.get("method", "qlora") == "qlora"
+    wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
+    rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
+
+    from edgeqlora.models.whisper import load_tokenizer
+
+    load_tokenizer(base)
+    results: dict[str, dict[str, Any]] = {}
+    best: tuple[tuple[float, float], str, Any] | None = None
+    for name in wanted:
+        speech = merge_candidate(base, adapter, name)
+        score = _score(speech, rows, card, normaliser) if rows else None
+        results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
+        if score:
+            say(
+                f"  {name:<12} dev WER {score['wer']['value']:.2f} %, loss {score['loss']['value']:.4f} ({len(rows)} clips)"
+            )
+        key = (score["wer"]["value"], score["loss"]["value"]) if score else (0.0, 0.0)
+        if best is None or key < best[0]:
+            best = (key, name, speech)
+    assert best is not None
+    _, chosen, speech = best
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        out = Path(folder)
+        speech.model.save_pretrained(out)
+        speech.tokenizer.save_pretrained(out)
+        speech.feature_extractor.save_pretrained(out)
+        return write_card(
+            out,
+            "merged",
+            base_model=base,
+            parents={"adapter": folder_sha256(adapter), "base_model": (card.get("parents") or {}).get("base_model")},
+            chosen=chosen,
+            candidates=results,
+            n_dev_clips=len(rows),
+            dev=dev or (card.get("settings") or {}).get("dev"),
+            windows_s=card.get("windows_s"),
+            language=card.get("language"),
+            task=card.get("task"),
+            weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
+        )
+
+
+def _verify_parent(base: str, card: dict[str, Any]) -> None:
+    """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
+    recorded = (card.get("parents") or {}).get("base_model")
+    if not isinstance(recorded, dict) or not Path(base).is_dir():
+        return
+    now = folder_sha256(Path(base))
+    for name, digest in recorded.items():
+        if name.endswith(".safetensors") and now.get(name) != digest:
+            raise UserError(
+                f"{base}/{name} is not the base model that the adapter was trained on "
+                f"(sha256 {str(now.get(name))[:12]}..., trained on {digest[:12]}...): pass --base-model with the right one"
+            )
+
+
+def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
+    if not source:
+        if needed:
+            raise UserError(
+                "two ways of merging are to be compared, and there is no dev data: "
+                "pass --dev, or choose with --candidate dequantised"
+            )
+        return []
+    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.prepare import evenly
+
+    return evenly(load_rows(source), limit or 0)
+
+
+def _score(speech: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: str) -> dict[str, Any]:
+    from edgeqlora.recognise import Recogniser
+    from edgeqlora.scores import score_texts
+
+    recogniser = Recogniser(
+        speech, card.get("windows_s") or [30.0], card.get("language"), card.get("task") or "transcribe"
+    )
+    texts = recogniser.recognise(rows).texts
+    total, count = recogniser.cross_entropy(rows)
+    wer = score_texts([row.text for row in rows], texts, [normaliser], speech.tokenizer)["wer"][normaliser]
+    return {"wer": wer, "loss": measured(total / max(count, 1), "nats per token", n_tokens=count)}

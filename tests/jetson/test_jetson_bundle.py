@@ -1,0 +1,130 @@
+"""A bundle is checked before anything runs; every fault names the file or field."""
+
+import json
+import os
+
+import pytest
+from edgeqlora_jetson.bundle import Bundle, read_clips
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.files import write_json, write_text
+
+
+def edit_manifest(folder, edit):
+    path = os.path.join(folder, "manifest.json")
+    with open(path) as file:
+        manifest = json.load(file)
+    edit(manifest)
+    write_json(path, manifest)
+
+
+def set_field(*keys_and_value):
+    def edit(manifest):
+        for key in keys_and_value[:-2]:
+            manifest = manifest[key]
+        manifest[keys_and_value[-2]] = keys_and_value[-1]
+
+    return edit
+
+
+def test_loads_and_tells_what_is_inside(fixture_folder):
+    bundle = Bundle.load(fixture_folder)
+    assert bundle.name == "tiny-fixture"
+    assert bundle.windows_s == [0.5, 1.0]
+    assert [bundle.max_new_tokens(w) for w in bundle.windows_s] == [6, 10]
+    assert bundle.load_mel_filters().shape == (201, 16)
+    assert len(bundle.load_detokenizer()) == 40
+    clips = bundle.read_eval_clips()
+    assert [clip.name for clip in clips] == ["0000.wav", "0001.wav", "0002.wav"]
+    assert os.path.isfile(clips[0].path)
+    assert len(bundle.manifest_sha256) == 64
+
+
+def test_a_flipped_byte_names_the_file(bundle_copy):
+    path = os.path.join(bundle_copy, "decoder.onnx")
+    with open(path, "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(UserError, match=r"decoder.onnx: expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"):
+        Bundle.load(bundle_copy)
+    assert Bundle.load(bundle_copy, verify=False).name == "tiny-fixture"
+
+
+def test_half_copied_and_missing_files(bundle_copy):
+    path = os.path.join(bundle_copy, "encoder.onnx")
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match=r"encoder.onnx: expected \d+ bytes, found 100"):
+        Bundle.load(bundle_copy)
+    os.unlink(path)
+    with pytest.raises(UserError, match=r"encoder.onnx: this file of the bundle is missing"):
+        Bundle.load(bundle_copy)
+
+
+def test_not_a_bundle(tmp_path):
+    with pytest.raises(UserError, match="there is no such bundle folder"):
+        Bundle.load(tmp_path / "no")
+    with pytest.raises(UserError, match="not a bundle, there is no manifest.json in it"):
+        Bundle.load(tmp_path)
+    write_text(tmp_path / "manifest.json", "[]")
+    with pytest.raises(UserError, match="a bundle manifest is a JSON object, this is list"):
+        Bundle.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_field("schema", "edgeqlora.bundle/9"), "schema 'edgeqlora.bundle/9', this runner reads 'edgeqlora.bundle/1'"),
+        (set_field("model", "n_layers", "four"), "field model.n_layers is 'four', needed: a whole number"),
+        (set_field("model", None), "field model.n_layers is None"),
+        (set_field("decoding", "eos_id", True), "field decoding.eos_id is True, needed: a token id"),
+        (set_field("decoding", "eos_id", 40), "eos_id holds 40, allowed: token ids 0 to 39"),
+        (set_field("decoding", "suppress_ids", [-1]), "suppress_ids or eos_id holds -1"),
+        (set_field("decoding", "prompt_ids", []), "prompt_ids is empty"),
+        (set_field("audio", "windows_s", []), "needed: one or more seconds above 0"),
+        (set_field("decoding", "max_new_tokens", {"1.0": 6}), "window of 0.5 s is None, allowed 1 to 22"),
+        (set_field("decoding", "max_new_tokens", "1.0", 23), "window of 1.0 s is 23, allowed 1 to 22"),
+        (set_field("files", "../x", {"sha256": ""}), "files names '../x', allowed: paths inside the bundle"),
+        (set_field("files", "/etc/passwd", {"sha256": ""}), "allowed: paths inside the bundle"),
+        (set_field("files", "encoder.onnx", {}), "files entry 'encoder.onnx' has no sha256"),
+        (set_field("graphs", "encoder", "file", "e.onnx"), "graphs.encoder.file names 'e.onnx', which is not listed"),
+        (set_field("eval", "manifest", "x.jsonl"), "eval.manifest names 'x.jsonl'"),
+    ],
+)
+def test_wrong_fields_are_named(bundle_copy, edit, message):
+    edit_manifest(bundle_copy, edit)
+    with pytest.raises(UserError) as caught:
+        Bundle.load(bundle_copy)
+    assert message in str(caught.value)
+    assert "manifest.json" in str(caught.value)
+
+
+def test_no_evaluation_clips(bundle_copy):
+    edit_manifest(bundle_copy, set_field("eval", None))
+    with pytest.raises(UserError, match="carries no evaluation clips. Give some with --manifest"):
+        Bundle.load(bundle_copy).read_eval_clips()
+
+
+def test_mel_filters_of_another_shape(bundle_copy):
+    edit_manifest(bundle_copy, set_field("audio", "n_mels", 80))
+    with pytest.raises(UserError, match=r"mel filters of shape \(201, 16\), the manifest needs \(201, 80\)"):
+        Bundle.load(bundle_copy).load_mel_filters()
+
+
+def test_clip_manifest_rows(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write_text(path, '{"audio": "a.wav", "text": "one"}\n{"audio": "/x/b.wav", "text": null}\n{"audio": "c.wav"}\n')
+    clips = read_clips(path)
+    assert [clip.path for clip in clips] == [str(tmp_path / "a.wav"), "/x/b.wav", str(tmp_path / "c.wav")]
+    assert [clip.reference for clip in clips] == ["one", None, None]
+    for text, message in (
+        ('{"file": "a.wav"}', 'line 1: field "audio" is missing'),
+        ('{"audio": 3}', 'line 1: field "audio" is 3'),
+        ('{"audio": "a.wav", "text": 3}', 'line 1: field "text" is 3'),
+        ("\n", "no rows in this manifest"),
+    ):
+        write_text(path, text)
+        with pytest.raises(UserError) as caught:
+            read_clips(path)
+        assert message in str(caught.value)
