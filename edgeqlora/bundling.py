@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,10 @@ def export(
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
     card = read_card(Path(merged)) or {}
     windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [30.0]
+    if max(windows_s) > profile.max_window_s:
+        raise UserError(
+            f"window_s={max(windows_s):g} is more than {profile.name} is asked for: at most {profile.max_window_s:g} s"
+        )
     source = data or _dev_of(card)
     if not source:
         raise UserError(
@@ -58,7 +61,7 @@ def export(
         output,
         opset=profile.opset,
         windows_s=windows_s,
-        profile=dataclasses.asdict(profile),
+        profile=profile.to_plain(),
         clips=clips,
         n_eval=n_eval,
         language=language or card.get("language"),

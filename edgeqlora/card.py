@@ -102,7 +102,9 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     card = read_json(path, "card.json")
-    if card.get("schema") != SCHEMA:
+    if not str(card.get("schema", "")).startswith("edgeqlora.card/"):
+        return None
+    if card["schema"] != SCHEMA:
         raise UserError(
             f"{path}: schema={card.get('schema')!r}, this version reads {SCHEMA!r}: "
             "make the folder again, or use the version of edgeqlora that wrote it"

@@ -119,7 +119,45 @@ def train(
 
 
 _TRAIN_FLAGS = frozenset(
-    ["base_model", "dev", "output", "method", "ranks", "lora_alpha", "lora_dropout", "learning_rate", "steps", "epochs", "batch_size", "gradient_accumulation", "optimizer", "warmup_ratio", "weight_decay", "max_grad_norm", "precision", "gradient_checkpointing", "window_s", "long_clips", "max_label_tokens", "eval_every", "eval_samples", "patience", "seed", "language", "task", "normaliser", "spec_augment", "speed_perturb", "noise", "noise_snr_db", "noise_probability", "cache", "workers", "limit", "report_to"]
+    [
+        "base_model",
+        "dev",
+        "output",
+        "method",
+        "ranks",
+        "lora_alpha",
+        "lora_dropout",
+        "learning_rate",
+        "steps",
+        "epochs",
+        "batch_size",
+        "gradient_accumulation",
+        "optimizer",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "precision",
+        "gradient_checkpointing",
+        "window_s",
+        "long_clips",
+        "max_label_tokens",
+        "eval_every",
+        "eval_samples",
+        "patience",
+        "seed",
+        "language",
+        "task",
+        "normaliser",
+        "spec_augment",
+        "speed_perturb",
+        "noise",
+        "noise_snr_db",
+        "noise_probability",
+        "cache",
+        "workers",
+        "limit",
+        "report_to",
+    ]
 )
 
 
@@ -322,6 +360,10 @@ def demo(
     from edgeqlora.demo.run import run_demo
 
     run_demo(output, overwrite=overwrite, say=_say)
+    _done(
+        f"adapter, merged model, bundle and reports in {output}",
+        f"copy {output}/bundle to a board and run python3 edgeqlora-jetson.pyz bench in it",
+    )
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,23 @@ def parse_profile(values: Mapping[str, Any], path: Path) -> Profile:
     if values["name"] != path.stem:
         raise UserError(f"{path}: name = {values['name']!r}; allowed: the file's own name, {path.stem!r}")
     _check_sources(path, values)
-    full = {key: values.get(key) for key in _RULES}
+    full: dict[str, Any] = {key: values.get(key) for key in _RULES}
     full["precisions"] = tuple(values["precisions"])
     full["max_window_s"] = float(values["max_window_s"])
     return Profile(**full)
+
+
+def format_profile(profile: Profile) -> str:
+    """All values of a profile as text, each with its source below it."""
+    lines = [f"{profile.name}: {profile.title}", ""]
+    for key, value in profile.to_plain().items():
+        if key in ("name", "title", "notes"):
+            continue
+        shown = ", ".join(value) if isinstance(value, list) else "-" if value is None else f"{value}"
+        lines.append(f"  {key:<15}{shown}")
+        if key in profile.sources:
+            lines.append(textwrap.fill(profile.sources[key], 100, initial_indent=" " * 19, subsequent_indent=" " * 19))
+    return "\n".join([*lines, "", textwrap.fill(profile.notes, 100)])
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

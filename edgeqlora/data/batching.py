@@ -19,7 +19,7 @@ IGNORE = -100
 class SampleKey(NamedTuple):
     """What the data set needs to make one training sample, whatever process asks for it."""
 
-    index: int
+    row: int
     window_s: float
     epoch: int
 

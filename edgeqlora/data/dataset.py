@@ -36,8 +36,8 @@ class SpeechDataset:
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """{"mel": float32 (n_mels, 100 * window_s), "target_ids": list of int}."""
-        row = self.rows[key.index]
-        rng = np.random.default_rng([self.seed, key.epoch, key.index])
+        row = self.rows[key.row]
+        rng = np.random.default_rng([self.seed, key.epoch, key.row])
         if self.augment.changes_audio:
             audio = augment_audio(
                 load_audio(row),
@@ -54,7 +54,7 @@ class SpeechDataset:
             n_valid = self.mels.n_valid_frames(row, key.window_s) if self.augment.changes_mel else 0
         if self.augment.changes_mel:
             mel = augment_mel(mel, n_valid, rng, self.augment)
-        return {"mel": mel, "target_ids": self.target_ids[key.index]}
+        return {"mel": mel, "target_ids": self.target_ids[key.row]}
 
 
 def load_noises(source: str) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Pre-train the demo's model from scratch: `python -m edgeqlora.demo.pretrain --speech SPEECH --out MODEL`.
 
-SPEECH is the `pretrain` folder of edgeqlora.demo.make_speech. The encoder sees a short window only; the saved
+SPEECH is the `pretrain` folder of edgeqlora.demo.make_speech. The encoder sees windows of 3 s and less; the saved
 model has Whisper's 1500 positions all the same, since they are sinusoids that are never trained.
 """
 
@@ -16,28 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeqlora.demo import phrases
-from edgeqlora.demo.pretrain_batches import Utterance, load_batch, read_utterances, shuffled_batches
+from edgeqlora.demo.pretrain_batches import Utterance, bucketed_batches, load_batch, read_utterances
 from edgeqlora.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
-POSITIONS_PER_S = 50
-WHISPER_POSITIONS = 1500
-
 
 class Recipe(NamedTuple):
     """Everything that decides the result, beside the speech.
 
+    window_s: longest window the encoder sees; each batch takes what its clips need.
     ctc_weight: share of an auxiliary CTC loss on the encoder. Without it the cross-attention of a model this
         small needs many more steps to find the alignment; its head is dropped afterwards.
     """
 
-    steps: int = 4000
+    steps: int = 2500
     batch_size: int = 32
-    lr: float = 1.5e-3
-    warmup_steps: int = 300
+    lr: float = 2e-3
+    warmup_steps: int = 200
     weight_decay: float = 0.02
     ctc_weight: float = 0.5
     label_smoothing: float = 0.1
@@ -57,8 +55,8 @@ def lr_share(step: int, recipe: Recipe) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def build_model(recipe: Recipe, tokenizer: WhisperTokenizer, n_positions: int) -> WhisperForConditionalGeneration:
-    """An untrained model whose encoder has `n_positions` positions, with its generation config."""
+def build_model(recipe: Recipe, tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
+    """An untrained model with its generation config."""
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
     start, no_timestamps = tokenizer.prefix_tokens
@@ -80,7 +78,7 @@ def build_model(recipe: Recipe, tokenizer: WhisperTokenizer, n_positions: int) -
         decoder_attention_heads=recipe.n_heads,
         encoder_ffn_dim=4 * recipe.d_model,
         decoder_ffn_dim=4 * recipe.d_model,
-        max_source_positions=n_positions,
+        max_source_positions=1500,
         max_target_positions=448,
         suppress_tokens=None,
         begin_suppress_tokens=None,
@@ -98,16 +96,6 @@ def build_model(recipe: Recipe, tokenizer: WhisperTokenizer, n_positions: int) -
         return_timestamps=False,
     )
     return model
-
-
-def widen(model: WhisperForConditionalGeneration, recipe: Recipe, tokenizer: WhisperTokenizer) -> Any:
-    """The same model with Whisper's 1500 encoder positions; the first ones are equal, as sinusoids are."""
-    full = build_model(recipe, tokenizer, WHISPER_POSITIONS)
-    name = "model.encoder.embed_positions.weight"
-    state = dict(model.state_dict())
-    state[name] = full.state_dict()[name]
-    full.load_state_dict(state)
-    return full
 
 
 def encoder_decoder_loss(model: Any, ctc_head: Any, mel: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> Any:
@@ -139,29 +127,32 @@ def train(
     recipe: Recipe,
 ) -> float:
     """Train in place; returns the mean decoder loss of the last 50 steps."""
+    import numpy as np
     import torch
+    from edgeqlora_export.windowed import windowed
 
     ctc_head = torch.nn.Linear(recipe.d_model, len(tokenizer) + 1)
     parameters = [p for p in [*model.parameters(), *ctc_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, recipe))
-    batches = shuffled_batches(utterances, recipe.batch_size, recipe.steps, recipe.seed)
+    batches = bucketed_batches(utterances, recipe.batch_size, recipe.steps, recipe.seed)
     model.train()
     recent: list[float] = []
     started = time.monotonic()
     for step, chosen in enumerate(batches, 1):
-        mel, labels = load_batch(chosen, tokenizer, recipe.window_s)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        rng = np.random.default_rng([recipe.seed, step])
+        mel, labels = load_batch(chosen, tokenizer, recipe.window_s, rng)
+        with windowed(model, mel.shape[-1] / 100):
             decoder_loss, ctc_loss = encoder_decoder_loss(model, ctc_head, mel, labels, recipe)
-        (decoder_loss + recipe.ctc_weight * ctc_loss).backward()
+            (decoder_loss + recipe.ctc_weight * ctc_loss).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        recent = [*recent[-49:], float(decoder_loss)]
+        recent = [*recent[-49:], float(decoder_loss.detach())]
         if step % 100 == 0 or step == recipe.steps:
             print(
-                f"step {step}/{recipe.steps} loss {sum(recent) / len(recent):.3f} ctc {float(ctc_loss):.3f} "
+                f"step {step}/{recipe.steps} loss {sum(recent) / len(recent):.3f} ctc {float(ctc_loss.detach()):.3f} "
                 f"lr {schedule.get_last_lr()[0]:.2e} {time.monotonic() - started:.0f} s",
                 flush=True,
             )
@@ -172,12 +163,13 @@ def measure_wer(model: Any, tokenizer: WhisperTokenizer, utterances: list[Uttera
     """Corpus WER of greedy decoding; texts have lower case and no punctuation, so no normaliser is needed."""
     import jiwer
     import torch
+    from edgeqlora_export.windowed import windowed
 
     model.eval()
     hypotheses: list[str] = []
     for start in range(0, len(utterances), 50):
         mel, _ = load_batch(utterances[start : start + 50], tokenizer, window_s)
-        with torch.inference_mode():
+        with torch.inference_mode(), windowed(model, window_s):
             tokens = model.generate(input_features=mel, max_new_tokens=40, num_beams=1, do_sample=False)
         hypotheses += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     return float(jiwer.wer([utterance.text for utterance in utterances], hypotheses))
@@ -208,7 +200,7 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     utterances = read_utterances(speech / "train.jsonl")
     heldout = read_utterances(speech / "heldout.jsonl")
     tokenizer = build_tokenizer([*phrases.PHRASES * 3, *phrases.COMMON_WORDS])
-    model = build_model(recipe, tokenizer, round(POSITIONS_PER_S * recipe.window_s))
+    model = build_model(recipe, tokenizer)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{n_parameters / 1e6:.2f} M parameters, {len(utterances)} utterances, {recipe.steps} steps",
@@ -227,7 +219,7 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
         "transformers": transformers.__version__,
     }
     with atomic_folder(out) as folder:
-        save_model(widen(model, recipe, tokenizer), tokenizer, Path(folder), card)
+        save_model(model, tokenizer, Path(folder), card)
     return card
 
 

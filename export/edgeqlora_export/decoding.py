@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgeqlora_jetson.errors import UserError
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
 from edgeqlora_export.windowed import FRAMES_PER_S, base_whisper, windowed
-from edgeqlora_jetson.errors import UserError
 
 MULTILINGUAL_VOCAB_SIZE = 51865
 """Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`)."""
@@ -39,9 +40,7 @@ def is_multilingual(model: Any, generation_config: Any) -> bool:
 
 def _language_code(language: str) -> str:
     """'German' or 'DE' -> 'de'."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    return TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    return LANGUAGES.get(language.lower(), language.lower())
 
 
 def _prompt(vocabulary: dict[str, int], multilingual: bool, language: str | None, task: str | None) -> list[str]:
@@ -61,7 +60,7 @@ def _prompt(vocabulary: dict[str, int], multilingual: bool, language: str | None
     if language is None:
         raise UserError("language=None: a multilingual model needs one; say which language is spoken, such as 'en'")
     if f"<|{language}|>" not in vocabulary:
-        known = sorted(name[2:-2] for name in vocabulary if name.startswith("<|") and 5 < len(name) < 9)
+        known = sorted(code for code in set(LANGUAGES.values()) if f"<|{code}|>" in vocabulary)
         raise UserError(f"language={language!r} is not in the tokenizer: it knows {', '.join(known) or 'none'}")
     return ["<|startoftranscript|>", f"<|{language}|>", f"<|{task}|>", "<|notimestamps|>"]
 
@@ -106,12 +105,8 @@ def decoding_spec(
         "prompt_ids": prompt_ids,
         "eos_id": int(eos[0] if isinstance(eos, list) else eos),
         "suppress_ids": _suppressed(getattr(generation_config, "suppress_tokens", None), config.vocab_size),
-        "begin_suppress_ids": _suppressed(
-            getattr(generation_config, "begin_suppress_tokens", None), config.vocab_size
-        ),
-        "max_new_tokens": {
-            str(float(w)): max_new_tokens_of(float(w), len(prompt_ids), positions) for w in windows_s
-        },
+        "begin_suppress_ids": _suppressed(getattr(generation_config, "begin_suppress_tokens", None), config.vocab_size),
+        "max_new_tokens": {str(float(w)): max_new_tokens_of(float(w), len(prompt_ids), positions) for w in windows_s},
         "language": language if multilingual else "en",
         "task": (task or "transcribe") if multilingual else "transcribe",
         "detokenizer": "detokenizer.json",

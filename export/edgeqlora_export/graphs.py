@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx
 import torch
+from edgeqlora_jetson.errors import UserError
 
 from edgeqlora_export.whisper import WhisperDecoderExport, WhisperEncoderExport, cache_names
 from edgeqlora_export.windowed import base_whisper
-from edgeqlora_jetson.errors import UserError
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 20
 """13: what TensorRT 8.2 reads. 20: the last one that torch's TorchScript exporter writes."""
@@ -34,7 +34,8 @@ def export_whisper(
     base = base_whisper(model)
     if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise UserError(
-            f"opset={opset} cannot be exported: allowed are {LOWEST_OPSET} to {HIGHEST_OPSET}; change the profile's opset"
+            f"opset={opset} cannot be exported: allowed are {LOWEST_OPSET} to {HIGHEST_OPSET}; "
+            "change the profile's opset"
         )
     dtypes = {parameter.dtype for parameter in base.parameters()}
     if dtypes != {torch.float32}:
@@ -114,7 +115,21 @@ def _export(
                 dynamic_axes={name: axes[name] for name in [*inputs, *outputs]},
             )
         graph = onnx.load(str(raw))
-        _save(graph, path, inline_limit_bytes)
+    with torch.no_grad():
+        shapes = [list(tensor.shape) for tensor in module(*example)]
+    _declare_outputs(graph, dict(zip(outputs, shapes, strict=True)), axes)
+    _save(graph, path, inline_limit_bytes)
+
+
+def _declare_outputs(graph: onnx.ModelProto, shapes: dict[str, list[int]], axes: dict[str, dict[int, str]]) -> None:
+    """Give every output axis its name or its size; behind Reshape the exporter knows neither."""
+    for output in graph.graph.output:
+        dims = output.type.tensor_type.shape.dim
+        for i, (dim, size) in enumerate(zip(dims, shapes[output.name], strict=True)):
+            if i in axes[output.name]:
+                dim.dim_param = axes[output.name][i]
+            else:
+                dim.dim_value = size
 
 
 def _save(graph: onnx.ModelProto, path: Path, inline_limit_bytes: int) -> None:
@@ -122,8 +137,8 @@ def _save(graph: onnx.ModelProto, path: Path, inline_limit_bytes: int) -> None:
     data.unlink(missing_ok=True)
     weights_bytes = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     if weights_bytes > inline_limit_bytes:
-        onnx.save_model(
-            graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data.name
-        )
+        onnx.save_model(graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+        # onnx makes this file private to its owner; the bundle goes to other users and machines.
+        data.chmod(path.stat().st_mode)
     else:
         onnx.save_model(graph, str(path))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-
 from edgeqlora_jetson.errors import UserError
 
 TABLES = Path(__file__).parent / "trt_ops"
@@ -77,7 +76,9 @@ def find_problems(graph: onnx.ModelProto, table: OperatorTable) -> list[str]:
         node.output[0]: len(node.attribute[0].t.dims) for node in graph.graph.node if node.op_type == "Constant"
     }
     for node in graph.graph.node:
-        problems += [f"{node.op_type} (node {node.name or node.output[0]}): {why}" for why in _why(node, table, constants)]
+        problems += [
+            f"{node.op_type} (node {node.name or node.output[0]}): {why}" for why in _why(node, table, constants)
+        ]
     return problems
 
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.files import atomic_folder
+from edgeqlora_jetson.logmel import LogMel
+from edgeqlora_jetson.runtimes import open_runtime
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.bundle import draft_manifest, write_bundle
@@ -19,11 +24,6 @@ from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.parity import Gate, Progress, measure_parity, verify_gates
 from edgeqlora_export.whisper import model_constants
 from edgeqlora_export.windowed import model_window_s, window_frames
-from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.files import atomic_folder
-from edgeqlora_jetson.logmel import LogMel
-from edgeqlora_jetson.runtimes import open_runtime
 
 SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160
 """Whisper's audio constants, on which graphs and runner are built."""
@@ -86,7 +86,7 @@ def export_bundle(
             name=name,
             model={
                 "family": "whisper",
-                "base_model": base_model or name,
+                "base_model": _public_name(base_model or name),
                 **model_constants(model),
                 "multilingual": is_multilingual(model, generation_config),
             },
@@ -138,8 +138,12 @@ def load_merged(folder: Path | str) -> tuple[Any, Any, Any, Any]:
     folder = Path(folder)
     missing = [file for file in ("config.json", "preprocessor_config.json") if not (folder / file).is_file()]
     if missing:
-        raise UserError(f"{folder} is not a merged folder: it has no {' and no '.join(missing)}; run edgeqlora merge first")
-    model = _read(folder, "weights", lambda: WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32))
+        raise UserError(
+            f"{folder} is not a merged folder: it has no {' and no '.join(missing)}; run edgeqlora merge first"
+        )
+    model = _read(
+        folder, "weights", lambda: WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    )
     tokenizer = _read(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder))
     extractor = _read(folder, "preprocessor", lambda: WhisperFeatureExtractor.from_pretrained(folder))
     found = (extractor.sampling_rate, extractor.n_fft, extractor.hop_length)
@@ -174,6 +178,12 @@ def _read(folder: Path, what: str, read: Callable[[], Any]) -> Any:
         raise UserError(f"{folder}: the {what} cannot be read as Whisper's: {reason}") from error
 
 
+def _public_name(base_model: str) -> str:
+    """A hub name as it is; of a local folder only its name, since the bundle goes to other machines."""
+    path = Path(base_model).expanduser()
+    return path.resolve().name if path.is_absolute() or path.exists() else base_model
+
+
 def _checked_windows(windows_s: Sequence[float], native_s: float) -> list[float]:
     """Windows ascending and without repeats; raises UserError for one that is out of range, or none."""
     if not windows_s:
@@ -196,5 +206,5 @@ def _mel_gate(filters: np.ndarray, audios: Sequence[np.ndarray], mels: Mapping[f
         "passed": worst <= MEL_LIMIT,
         "measured": worst,
         "limit": MEL_LIMIT,
-        "detail": f"max abs difference from the model's feature extractor over {len(audios)} clips, {len(mels)} windows",
+        "detail": f"max abs difference from the model's extractor over {len(audios)} clips, {len(mels)} windows",
     }

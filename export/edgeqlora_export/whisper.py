@@ -209,7 +209,7 @@ class _DecoderLayer(nn.Module):
 
 
 class WhisperDecoderExport(nn.Module):
-    """Decoder for prefill and single steps alike: new tokens and past keys and values in, logits and grown cache out."""
+    """Decoder for prefill and single steps alike: new tokens and a cache in, logits and the grown cache out."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

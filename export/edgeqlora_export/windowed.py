@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-
 from edgeqlora_jetson.errors import UserError
 
 FRAMES_PER_S = 100
@@ -68,9 +67,7 @@ def windowed(model: Any, window_s: float) -> Iterator[Any]:
     saved_lengths = [(config, config.max_source_positions) for config in configs]
     saved_encoder_length = getattr(encoder, "max_source_positions", None)
     try:
-        table.weight = torch.nn.Parameter(
-            saved_weight.detach()[:n_positions], requires_grad=saved_weight.requires_grad
-        )
+        table.weight = torch.nn.Parameter(saved_weight.detach()[:n_positions], requires_grad=saved_weight.requires_grad)
         table.num_embeddings = n_positions
         for config in configs:
             config.max_source_positions = n_positions

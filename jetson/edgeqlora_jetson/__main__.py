@@ -16,7 +16,8 @@ _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command_name(),
-        description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how fast and how well.")
+        description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how fast and how well.",
+    )
     parser.add_argument("--version", action="version", version="edgeqlora-jetson " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
@@ -32,8 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure latency, memory and error rates, write report.json")
     bench.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
-    bench.add_argument("--manifest", help='clips: one {"audio": file, "text": what is said} a line '
-                                          "(default: the clips in the bundle)")
+    bench.add_argument(
+        "--manifest", help='clips: one {"audio": file, "text": what is said} a line (default: the clips in the bundle)'
+    )
     bench.add_argument("--repeats", type=int, default=3, help="how often each clip is measured (default 3)")
     bench.add_argument("--warmup", type=int, default=3, help="runs before measuring, not counted (default 3)")
     bench.add_argument("--batch", type=int, default=1, help="clips given to the model together (default 1)")
@@ -68,16 +70,19 @@ def _run(args: argparse.Namespace) -> int:
         return run_info(args.bundle)
     if args.command == "transcribe":
         return run_transcribe(args.files, args.bundle, args.json, args.threads)
-    return run_bench_command(args.bundle, args.manifest, args.repeats, args.warmup, args.batch, args.threads,
-                             args.limit, args.output)
+    return run_bench_command(
+        args.bundle, args.manifest, args.repeats, args.warmup, args.batch, args.threads, args.limit, args.output
+    )
 
 
 def _use_utf8_output() -> None:
     """Text is UTF-8 whatever the locale: Python 3.6 in a container (LANG=C) would fail at the first accent."""
-    if sys.stdout is sys.__stdout__ and hasattr(sys.stdout, "buffer"):
-        is_terminal = sys.stdout.isatty()
-        sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8", errors="backslashreplace",
-                                      line_buffering=is_terminal)
+    stream = sys.stdout
+    if stream is not None and stream is sys.__stdout__ and hasattr(stream, "buffer"):
+        is_terminal = stream.isatty()
+        sys.stdout = io.TextIOWrapper(
+            stream.detach(), encoding="utf-8", errors="backslashreplace", line_buffering=is_terminal
+        )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ def load_audio(path: Any, sample_rate_hz: int = 16000) -> np.ndarray:
     if samples.shape[0] == 0:
         raise UserError("{}: holds 0 samples of sound: record it again or leave it out".format(path))
     if not _MIN_RATE_HZ <= file_rate_hz <= _MAX_RATE_HZ:
-        raise UserError("{}: sample rate {} Hz, allowed {} to {} Hz: a damaged header?".format(
-            path, file_rate_hz, _MIN_RATE_HZ, _MAX_RATE_HZ))
+        raise UserError(
+            "{}: sample rate {} Hz, allowed {} to {} Hz: a damaged header?".format(
+                path, file_rate_hz, _MIN_RATE_HZ, _MAX_RATE_HZ
+            )
+        )
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
     if file_rate_hz == sample_rate_hz:
         return np.ascontiguousarray(mono, dtype=np.float32)
@@ -68,10 +71,13 @@ def _decode(path: str, data: bytes) -> Tuple[np.ndarray, int]:
         raise UserError(
             "{}: looks like {}; without the soundfile library only WAV (PCM or float) is read. If it is audio, "
             "convert it: ffmpeg -i {} -ac 1 -ar 16000 speech.wav   or: pip install soundfile".format(
-                path, description, path))
+                path, description, path
+            )
+        )
     try:
         samples, file_rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        raise UserError("{}: cannot be read as audio, it looks like {}. Wanted: WAV, FLAC, Ogg or MP3".format(
-            path, description)) from error
+        raise UserError(
+            "{}: cannot be read as audio, it looks like {}. Wanted: WAV, FLAC, Ogg or MP3".format(path, description)
+        ) from error
     return np.clip(samples, -1.0, 1.0), int(file_rate_hz)

@@ -41,9 +41,17 @@ class Settings(NamedTuple):
     threads: Optional[int]  # None: as the bundle's profile says
 
 
-def run_bench(bundle: Bundle, clips: Sequence[EvalClip], warmup: int = 3, repeats: int = 1, batch_size: int = 1,
-              threads: Optional[int] = None, progress: Optional[Callable[[int, int], None]] = None,
-              runtime: str = "onnxruntime", providers: Optional[Sequence[str]] = None) -> Dict[str, Any]:
+def run_bench(
+    bundle: Bundle,
+    clips: Sequence[EvalClip],
+    warmup: int = 3,
+    repeats: int = 1,
+    batch_size: int = 1,
+    threads: Optional[int] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+    runtime: str = "onnxruntime",
+    providers: Optional[Sequence[str]] = None,
+) -> Dict[str, Any]:
     """Transcribe every clip `repeats` times and report (schema "edgeqlora.report/1", see report.py).
 
     Reading and decoding of audio files is outside the measured time; log-mel to text is inside. Warm-up batches are
@@ -58,7 +66,7 @@ def run_bench(bundle: Bundle, clips: Sequence[EvalClip], warmup: int = 3, repeat
     transcriber = Transcriber(bundle, opened)
     loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
     _warm_up(transcriber, clips, settings)
-    measurements = []  # type: List[Measurement]
+    measurements: List[Measurement] = []
     n_total = len(clips) * repeats
     n_batches = 0
     for repeat in range(repeats):
@@ -72,8 +80,11 @@ def run_bench(bundle: Bundle, clips: Sequence[EvalClip], warmup: int = 3, repeat
 
 
 def _check_settings(settings: Settings, clips: Sequence[EvalClip]) -> None:
-    for name, value, low, high in (("warmup", settings.warmup, 0, 10000), ("repeats", settings.repeats, 1, 10000),
-                                   ("batch_size", settings.batch_size, 1, 1024)):
+    for name, value, low, high in (
+        ("warmup", settings.warmup, 0, 10000),
+        ("repeats", settings.repeats, 1, 10000),
+        ("batch_size", settings.batch_size, 1, 1024),
+    ):
         if not low <= value <= high:
             raise UserError("{}={}, allowed {} to {}".format(name, value, low, high))
     if not clips:
@@ -97,13 +108,14 @@ def _run(transcriber: Transcriber, audios: List[np.ndarray]) -> List[Transcript]
     return transcriber.transcribe_batch(audios)
 
 
-def _batches(transcriber: Transcriber, clips: Sequence[EvalClip],
-             batch_size: int) -> Iterator[Tuple[List[int], List[np.ndarray]]]:
+def _batches(
+    transcriber: Transcriber, clips: Sequence[EvalClip], batch_size: int
+) -> Iterator[Tuple[List[int], List[np.ndarray]]]:
     """Clips of one window together, at most batch_size; those longer than any window alone.
 
     Audio is read as it is needed: an hour of it does not fit beside the model on a small board.
     """
-    waiting = {}  # type: Dict[float, Tuple[List[int], List[np.ndarray]]]
+    waiting: Dict[float, Tuple[List[int], List[np.ndarray]]] = {}
     longest = int(math.floor(max(transcriber.windows_s) * transcriber.sample_rate_hz))
     for i, clip in enumerate(clips):
         audio = load_audio(clip.path, transcriber.sample_rate_hz)

@@ -66,8 +66,11 @@ class Bundle(object):
             raise UserError("{}: there is no such bundle folder".format(folder))
         path = os.path.join(folder, MANIFEST)
         if not os.path.isfile(path):
-            raise UserError("{}: not a bundle, there is no {} in it. Make one on the workstation with: "
-                            "edgeqlora export".format(folder, MANIFEST))
+            raise UserError(
+                "{}: not a bundle, there is no {} in it. Make one on the workstation with: edgeqlora export".format(
+                    folder, MANIFEST
+                )
+            )
         manifest = read_json(path, "bundle manifest")
         check_manifest(manifest, path)
         if verify:
@@ -114,8 +117,11 @@ class Bundle(object):
             raise UserError("{}: the mel filters cannot be read: {}".format(path, error)) from error
         expected = (audio["n_fft"] // 2 + 1, audio["n_mels"])
         if filters.shape != expected:
-            raise UserError("{}: mel filters of shape {}, the manifest needs {}: export the bundle again".format(
-                path, filters.shape, expected))
+            raise UserError(
+                "{}: mel filters of shape {}, the manifest needs {}: export the bundle again".format(
+                    path, filters.shape, expected
+                )
+            )
         return filters
 
     def load_detokenizer(self) -> List[Optional[str]]:
@@ -130,8 +136,10 @@ class Bundle(object):
         """The evaluation clips that travel with the bundle. Raises UserError when it has none."""
         evaluation = self.manifest.get("eval")
         if not evaluation:
-            raise UserError("{}: this bundle carries no evaluation clips. Give some with --manifest clips.jsonl "
-                            "(one {{\"audio\": file, \"text\": what is said}} a line)".format(self.folder))
+            raise UserError(
+                "{}: this bundle carries no evaluation clips. Give some with --manifest clips.jsonl "
+                '(one {{"audio": file, "text": what is said}} a line)'.format(self.folder)
+            )
         return read_clips(self.path(evaluation["manifest"]))
 
 
@@ -145,10 +153,13 @@ def read_clips(path: Any) -> List[EvalClip]:
     for number, row in read_json_lines(path, "manifest"):
         audio, text = row.get("audio"), row.get("text")
         if not isinstance(audio, str) or not audio:
-            raise UserError("{}, line {}: field \"audio\" is {}, needed: the path of an audio file".format(
-                path, number, "missing" if "audio" not in row else repr(audio)))
+            raise UserError(
+                '{}, line {}: field "audio" is {}, needed: the path of an audio file'.format(
+                    path, number, "missing" if "audio" not in row else repr(audio)
+                )
+            )
         if text is not None and not isinstance(text, str):
-            raise UserError("{}, line {}: field \"text\" is {!r}, needed: a text or null".format(path, number, text))
+            raise UserError('{}, line {}: field "text" is {!r}, needed: a text or null'.format(path, number, text))
         clips.append(EvalClip(os.path.join(folder, audio), text, audio))
     if not clips:
         raise UserError("{}: no rows in this manifest, at least one is needed".format(path))
@@ -161,10 +172,12 @@ def check_manifest(manifest: Any, name: Any) -> None:
         raise UserError("{}: a bundle manifest is a JSON object, this is {}".format(name, type(manifest).__name__))
     schema = manifest.get("schema")
     if schema != SCHEMA:
-        raise UserError("{}: schema {!r}, this runner reads {!r}. Export the bundle again with the edgeqlora of "
-                        "this runner, or use the runner inside the bundle".format(name, schema, SCHEMA))
+        raise UserError(
+            "{}: schema {!r}, this runner reads {!r}. Export the bundle again with the edgeqlora of "
+            "this runner, or use the runner inside the bundle".format(name, schema, SCHEMA)
+        )
     for keys, types, wanted in _REQUIRED:
-        value = manifest  # type: Any
+        value: Any = manifest
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, types) or isinstance(value, bool):
@@ -185,12 +198,18 @@ def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
             raise UserError("{}: this file of the bundle is missing. Copy the whole bundle folder again".format(path))
         found_bytes = os.path.getsize(path)
         if "bytes" in entry and found_bytes != entry["bytes"]:
-            raise UserError("{}: expected {} bytes, found {}: damaged or half copied. Copy the bundle again".format(
-                path, entry["bytes"], found_bytes))
+            raise UserError(
+                "{}: expected {} bytes, found {}: damaged or half copied. Copy the bundle again".format(
+                    path, entry["bytes"], found_bytes
+                )
+            )
         found = sha256_file(path)
         if found != entry["sha256"]:
-            raise UserError("{}: expected sha256 {}, found {}: the file was changed or damaged. "
-                            "Copy the bundle again".format(path, entry["sha256"], found))
+            raise UserError(
+                "{}: expected sha256 {}, found {}: the file was changed or damaged. Copy the bundle again".format(
+                    path, entry["sha256"], found
+                )
+            )
 
 
 def _check_decoding(manifest: Dict[str, Any], name: Any) -> None:
@@ -199,8 +218,11 @@ def _check_decoding(manifest: Dict[str, Any], name: Any) -> None:
     for field in ("prompt_ids", "suppress_ids", "begin_suppress_ids"):
         for token in decoding[field] + [decoding["eos_id"]]:
             if not isinstance(token, int) or not 0 <= token < vocab_size:
-                raise UserError("{}: decoding.{} or eos_id holds {!r}, allowed: token ids 0 to {}".format(
-                    name, field, token, vocab_size - 1))
+                raise UserError(
+                    "{}: decoding.{} or eos_id holds {!r}, allowed: token ids 0 to {}".format(
+                        name, field, token, vocab_size - 1
+                    )
+                )
     if not decoding["prompt_ids"]:
         raise UserError("{}: decoding.prompt_ids is empty, at least the start token is needed".format(name))
     windows_s = manifest["audio"]["windows_s"]
@@ -210,8 +232,11 @@ def _check_decoding(manifest: Dict[str, Any], name: Any) -> None:
     limit = manifest["model"]["max_target_positions"] - len(decoding["prompt_ids"])
     for window_s in windows_s:
         if not 1 <= tokens.get(float(window_s), 0) <= limit:
-            raise UserError("{}: decoding.max_new_tokens for the window of {} s is {}, allowed 1 to {}".format(
-                name, window_s, tokens.get(float(window_s)), limit))
+            raise UserError(
+                "{}: decoding.max_new_tokens for the window of {} s is {}, allowed 1 to {}".format(
+                    name, window_s, tokens.get(float(window_s)), limit
+                )
+            )
 
 
 def _window_tokens(manifest: Dict[str, Any]) -> Dict[float, int]:

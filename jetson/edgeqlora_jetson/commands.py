@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import Any, Dict, Optional, Sequence
+from typing import Optional, Sequence
 
 from .bundle import Bundle, read_clips
 from .errors import UserError
@@ -17,8 +17,10 @@ def open_bundle(folder: Optional[str]) -> Bundle:
     if folder is None:
         pyz = find_pyz()
         if pyz is None:
-            raise UserError("no bundle given: name the bundle folder (the one with manifest.json in it), "
-                            "or run the .pyz that lies in a bundle")
+            raise UserError(
+                "no bundle given: name the bundle folder (the one with manifest.json in it), "
+                "or run the .pyz that lies in a bundle"
+            )
         folder = os.path.dirname(pyz)
     return Bundle.load(folder)
 
@@ -37,10 +39,15 @@ def run_info(folder: Optional[str]) -> int:
     print(format_info(bundle))
     try:
         import onnxruntime
-        print("Runtime     onnxruntime {} ({})".format(
-            onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())))
+
+        print(
+            "Runtime     onnxruntime {} ({})".format(
+                onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())
+            )
+        )
     except ImportError:
         from .runtimes.onnxruntime import pip_line
+
         print("Runtime     onnxruntime is not installed: {}".format(pip_line()))
     print("Next: {} transcribe speech.wav{}".format(command_name(), _bundle_flag(folder)))
     return 0
@@ -55,27 +62,40 @@ def format_info(bundle: Bundle) -> str:
     lines = [
         "Bundle      {} in {}".format(bundle.name, bundle.folder),
         "Model       {}, base model {}, {} decoder layers, vocabulary {}".format(
-            model.get("family"), model.get("base_model"), model["n_layers"], model["vocab_size"]),
+            model.get("family"), model.get("base_model"), model["n_layers"], model["vocab_size"]
+        ),
         "Language    {}, task {}".format(decoding.get("language") or "not fixed", decoding.get("task") or "transcribe"),
-        "Windows     {}".format(", ".join(
-            "{:g} s (at most {} tokens)".format(w, bundle.max_new_tokens(w)) for w in bundle.windows_s)),
+        "Windows     {}".format(
+            ", ".join("{:g} s (at most {} tokens)".format(w, bundle.max_new_tokens(w)) for w in bundle.windows_s)
+        ),
     ]
     for graph, entry in sorted(manifest["graphs"].items()):
         size = manifest["files"][entry["file"]].get("bytes")
-        lines.append("Graph       {}: {}, {}, opset {}{}".format(
-            graph, entry["file"], entry.get("precision"), entry.get("opset"),
-            ", {:.1f} MiB".format(size / 2.0 ** 20) if size else ""))
+        lines.append(
+            "Graph       {}: {}, {}, opset {}{}".format(
+                graph,
+                entry["file"],
+                entry.get("precision"),
+                entry.get("opset"),
+                ", {:.1f} MiB".format(size / 2.0**20) if size else "",
+            )
+        )
     lines.append("Profile     {}".format(profile.get("name", "none")))
     for gate in manifest.get("gates") or []:
-        lines.append("Gate        {}: {}, measured {:.3g}, limit {:.3g} ({})".format(
-            gate["name"], "passed" if gate["passed"] else "FAILED", gate["measured"], gate["limit"], gate["detail"]))
+        lines.append(
+            "Gate        {}: {}, measured {:.3g}, limit {:.3g} ({})".format(
+                gate["name"], "passed" if gate["passed"] else "FAILED", gate["measured"], gate["limit"], gate["detail"]
+            )
+        )
     lines += [
-        "Files       {}, {:.1f} MiB, all hashes as in the manifest".format(len(manifest["files"]), n_bytes / 2.0 ** 20),
+        "Files       {}, {:.1f} MiB, all hashes as in the manifest".format(len(manifest["files"]), n_bytes / 2.0**20),
         "Evaluation  {}".format("{} clips inside".format(evaluation["n_clips"]) if evaluation else "no clips inside"),
         "Made        {} by edgeqlora {}".format(
-            manifest.get("created_utc"), (manifest.get("versions") or {}).get("edgeqlora")),
+            manifest.get("created_utc"), (manifest.get("versions") or {}).get("edgeqlora")
+        ),
         "Machine     {}, {} cores".format(
-            machine["board"] or machine["cpu_model"] or machine["machine"], machine["n_cores"]),
+            machine["board"] or machine["cpu_model"] or machine["machine"], machine["n_cores"]
+        ),
     ]
     return "\n".join(lines)
 
@@ -97,13 +117,21 @@ def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, t
             exit_code = 2
             continue
         if transcript.n_pieces > 1:
-            print("{}: {:.1f} s is longer than the largest window of {:g} s: cut into {} pieces at quiet places".format(
-                path, transcript.audio_s, transcript.window_s, transcript.n_pieces), file=sys.stderr)
+            print(
+                "{}: {:.1f} s is longer than the largest window of {:g} s: cut into {} pieces at quiet places".format(
+                    path, transcript.audio_s, transcript.window_s, transcript.n_pieces
+                ),
+                file=sys.stderr,
+            )
         if transcript.n_incomplete:
-            print("{}: ran into the limit of {} tokens: the text may be cut off or looping".format(
-                path, bundle.max_new_tokens(transcript.window_s)), file=sys.stderr)
+            print(
+                "{}: ran into the limit of {} tokens: the text may be cut off or looping".format(
+                    path, bundle.max_new_tokens(transcript.window_s)
+                ),
+                file=sys.stderr,
+            )
         if as_json:
-            row = {"audio": path}  # type: Dict[str, Any]
+            row: Dict[str, Any] = {"audio": path}
             row.update(transcript._asdict())
             print(json.dumps(row, ensure_ascii=False))
         elif len(files) > 1:
@@ -114,8 +142,16 @@ def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, t
     return exit_code
 
 
-def run_bench_command(folder: Optional[str], manifest: Optional[str], repeats: int, warmup: int, batch_size: int,
-                      threads: Optional[int], limit: Optional[int], output: str) -> int:
+def run_bench_command(
+    folder: Optional[str],
+    manifest: Optional[str],
+    repeats: int,
+    warmup: int,
+    batch_size: int,
+    threads: Optional[int],
+    limit: Optional[int],
+    output: str,
+) -> int:
     """Measure, print the table, write the report."""
     from .bench import run_bench
     from .report import write_report
@@ -129,8 +165,15 @@ def run_bench_command(folder: Optional[str], manifest: Optional[str], repeats: i
         clips = clips[:limit]
     progress = Progress("bench")
     try:
-        report = run_bench(bundle, clips, warmup=warmup, repeats=repeats, batch_size=batch_size, threads=threads,
-                           progress=progress.update)
+        report = run_bench(
+            bundle,
+            clips,
+            warmup=warmup,
+            repeats=repeats,
+            batch_size=batch_size,
+            threads=threads,
+            progress=progress.update,
+        )
     finally:
         progress.close()
     write_report(output, report)
@@ -142,4 +185,3 @@ def run_bench_command(folder: Optional[str], manifest: Optional[str], repeats: i
 
 def _bundle_flag(folder: Optional[str]) -> str:
     return " --bundle {}".format(folder) if folder else ""
-

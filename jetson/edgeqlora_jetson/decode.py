@@ -30,7 +30,7 @@ def greedy(runtime: Any, mel: np.ndarray, spec: Dict[str, Any], max_new_tokens: 
     start_s = time.perf_counter()
     state = runtime.start(runtime.encode(mel))
     encoded_s = time.perf_counter()
-    first_s = None  # type: Optional[float]
+    first_s: Optional[float] = None
     batch, eos_id = mel.shape[0], spec["eos_id"]
     suppress = np.array(spec["suppress_ids"], dtype=np.intp)
     begin_suppress = np.array(spec["begin_suppress_ids"], dtype=np.intp)
@@ -58,7 +58,8 @@ def greedy(runtime: Any, mel: np.ndarray, spec: Dict[str, Any], max_new_tokens: 
         encoder_ms=(encoded_s - start_s) * 1e3,
         decoder_ms=(end_s - encoded_s) * 1e3,
         first_token_ms=((first_s or end_s) - start_s) * 1e3,
-        n_steps=n_steps)
+        n_steps=n_steps,
+    )
 
 
 class Detokenizer(object):
@@ -75,8 +76,10 @@ class Detokenizer(object):
         pieces = []
         for token in tokens:
             if not 0 <= token < len(self._table):
-                raise UserError("token {} is outside the detokenizer table, allowed 0 to {}: the table does not fit "
-                                "the model, export the bundle again".format(token, len(self._table) - 1))
+                raise UserError(
+                    "token {} is outside the detokenizer table, allowed 0 to {}: the table does not fit "
+                    "the model, export the bundle again".format(token, len(self._table) - 1)
+                )
             piece = self._table[token]
             if piece is not None:
                 pieces.append(piece.encode("latin-1"))
@@ -84,4 +87,4 @@ class Detokenizer(object):
 
 
 def _until_end(tokens: List[int], eos_id: int) -> List[int]:
-    return tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import stat
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Tuple
 
 from .errors import UserError
 
@@ -142,8 +142,9 @@ def read_json_lines(path: Any, what: str) -> List[Tuple[int, dict]]:
         except ValueError as error:
             raise UserError("{}, line {}: not JSON: {}".format(path, number, error)) from error
         if not isinstance(row, dict):
-            raise UserError("{}, line {}: a {} row is a JSON object, this is {}".format(
-                path, number, what, type(row).__name__))
+            raise UserError(
+                "{}, line {}: a {} row is a JSON object, this is {}".format(path, number, what, type(row).__name__)
+            )
         rows.append((number, row))
     return rows
 
@@ -186,7 +187,7 @@ def _remove_leftovers(path: str) -> None:
     folder, name = os.path.split(path)
     prefix, suffix = ".{}.{}.".format(name, socket.gethostname()), ".partial"
     for entry in os.listdir(folder):
-        pid = entry[len(prefix):-len(suffix)]
+        pid = entry[len(prefix) : -len(suffix)]
         if entry.startswith(prefix) and entry.endswith(suffix) and pid.isdigit():
             if int(pid) == os.getpid() or not _is_process(int(pid)):
                 shutil.rmtree(os.path.join(folder, entry), ignore_errors=True)
@@ -220,7 +221,7 @@ def _refuse_existing(path: str, overwrite: bool) -> None:
 
 
 def _move_onto(temporary: str, path: str) -> None:
-    old = None  # type: Optional[str]
+    old: Optional[str] = None
     if os.path.isdir(path) and os.listdir(path):
         old = temporary + ".old"
         os.rename(path, old)

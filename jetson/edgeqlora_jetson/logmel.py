@@ -4,6 +4,9 @@ import numpy as np
 
 _FLOOR_POWER = 1e-10
 _FLOOR_LOG = -10.0
+# OpenBLAS does up to 2**18 multiplications on one thread (80 x 201 x 16 is just below). Above, it wakes others for a
+# fraction of a millisecond of work: a clip of 0.4 s then took 8 to 28 ms instead of 0.2 ms on two busy cores.
+_BLOCK_FRAMES = 16
 _RANGE_LOG = 8.0  # everything more than 80 dB below the clip's loudest bin is clamped
 
 
@@ -37,7 +40,7 @@ class LogMel(object):
         n_busy = min(n_frames, -(-(len(audio) + half) // self.hop_length)) if len(audio) else 0
         n_busy_samples = min(n_total, n_busy * self.hop_length + half)
         padded = np.zeros(max(n_busy_samples, half + 1), dtype=np.float64)
-        padded[:len(audio)] = audio
+        padded[: len(audio)] = audio
         # A reflected edge on the right as well; where it is not the clip's end it mirrors zeros or is unused.
         padded = np.pad(padded, (half, half), mode="reflect")
         log_mel = np.full((self.n_mels, n_frames), _FLOOR_LOG)
@@ -50,7 +53,12 @@ class LogMel(object):
         """Log10 mel power of the first n_busy frames: float64 (n_mels, n_busy)."""
         step = padded.strides[0]
         frames = np.lib.stride_tricks.as_strided(
-            padded, shape=(n_busy, self.n_fft), strides=(self.hop_length * step, step))
-        spectrum = np.fft.rfft(frames * self._hann, axis=1)
-        power = spectrum.real ** 2 + spectrum.imag ** 2
-        return np.log10(np.maximum(self._filters.dot(power.T), _FLOOR_POWER))
+            padded, shape=(n_busy, self.n_fft), strides=(self.hop_length * step, step)
+        )
+        mel_power = np.empty((self.n_mels, n_busy))
+        for start in range(0, n_busy, _BLOCK_FRAMES):
+            block = slice(start, start + _BLOCK_FRAMES)
+            spectrum = np.fft.rfft(frames[block] * self._hann, axis=1)
+            power = spectrum.real**2 + spectrum.imag**2
+            mel_power[:, block] = self._filters.dot(power.T)
+        return np.log10(np.maximum(mel_power, _FLOOR_POWER))

@@ -25,7 +25,7 @@ def read_machine(root: str = "/") -> Dict[str, Any]:
 
 def parse_cpu_model(cpuinfo: str) -> Optional[str]:
     """Processor name from the text of /proc/cpuinfo; ARM kernels name the implementer and part only by number."""
-    fields = {}  # type: Dict[str, str]
+    fields: Dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

@@ -55,8 +55,15 @@ def nearest_rank(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, int(rank) - 1)]
 
 
-def build_report(bundle: Bundle, runtime: Any, clips: Sequence[EvalClip], measurements: Sequence[Any],
-                 settings: Any, loading: Any, peak_rss_mib: float) -> Dict[str, Any]:
+def build_report(
+    bundle: Bundle,
+    runtime: Any,
+    clips: Sequence[EvalClip],
+    measurements: Sequence[Any],
+    settings: Any,
+    loading: Any,
+    peak_rss_mib: float,
+) -> Dict[str, Any]:
     """Put a bench run's measurements (bench.Measurement) together as a report."""
     manifest = bundle.manifest
     return {
@@ -88,7 +95,7 @@ def build_report(bundle: Bundle, runtime: Any, clips: Sequence[EvalClip], measur
             "percentiles": "nearest-rank",
             "synchronisation": "each call returns with its result in host memory",
             "latency": "one clip (or batch) from samples in memory to text: log-mel, encoder, decoder, detokenizing; "
-                       "reading and decoding of the audio file is not included",
+            "reading and decoding of the audio file is not included",
             "decoding": "greedy",
             "power_mode": figure(None, None, _NO_BOARD),
             "clocks_locked": figure(None, None, _NO_BOARD),
@@ -157,25 +164,26 @@ def _accuracy(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[st
     accuracy = {}
     for name, normalise in NORMALISERS.items():
         normalised = [(normalise(reference), normalise(text)) for reference, text in known]
-        entry = {}  # type: Dict[str, Any]
+        entry: Dict[str, Any] = {}
         for rate, unit in (("wer", "word"), ("cer", "char")):
             counts = corpus_error_rate(normalised, unit)
             reason = "the clips have no references" if not known else "the references are empty"
             percent = None if counts["rate"] is None else 100.0 * counts["rate"]
             entry[rate] = figure(percent, "%", reason)
-            entry[rate].update((key, counts[key]) for key in (
-                "substitutions", "deletions", "insertions", "n_reference"))
+            entry[rate].update(
+                (key, counts[key]) for key in ("substitutions", "deletions", "insertions", "n_reference")
+            )
         accuracy[name] = entry
     return accuracy
 
 
 def _clips(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[str, Any]:
     first = [m.transcript for m in measurements if m.repeat == 0]
-    per_window = {}  # type: Dict[str, int]
+    per_window: Dict[str, int] = {}
     for transcript in first:
         key = str(transcript.window_s)
         per_window[key] = per_window.get(key, 0) + 1
-    texts = {}  # type: Dict[int, set]
+    texts: Dict[int, set] = {}
     for m in measurements:
         texts.setdefault(m.clip, set()).add(m.transcript.text)
     return {
@@ -190,12 +198,21 @@ def _clips(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[str, 
 
 
 def _utterances(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> List[Dict[str, Any]]:
-    rows = {}  # type: Dict[int, Dict[str, Any]]
+    rows: Dict[int, Dict[str, Any]] = {}
     for m in measurements:
         t = m.transcript
-        row = rows.setdefault(m.clip, {
-            "audio": clips[m.clip].name, "reference": clips[m.clip].reference, "hypothesis": t.text,
-            "audio_s": t.audio_s, "window_s": t.window_s, "n_pieces": t.n_pieces, "n_tokens": len(t.tokens),
-            "latency_ms": []})
+        row = rows.setdefault(
+            m.clip,
+            {
+                "audio": clips[m.clip].name,
+                "reference": clips[m.clip].reference,
+                "hypothesis": t.text,
+                "audio_s": t.audio_s,
+                "window_s": t.window_s,
+                "n_pieces": t.n_pieces,
+                "n_tokens": len(t.tokens),
+                "latency_ms": [],
+            },
+        )
         row["latency_ms"].append(t.total_ms)
     return [rows[i] for i in sorted(rows)]

@@ -24,8 +24,7 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     cutoff = _ROLL_OFF * min(1.0, up / down)
     half_width = int(np.ceil(_N_ZEROS / cutoff))
     n_output = -(-len(audio) * up // down)
-    padded = np.concatenate([np.zeros(half_width, np.float32), audio,
-                             np.zeros(half_width + down, np.float32)])
+    padded = np.concatenate([np.zeros(half_width, np.float32), audio, np.zeros(half_width + down, np.float32)])
     output = np.empty(n_output, dtype=np.float32)
     offsets = np.arange(-half_width, half_width + 1)
     step = padded.strides[0]
@@ -35,7 +34,8 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         taps = _sinc_taps(offsets - part / up, cutoff, half_width)
         n_rows = -(-(n_output - phase) // up)
         windows = np.lib.stride_tricks.as_strided(
-            padded[whole:], shape=(n_rows, len(taps)), strides=(down * step, step))
+            padded[whole:], shape=(n_rows, len(taps)), strides=(down * step, step)
+        )
         output[phase::up] = windows.dot(taps)
     return output
 

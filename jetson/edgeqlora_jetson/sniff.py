@@ -41,7 +41,7 @@ def look_at(head: bytes) -> Look:
     """Describe a file by its first bytes (24 or more): "a PNG image", "text ('{"audio"...')", "bytes 00 01 ..."."""
     for signatures, is_media in ((_MEDIA, True), (_OTHER, False)):
         for offset, signature, name in signatures:
-            if head[offset:offset + len(signature)] == signature:
+            if head[offset : offset + len(signature)] == signature:
                 return Look(name, is_media)
     if not head.strip(b"\0"):
         return Look("zero bytes only", False)

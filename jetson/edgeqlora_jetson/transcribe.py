@@ -1,7 +1,7 @@
 """Clips to text: window choice, log-mel, greedy decoding, detokenizing."""
 
 import time
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -70,12 +70,13 @@ class Transcriber(object):
             decoder_ms=sum(piece.decoder_ms for piece in pieces),
             first_token_ms=first.first_token_ms,
             total_ms=sum(piece.total_ms for piece in pieces),
-            audio_s=len(audio) / self.sample_rate_hz)
+            audio_s=len(audio) / self.sample_rate_hz,
+        )
 
     def transcribe_batch(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
         """Transcribe several clips; those of one window go through the model together. Order is kept."""
-        by_window = {}  # type: Dict[float, List[int]]
-        transcripts = {}  # type: Dict[int, Transcript]
+        by_window: Dict[float, List[int]] = {}
+        transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):
             if len(audio) > int(round(max(self.windows_s) * self.sample_rate_hz)):
                 transcripts[i] = self.transcribe(audio)
@@ -95,8 +96,18 @@ class Transcriber(object):
         total_ms = (time.perf_counter() - start_s) * 1e3
         return [
             Transcript(
-                text=text, tokens=tokens, window_s=window_s, n_pieces=1, n_incomplete=int(not complete),
-                n_steps=result.n_steps, mel_ms=mel_ms, encoder_ms=result.encoder_ms, decoder_ms=result.decoder_ms,
-                first_token_ms=mel_ms + result.first_token_ms, total_ms=total_ms,
-                audio_s=len(audio) / self.sample_rate_hz)
-            for text, tokens, complete, audio in zip(texts, result.tokens, result.is_complete, clips)]
+                text=text,
+                tokens=tokens,
+                window_s=window_s,
+                n_pieces=1,
+                n_incomplete=int(not complete),
+                n_steps=result.n_steps,
+                mel_ms=mel_ms,
+                encoder_ms=result.encoder_ms,
+                decoder_ms=result.decoder_ms,
+                first_token_ms=mel_ms + result.first_token_ms,
+                total_ms=total_ms,
+                audio_s=len(audio) / self.sample_rate_hz,
+            )
+            for text, tokens, complete, audio in zip(texts, result.tokens, result.is_complete, clips)
+        ]

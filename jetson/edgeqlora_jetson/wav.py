@@ -69,16 +69,18 @@ def _find_chunks(data: bytes, name: Any) -> Dict[str, Tuple[int, int]]:
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise UserError("{}: not a WAV file".format(name))
     riff_size = struct.unpack("<I", data[4:8])[0]
-    chunks = {}  # type: Dict[str, Tuple[int, int]]
+    chunks: Dict[str, Tuple[int, int]] = {}
     position = 12
     while position + 8 <= len(data):
-        kind = data[position:position + 4].decode("latin-1")
-        size = struct.unpack("<I", data[position + 4:position + 8])[0]
+        kind = data[position : position + 4].decode("latin-1")
+        size = struct.unpack("<I", data[position + 4 : position + 8])[0]
         start = position + 8
         if start + size > len(data) or (kind == "data" and size == 0 and riff_size == 0):
             if kind == "data" and size < _STREAM_SIZE and size != 0:
-                raise UserError("{}: the WAV header announces {} bytes of sound, the file holds {}: it is cut off, "
-                                "copy or record it again".format(name, size, len(data) - start))
+                raise UserError(
+                    "{}: the WAV header announces {} bytes of sound, the file holds {}: it is cut off, "
+                    "copy or record it again".format(name, size, len(data) - start)
+                )
             size = len(data) - start
         chunks.setdefault(kind, (start, size))
         position = start + size + size % 2
@@ -89,14 +91,17 @@ def _parse_format(data: bytes, chunk: Tuple[int, int], name: Any) -> WavFormat:
     start, size = chunk
     if size < 16:
         raise UserError("{}: the 'fmt ' chunk has {} bytes, at least 16 are needed: damaged WAV".format(name, size))
-    encoding, n_channels, sample_rate_hz, _, _, bits = struct.unpack("<HHIIHH", data[start:start + 16])
+    encoding, n_channels, sample_rate_hz, _, _, bits = struct.unpack("<HHIIHH", data[start : start + 16])
     if encoding == _EXTENSIBLE and size >= 26:
-        encoding = struct.unpack("<H", data[start + 24:start + 26])[0]
+        encoding = struct.unpack("<H", data[start + 24 : start + 26])[0]
     known = (encoding == _PCM and bits in (8, 16, 24, 32)) or (encoding == _FLOAT and bits in (32, 64))
     if not known:
         shown = _FORMAT_NAMES.get(encoding, "encoding 0x{:04x}".format(encoding))
-        raise UnsupportedWav("{}: WAV with {} at {} bits, readable without an audio library: PCM 8/16/24/32 and "
-                             "float 32/64".format(name, shown, bits))
+        raise UnsupportedWav(
+            "{}: WAV with {} at {} bits, readable without an audio library: PCM 8/16/24/32 and float 32/64".format(
+                name, shown, bits
+            )
+        )
     if n_channels < 1:
         raise UserError("{}: the WAV header says {} channels, at least 1 is needed: damaged".format(name, n_channels))
     return WavFormat(encoding, n_channels, sample_rate_hz, bits)
@@ -112,7 +117,7 @@ def _decode(raw: np.ndarray, wav_format: WavFormat, name: Any) -> np.ndarray:
     if bits == 24:
         wide = np.zeros((len(raw) // 3, 4), dtype=np.uint8)
         wide[:, 1:] = raw.reshape(-1, 3)
-        return wide.reshape(-1).view("<i4").astype(np.float32) / np.float32(2 ** 31)
+        return wide.reshape(-1).view("<i4").astype(np.float32) / np.float32(2**31)
     return raw.view("<i{}".format(bits // 8)).astype(np.float32) / np.float32(2 ** (bits - 1))
 
 
@@ -121,6 +126,8 @@ def _checked_floats(samples: np.ndarray, name: Any) -> np.ndarray:
         raise UserError("{}: holds samples that are not numbers (NaN or infinity): convert it again".format(name))
     peak = float(np.abs(samples).max()) if len(samples) else 0.0
     if peak > _MAX_FLOAT_PEAK:
-        raise UserError("{}: float samples reach {:g}, allowed -1 to 1: integers that were not scaled? "
-                        "Divide them by 32768 and write the file again".format(name, peak))
+        raise UserError(
+            "{}: float samples reach {:g}, allowed -1 to 1: integers that were not scaled? "
+            "Divide them by 32768 and write the file again".format(name, peak)
+        )
     return np.clip(samples, -1.0, 1.0).astype(np.float32)

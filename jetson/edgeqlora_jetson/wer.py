@@ -24,14 +24,14 @@ def normalise_basic(text: str) -> str:
     for i, char in enumerate(text):
         if unicodedata.category(char)[0] in _KEPT and char not in _APOSTROPHES:
             kept.append(char)
-        elif (char == "'" or char in _APOSTROPHES) and _is_letter(text[i - 1:i]) and _is_letter(text[i + 1:i + 2]):
+        elif (char == "'" or char in _APOSTROPHES) and _is_letter(text[i - 1 : i]) and _is_letter(text[i + 1 : i + 2]):
             kept.append("'")
         else:
             kept.append(" ")
     return " ".join("".join(kept).split())
 
 
-NORMALISERS = {"none": normalise_none, "basic": normalise_basic}  # type: Dict[str, Callable[[str], str]]
+NORMALISERS: Dict[str, Callable[[str], str]] = {"none": normalise_none, "basic": normalise_basic}
 
 
 def align_counts(reference_items: Sequence[Any], hypothesis_items: Sequence[Any]) -> Tuple[int, int, int, int]:
@@ -45,15 +45,17 @@ def align_counts(reference_items: Sequence[Any], hypothesis_items: Sequence[Any]
     start, reference_end, hypothesis_end = 0, n_reference, len(hypothesis_items)
     while start < min(reference_end, hypothesis_end) and reference_items[start] == hypothesis_items[start]:
         start += 1
-    while (min(reference_end, hypothesis_end) > start
-           and reference_items[reference_end - 1] == hypothesis_items[hypothesis_end - 1]):
+    while (
+        min(reference_end, hypothesis_end) > start
+        and reference_items[reference_end - 1] == hypothesis_items[hypothesis_end - 1]
+    ):
         reference_end -= 1
         hypothesis_end -= 1
-    number_of = {}  # type: Dict[Any, int]
+    number_of: Dict[Any, int] = {}
     reference = [number_of.setdefault(item, len(number_of)) for item in reference_items[start:reference_end]]
     hypothesis = np.array(
-        [number_of.setdefault(item, len(number_of)) for item in hypothesis_items[start:hypothesis_end]],
-        dtype=np.int64)
+        [number_of.setdefault(item, len(number_of)) for item in hypothesis_items[start:hypothesis_end]], dtype=np.int64
+    )
     distance, insertions = _distance_and_insertions(reference, hypothesis)
     deletions = insertions + len(reference) - len(hypothesis)
     return distance - deletions - insertions, deletions, insertions, n_reference
@@ -72,8 +74,13 @@ def corpus_error_rate(pairs: Iterable[Tuple[str, str]], unit: str = "word") -> D
         totals += align_counts(_items(reference, unit), _items(hypothesis, unit))
     substitutions, deletions, insertions, n_reference = (int(total) for total in totals)
     rate = (substitutions + deletions + insertions) / n_reference if n_reference else None
-    return {"rate": rate, "substitutions": substitutions, "deletions": deletions, "insertions": insertions,
-            "n_reference": n_reference}
+    return {
+        "rate": rate,
+        "substitutions": substitutions,
+        "deletions": deletions,
+        "insertions": insertions,
+        "n_reference": n_reference,
+    }
 
 
 def _items(text: str, unit: str) -> List[str]:

@@ -29,7 +29,7 @@ def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = 16000) 
     start = 0
     while len(audio) - start > window:
         searched = start + int(window * (1.0 - _SEARCH_SHARE))
-        cut = searched + _quietest(audio[searched:start + window], int(_QUIET_S * sample_rate_hz))
+        cut = searched + _quietest(audio[searched : start + window], int(_QUIET_S * sample_rate_hz))
         ranges.append((start, cut))
         start = cut
     ranges.append((start, len(audio)))

@@ -131,14 +131,35 @@ def test_learning_rate_warms_up_and_falls():
     assert lr_share(110, recipe) == pytest.approx(0.02)
 
 
-def test_every_epoch_of_batches_sees_every_utterance_once():
-    from edgeqlora.demo.pretrain_batches import Utterance, shuffled_batches
+def test_every_epoch_of_batches_sees_every_utterance_once_beside_its_like():
+    from edgeqlora.demo.pretrain_batches import Utterance, bucketed_batches
 
-    utterances = [Utterance(path, "") for path in "abcdef"]
-    batches = list(shuffled_batches(utterances, 2, 6, seed=0))
+    utterances = [Utterance(path, "", duration_s) for path, duration_s in zip("abcdef", (3, 1, 2, 2, 1, 3), strict=True)]
+    batches = list(bucketed_batches(utterances, 2, 6, seed=0))
     for epoch in (batches[:3], batches[3:]):
         assert sorted(one.path for batch in epoch for one in batch) == list("abcdef")
+        assert all(batch[0].duration_s == batch[1].duration_s for batch in epoch)
     assert batches[:3] != batches[3:]
+
+
+def test_a_faster_tape_is_shorter_and_higher():
+    from edgeqlora.demo.perturb import change_speed
+
+    tone = np.sin(2 * np.pi * 400 * np.arange(RATE) / RATE).astype(np.float32)
+    faster = change_speed(tone, 1.25)
+    assert faster.size == 12800
+    assert np.abs(np.fft.rfft(faster)).argmax() * RATE / faster.size == pytest.approx(500, abs=2)
+
+
+def test_perturbed_speech_keeps_its_level_within_the_equaliser():
+    from edgeqlora.demo.perturb import EQUALISER_DB, perturb
+
+    speech = 0.1 * acoustics.pink(np.random.default_rng(0), RATE)
+    for seed in range(8):
+        changed = perturb(np.random.default_rng(seed), speech)
+        assert changed.dtype == np.float32
+        assert abs(20 * np.log10(rms(changed) / 0.1)) <= EQUALISER_DB + 2
+        assert RATE / 1.16 < changed.size < RATE / 0.86
 
 
 def test_pretraining_without_speech_says_how_to_make_it(tmp_path, capsys):
@@ -159,7 +180,7 @@ def test_two_steps_of_pretraining_write_a_model_that_loads(tmp_path):
     rows = []
     for index in range(4):
         soundfile.write(tmp_path / f"{index}.wav", 0.1 * rng.standard_normal(RATE), RATE)
-        rows.append(json.dumps({"audio": f"{index}.wav", "text": phrases.PHRASES[index]}))
+        rows.append(json.dumps({"audio": f"{index}.wav", "text": phrases.PHRASES[index], "duration": 1.0}))
     for name in ("train", "heldout"):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     tiny = Recipe(d_model=64, n_heads=2, encoder_layers=1, decoder_layers=1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqlora.errors import UserError
-from edgeqlora.profiles import list_profiles, load_profile, parse_profile, profiles_dir
+from edgeqlora.profiles import format_profile, list_profiles, load_profile, parse_profile, profiles_dir
 
 GOOD = {
     "name": "board",
@@ -20,9 +20,7 @@ GOOD = {
     "python": "3.8",
     "tensorrt": "8.5",
     "notes": "none",
-    "sources": {
-        key: "our choice" for key in ("opset", "precisions", "max_window_s", "max_batch", "python", "tensorrt")
-    },
+    "sources": dict.fromkeys(("opset", "precisions", "max_window_s", "max_batch", "python", "tensorrt"), "our choice"),
 }
 BOARD = Path("board.toml")
 
@@ -44,13 +42,26 @@ def test_the_boards_of_the_readme_are_there():
         assert f"| {profile.tensorrt or 'none'} | {profile.opset} | {profile.python}" in table
 
 
+def test_a_printed_profile_gives_each_value_with_its_source():
+    text = format_profile(load_profile("jetson-nano"))
+    assert text.startswith("jetson-nano: NVIDIA Jetson Nano 4GB (2019), JetPack 4.6\n")
+    assert (
+        "\n  tensorrt       8.2\n                   JetPack 4.6.6 (L4T 32.7.6) has TensorRT 8.2.1: OE4T/meta-tegra"
+        in text
+    )
+    assert "\n  precisions     fp16, fp32\n" in text
+    assert "\n  threads        -\n" in text
+
+
 def test_the_2019_nano_is_what_jetpack_4_gives_it():
     nano = load_profile("jetson-nano")
     assert (nano.opset, nano.tensorrt, nano.python, nano.precisions[0]) == (13, "8.2", "3.6", "fp16")
 
 
 def test_an_unknown_name_lists_the_known_and_suggests_the_nearest():
-    with pytest.raises(UserError, match=r"'jetson-orin'.*cpu, jetson-nano, jetson-orin-nano; did you mean 'jetson-orin-nano'"):
+    with pytest.raises(
+        UserError, match=r"'jetson-orin'.*cpu, jetson-nano, jetson-orin-nano; did you mean 'jetson-orin-nano'"
+    ):
         load_profile("jetson-orin")
 
 
@@ -95,11 +106,11 @@ def test_no_odd_batch_size_slips_through(value):
 
 
 def test_unknown_and_missing_keys_and_sources_are_named():
-    with pytest.raises(UserError, match="key 'max_bach' is not known.*did you mean 'max_batch'"):
+    with pytest.raises(UserError, match=r"key 'max_bach' is not known.*did you mean 'max_batch'"):
         parse_profile({**GOOD, "max_bach": 1}, BOARD)
     with pytest.raises(UserError, match="key 'opset' is missing"):
         parse_profile({k: v for k, v in GOOD.items() if k != "opset"}, BOARD)
-    with pytest.raises(UserError, match="sources.opset = None"):
+    with pytest.raises(UserError, match=r"sources\.opset = None"):
         parse_profile({**GOOD, "sources": {k: v for k, v in GOOD["sources"].items() if k != "opset"}}, BOARD)
     with pytest.raises(UserError, match=r"sources\.memory_mib names no key"):
         parse_profile({**GOOD, "sources": {**GOOD["sources"], "memory_mib": "x"}}, BOARD)

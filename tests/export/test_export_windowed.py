@@ -1,13 +1,14 @@
 """windowed(): a model that sees a shorter window, and is unaltered afterwards."""
 
+import re
+
 import pytest
 import torch
-from export_tiny import tiny_whisper
-from hypothesis import given
-from hypothesis import strategies as st
-
 from edgeqlora_export.windowed import model_window_s, window_frames, windowed
 from edgeqlora_jetson.errors import UserError
+from export_tiny import tiny_whisper
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 
 @given(st.integers(1, 1500))
@@ -17,13 +18,10 @@ def test_every_multiple_of_20_ms_has_an_even_number_of_frames(positions):
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_any_other_window_is_refused_with_the_allowed_range(window_s):
-    try:
-        frames = window_frames(window_s)
-    except UserError as error:
-        assert f"window_s={window_s:g}" in str(error)
-    else:
-        assert frames % 2 == 0
-        assert abs(frames / 100 - window_s) < 1e-6
+    positions = round(window_s * 50) if 0.02 <= window_s <= 30 else 0
+    assume(not positions or abs(positions / 50 - window_s) > 1e-6)
+    with pytest.raises(UserError, match=f"^window_s={re.escape(f'{window_s:g}')} is "):
+        window_frames(window_s)
 
 
 def test_the_refusals_say_what_to_do():
@@ -52,12 +50,11 @@ def test_a_window_equals_a_model_made_that_short_and_leaves_no_trace(positions):
 
 def test_it_nests_and_restores_after_an_error():
     model = tiny_whisper()
-    with pytest.raises(RuntimeError, match="boom"), windowed(model, 1.0), windowed(model, 0.5):
-        assert model.model.encoder.embed_positions.num_embeddings == 25
-        raise RuntimeError("boom")
+    with windowed(model, 1.0), pytest.raises(ValueError, match="length 50, but found 100"), windowed(model, 0.5):
+        model.model.encoder(torch.zeros(1, 80, 100))
     assert model.model.encoder.embed_positions.weight.shape == (100, 32)
     assert model.config.max_source_positions == 100
-    with windowed(model, 1.0), pytest.raises(UserError, match="allowed are 0.02 to 1 s"), windowed(model, 1.5):
+    with windowed(model, 1.0), pytest.raises(UserError, match=r"allowed are 0\.02 to 1 s"), windowed(model, 1.5):
         pass
 
 

@@ -14,6 +14,11 @@ if JETSON not in sys.path:
     sys.path.insert(0, JETSON)
 
 
+def pytest_configure(config):
+    # run_pythons.sh runs these tests without pyproject.toml, which old Pythons' pytest cannot read.
+    config.addinivalue_line("markers", "real: needs ../shared (real model, real speech)")
+
+
 @pytest.fixture(scope="session")
 def fixture_folder():
     """The tiny bundle made by make_fixture.py."""
@@ -27,7 +32,7 @@ def expected():
         return json.load(file)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle_copy(fixture_folder, tmp_path):
     """A copy of the tiny bundle that a test may damage."""
     folder = str(tmp_path / "bundle")

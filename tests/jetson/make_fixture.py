@@ -30,7 +30,7 @@ MAX_AUDIO_POSITIONS = 50
 PROMPT, EOS = [36, 37], 38
 WINDOWS = {0.5: 6, 1.0: 10}
 PIECES = (
-    [" " + word for word in "one two three four five six seven eight nine ten up down left right go stop".split()]
+    [" " + word for word in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "up", "down", "left", "right", "go", "stop"]]
     + list("abcdefghijklmn") + ["\xc3", "\xa9", "\xe2\x82", "\xac", "'", ","]
 )  # fmt: skip
 
@@ -84,7 +84,12 @@ class Decoder(nn.Module):
         self.ln4 = nn.LayerNorm(D_MODEL)
 
     def forward(
-        self, tokens: torch.Tensor, past_k: torch.Tensor, past_v: torch.Tensor, cross_k: torch.Tensor, cross_v: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        past_k: torch.Tensor,
+        past_v: torch.Tensor,
+        cross_k: torch.Tensor,
+        cross_v: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n_past, n_new = past_k.shape[2], tokens.shape[1]
         x = self.embedding[tokens.long()] + self.positions[n_past : n_past + n_new]

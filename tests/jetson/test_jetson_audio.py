@@ -160,7 +160,7 @@ def test_resampling_agrees_with_soxr():
     smooth = np.convolve(noise, np.hanning(9) / np.hanning(9).sum(), mode="same")  # little near the band edge
     theirs = soxr.resample(smooth, 22050, 16000, quality="VHQ")
     ours = resample(smooth, 22050, 16000)
-    assert np.abs(ours[300:-300] - theirs[300:len(ours) - 300]).max() < 5e-3
+    assert np.abs(ours[300:-300] - theirs[300 : len(ours) - 300]).max() < 5e-3
 
 
 def test_load_resamples(tmp_path):

@@ -75,7 +75,10 @@ def test_not_a_bundle(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_field("schema", "edgeqlora.bundle/9"), "schema 'edgeqlora.bundle/9', this runner reads 'edgeqlora.bundle/1'"),
+        (
+            set_field("schema", "edgeqlora.bundle/9"),
+            "schema 'edgeqlora.bundle/9', this runner reads 'edgeqlora.bundle/1'",
+        ),
         (set_field("model", "n_layers", "four"), "field model.n_layers is 'four', needed: a whole number"),
         (set_field("model", None), "field model.n_layers is None"),
         (set_field("decoding", "eos_id", True), "field decoding.eos_id is True, needed: a token id"),

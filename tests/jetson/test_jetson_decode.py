@@ -50,10 +50,12 @@ def test_suppress_always_and_at_the_beginning():
 
 
 def test_finished_rows_go_on_with_the_end_token():
-    runtime = ScriptedRuntime([
-        [one_hot(0), one_hot(5), one_hot(0), one_hot(0)],
-        [one_hot(2), one_hot(1), one_hot(2), one_hot(5)],
-    ])
+    runtime = ScriptedRuntime(
+        [
+            [one_hot(0), one_hot(5), one_hot(0), one_hot(0)],
+            [one_hot(2), one_hot(1), one_hot(2), one_hot(5)],
+        ]
+    )
     result = greedy(runtime, np.concatenate([MEL, MEL]), SPEC, 9)
     assert result.tokens == [[0], [2, 1, 2]]
     assert runtime.fed[2:] == [[[5], [1]], [[5], [2]]]

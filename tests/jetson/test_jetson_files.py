@@ -140,7 +140,9 @@ def test_atomic_folder_failure_leaves_nothing_and_keeps_the_old(tmp_path):
 
 
 def test_atomic_folder_full_disk_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write .*adapter: the disk is full"), atomic_folder(tmp_path / "adapter"):
+    with pytest.raises(UserError, match="cannot write .*adapter: the disk is full"), atomic_folder(
+        tmp_path / "adapter"
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "adapter"):
         open(str(tmp_path / "not there")).close()

@@ -7,11 +7,12 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 from ..errors import UserError
 
 # Name of the runtime -> (module beside this one, class). A class takes (bundle, threads, providers).
-RUNTIMES = {"onnxruntime": ("onnxruntime", "OnnxRuntime")}  # type: Dict[str, Tuple[str, str]]
+RUNTIMES: Dict[str, Tuple[str, str]] = {"onnxruntime": ("onnxruntime", "OnnxRuntime")}
 
 
-def open_runtime(bundle: Any, name: str = "onnxruntime", threads: Optional[int] = None,
-                 providers: Optional[Sequence[str]] = None) -> Any:
+def open_runtime(
+    bundle: Any, name: str = "onnxruntime", threads: Optional[int] = None, providers: Optional[Sequence[str]] = None
+) -> Any:
     """Open the bundle's graphs in a runtime.
 
     threads: intra-op threads, None: as the bundle's profile says, else one per core.
@@ -20,8 +21,11 @@ def open_runtime(bundle: Any, name: str = "onnxruntime", threads: Optional[int] 
     """
     if name not in RUNTIMES:
         near = difflib.get_close_matches(name, RUNTIMES, n=1)
-        raise UserError("runtime {!r} is not known, allowed: {}{}".format(
-            name, ", ".join(sorted(RUNTIMES)), "; did you mean {!r}?".format(near[0]) if near else ""))
+        raise UserError(
+            "runtime {!r} is not known, allowed: {}{}".format(
+                name, ", ".join(sorted(RUNTIMES)), "; did you mean {!r}?".format(near[0]) if near else ""
+            )
+        )
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError("threads={}, allowed 1 to 1024".format(threads))
     module_name, class_name = RUNTIMES[name]

@@ -1,0 +1,58 @@
+"""A tiny random Whisper with a real tokenizer, and four clips: enough to run every step for real in seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Whisper (64 wide, 2 + 2 layers) with the tokenizer and extractor of the embedded model."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+    from edgeqlora.demo import model_dir
+    from edgeqlora.models.whisper import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer, extractor = load_tokenizer(str(model_dir()))
+    embedded = json.loads((model_dir() / "config.json").read_text())
+    config = WhisperConfig(
+        **{k: embedded[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")},
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        num_mel_bins=80,
+        max_target_positions=64,
+    )
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(str(model_dir()))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """manifest.jsonl of eight clips of 0.4 to 0.8 s, two texts told apart by pitch."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(8):
+        seconds = 0.4 + 0.05 * i
+        t = np.arange(int(16000 * seconds)) / 16000
+        audio = 0.3 * np.sin(2 * np.pi * (300 if i % 2 else 1200) * t) + 0.01 * rng.standard_normal(t.size)
+        soundfile.write(folder / f"{i}.wav", audio.astype(np.float32), 16000)
+        text = "lights on" if i % 2 else "stop"
+        rows.append({"audio": f"{i}.wav", "text": text, "duration": round(seconds, 3), "speaker": f"s{i}"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "manifest.jsonl"

@@ -1,0 +1,72 @@
+"""Settings: TOML and flags, types, ranges, and messages that say what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeqlora.errors import UserError
+from edgeqlora.settings import make_settings, parse_windows, read_settings, write_settings
+
+NEEDED = {"base_model": "m", "train": "t", "output": "o"}
+
+
+def test_defaults():
+    settings = make_settings(NEEDED)
+    assert settings.method == "qlora"
+    assert settings.resolved_learning_rate() == 1e-3
+    assert make_settings({**NEEDED, "method": "full"}).resolved_learning_rate() == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is out of range: allowed is 1 to 65536"),
+        ({"batch_size": "8"}, "batch_size='8': expected int"),
+        ({"method": "qlorra"}, r"method='qlorra': allowed are qlora, lora, full \(did you mean qlora\?\)"),
+        ({"steps": 5, "epochs": 1.0}, "give one of them"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
+        ({"window_s": "0.1"}, "allowed is 0.5 to 30 s"),
+        ({"window_s": "2.013"}, "steps of 0.02 s"),
+        ({"window_s": "two"}, "is not a number"),
+        ({"noise_snr_db": [20, 5]}, "the lowest and the highest"),
+        ({"speed_perturb": [3.0]}, "allowed is 0.5 to 2.0"),
+        ({"output": ""}, "output is not given: pass --output"),
+        ({"report_to": ["email"]}, "allowed are tensorboard, mlflow, wandb"),
+    ],
+)
+def test_bad_values_name_value_and_range(change, text):
+    with pytest.raises(UserError, match=text):
+        make_settings({**NEEDED, **change})
+
+
+def test_written_settings_read_back_the_same(tmp_path: Path):
+    settings = make_settings({**NEEDED, "steps": 7, "window_s": "2,5", "speed_perturb": [0.9, 1.1], "spec_augment": True})
+    write_settings(settings, tmp_path / "c.toml")
+    assert make_settings(read_settings(tmp_path / "c.toml")) == settings
+
+
+def test_unknown_setting_suggests_the_nearest(tmp_path: Path):
+    (tmp_path / "c.toml").write_text('lerning_rate = 1e-3\n')
+    with pytest.raises(UserError, match="did you mean 'learning_rate'"):
+        read_settings(tmp_path / "c.toml")
+
+
+def test_broken_toml_and_missing_file(tmp_path: Path):
+    (tmp_path / "c.toml").write_text("steps = = 3\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        read_settings(tmp_path / "c.toml")
+    with pytest.raises(UserError, match="--save-config"):
+        read_settings(tmp_path / "none.toml")
+
+
+def test_paths_in_a_config_are_relative_to_it(tmp_path: Path):
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    (tmp_path / "c.toml").write_text('train = "data.jsonl"\nbase_model = "openai/whisper-tiny"\n')
+    given = read_settings(tmp_path / "c.toml")
+    assert given["train"] == str(tmp_path / "data.jsonl")
+    assert given["base_model"] == "openai/whisper-tiny"
+
+
+def test_windows():
+    assert parse_windows("auto") is None
+    assert parse_windows("5,2") == [2.0, 5.0]

@@ -1,0 +1,231 @@
+"""From a merged folder to a bundle that the runner reads: whole and proven, or absent."""
+
+import json
+import wave
+
+import numpy as np
+import onnx
+import pytest
+from edgeqlora_export import run
+from edgeqlora_export.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.detokenizer import detokenizer_table
+from edgeqlora_export.evalclips import write_wav
+from edgeqlora_export.graphs import export_whisper
+from edgeqlora_export.parity import measure_parity, verify_gates
+from edgeqlora_export.run import export_bundle
+from edgeqlora_export.whisper import model_constants
+from edgeqlora_jetson.audio import load_audio
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.decode import Detokenizer
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.runtimes import open_runtime
+from edgeqlora_jetson.transcribe import Transcriber
+from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_generation_config, tiny_whisper
+from onnx import numpy_helper
+
+PROFILE = {"name": "jetson-nano", "tensorrt": "8.2", "threads": 1, "max_batch": 4}
+
+
+def _export(merged, out, clips, **changes):
+    settings = {"opset": 13, "windows_s": [2.0, 1.0], "profile": PROFILE, "clips": clips, "n_eval": 2, **changes}
+    return export_bundle(merged, out, **settings)
+
+
+@pytest.fixture(scope="module")
+def exported(merged, clips, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "bundle"
+    messages = []
+    summary = _export(merged, out, clips, parents={"merged": "abc"}, name="tiny", progress=messages.append)
+    return out, summary, messages
+
+
+def test_the_runner_reads_the_bundle_and_every_gate_passed(exported):
+    out, summary, messages = exported
+    bundle = Bundle.load(out)
+    manifest = bundle.manifest
+    assert bundle.windows_s == [1.0, 2.0] == summary["windows_s"]
+    assert [gate["name"] for gate in manifest["gates"]] == [
+        "log-mel",
+        "encoder parity at 1 s",
+        "decoder parity at 1 s",
+        "greedy tokens at 1 s",
+        "encoder parity at 2 s",
+        "decoder parity at 2 s",
+        "greedy tokens at 2 s",
+    ]
+    assert all(gate["passed"] and gate["measured"] <= gate["limit"] for gate in manifest["gates"])
+    assert "past 0/1/7; past 200 skipped: the model holds 64 positions" in manifest["gates"][2]["detail"]
+    assert manifest["gates"][3]["detail"].startswith("4 clips, ")
+    assert manifest["decoding"]["prompt_ids"] == [SOT, NO_TIMESTAMPS]
+    assert (manifest["engine_request"], manifest["parents"], manifest["name"]) == (None, {"merged": "abc"}, "tiny")
+    assert "TensorRT 8.2 is not asked for yet" in manifest["profile"]["note"]
+    assert summary["bytes"] == sum(entry["bytes"] for entry in manifest["files"].values())
+    assert any("TensorRT 8.2's operator table" in message for message in messages)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["bundle"]
+
+
+def test_no_path_of_this_machine_travels():
+    assert run._public_name("openai/whisper-tiny.en") == "openai/whisper-tiny.en"
+    assert run._public_name("/somewhere/models/whisper-tiny.en") == "whisper-tiny.en"
+
+
+def test_the_files_are_those_of_the_contract(exported):
+    out, _, _ = exported
+    names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert names == {
+        "manifest.json", "encoder.onnx", "decoder.onnx", "mel_filters.npy", "detokenizer.json",
+        "edgeqlora-jetson.pyz", "README.txt", "eval/manifest.jsonl", "eval/0001.wav", "eval/0002.wav",
+    }  # fmt: skip
+    filters = np.load(out / "mel_filters.npy", allow_pickle=False)
+    assert (filters.shape, filters.dtype) == ((201, 80), np.float32)
+    assert "python3 edgeqlora-jetson.pyz bench\n" in (out / "README.txt").read_text()
+
+
+def test_eval_clips_are_what_was_given(exported, clips):
+    out, _, _ = exported
+    rows = [json.loads(line) for line in (out / "eval" / "manifest.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["clip 0", "clip 1"]
+    assert rows[1] == {"audio": "0002.wav", "text": "clip 1", "duration": 0.75}
+    audio = load_audio(str(out / "eval" / "0001.wav"))
+    assert np.abs(audio - clips[0][0]).max() <= 1 / 32768
+
+
+def test_the_runner_says_what_torch_says(exported, whisper, tokenizer, clips, merged):
+    out, _, _ = exported
+    bundle = Bundle.load(out)
+    transcriber = Transcriber(bundle, open_runtime(bundle))
+    extractor = run.load_merged(merged)[2]
+    for audio, _ in clips:
+        transcript = transcriber.transcribe(audio)
+        mel = run.extract_mel(extractor, [audio], round(transcript.window_s * 100))
+        limit = bundle.max_new_tokens(transcript.window_s)
+        expected = torch_greedy(whisper, mel, bundle.manifest["decoding"], limit)[0]
+        assert transcript.text == Detokenizer(bundle.load_detokenizer())(expected)
+
+
+def test_a_wrong_weight_in_the_graph_fails_the_gate(whisper, tokenizer, tmp_path):
+    spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
+    mels = {1.0: np.random.default_rng(0).normal(0, 1, (3, 80, 100)).astype(np.float32)}
+    graphs = export_whisper(whisper, tmp_path)
+    manifest = {
+        "model": model_constants(whisper),
+        "graphs": {key: {"file": path.name} for key, path in graphs.items()},
+    }
+
+    def gates():
+        return measure_parity(whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, spec)
+
+    verify_gates(gates())
+    for which, kind in (("decoder", "decoder parity at 1 s"), ("encoder", "encoder parity at 1 s")):
+        whole = graphs[which].read_bytes()
+        model = onnx.load(graphs[which])
+        tensor = next(t for t in model.graph.initializer if len(t.dims) == 2 and 64 in t.dims and 32 in t.dims)
+        value = numpy_helper.to_array(tensor).copy()
+        value[3, 5] += 0.05
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        onnx.save(model, graphs[which])
+        with pytest.raises(UserError, match=rf"gate failed: {kind}: .*allowed at most .*batch .*No bundle was written"):
+            verify_gates(gates())
+        graphs[which].write_bytes(whole)
+
+
+def test_wrong_tokens_alone_fail_the_gate_and_name_the_clip(whisper, tokenizer, tmp_path):
+    spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
+    mels = {1.0: np.random.default_rng(0).normal(0, 1, (2, 80, 100)).astype(np.float32)}
+    graphs = export_whisper(whisper, tmp_path)
+    manifest = {
+        "model": model_constants(whisper),
+        "graphs": {key: {"file": path.name} for key, path in graphs.items()},
+    }
+    runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
+
+    class LastTokenLost:
+        """A runtime that repeats itself from the second step on, as a stale cache would."""
+
+        def encode(self, mel):
+            return runtime.encode(mel)
+
+        def start(self, cross):
+            state = runtime.start(cross)
+            step, self.seen = state.step, []
+
+            def stale(tokens):
+                self.seen.append(step(tokens))
+                return self.seen[0 if len(self.seen) > 2 else -1].copy()
+
+            state.step = stale
+            return state
+
+    gates = measure_parity(whisper, LastTokenLost(), mels, spec)
+    assert [gate["passed"] for gate in gates] == [True, True, False]
+    with pytest.raises(
+        UserError, match=r"greedy tokens at 1 s: 1, allowed at most 0 \(2 clips.*clip 0 from token 2: torch \["
+    ):
+        verify_gates(gates)
+
+
+def test_a_failed_gate_writes_no_bundle(merged, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "MEL_LIMIT", -1.0)
+    with pytest.raises(UserError, match="gate failed: log-mel"):
+        _export(merged, tmp_path / "bundle", clips, windows_s=[1.0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_outside_the_table_stops_the_export(merged, clips, tmp_path):
+    with pytest.raises(UserError, match=r"encoder\.onnx is outside TensorRT 8\.2's operator table"):
+        _export(merged, tmp_path / "bundle", clips, opset=17)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_are_named_before_the_work(merged, clips, tmp_path):
+    with pytest.raises(UserError, match=r"window_s=3 is out of range: allowed are 0.02 to 2 s"):
+        _export(merged, tmp_path / "bundle", clips, windows_s=[3])
+    with pytest.raises(UserError, match="windows_s is empty"):
+        _export(merged, tmp_path / "bundle", clips, windows_s=[])
+    with pytest.raises(UserError, match="0 clips"):
+        _export(merged, tmp_path / "bundle", [])
+    with pytest.raises(
+        UserError, match=r"is not a merged folder: it has no config\.json and no preprocessor_config\.json"
+    ):
+        _export(tmp_path, tmp_path / "bundle", clips)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        _export(merged, tmp_path / "full", clips)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_broken_weights_are_a_clear_error(merged, clips, tmp_path):
+    broken = tmp_path / "merged"
+    broken.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (broken / name).write_bytes((merged / name).read_bytes())
+    with pytest.raises(UserError, match="the weights cannot be read as Whisper's"):
+        _export(broken, tmp_path / "bundle", clips)
+
+
+def test_detokenizer_gives_the_tokenizers_text(tokenizer):
+    table = detokenizer_table(tokenizer, VOCAB_SIZE)
+    assert len(table) == VOCAB_SIZE
+    assert table[EOS] is table[TIME_0] is table[VOCAB_SIZE - 1] is None
+    text = " Größe 漢字 it's\n\t§"
+    assert Detokenizer(table)(tokenizer.encode(text)) == text.strip()
+    assert sorted(ord(c) for entry in table if entry for c in entry) == list(range(256))
+
+
+def test_wav_clips_at_full_scale(tmp_path):
+    write_wav(tmp_path / "a.wav", np.array([2.0, -2.0, 0.5], dtype=np.float32))
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16000)
+        assert np.frombuffer(file.readframes(3), "<i2").tolist() == [32767, -32768, 16384]
+
+
+def test_a_model_of_another_shape_and_128_mels(tokenizer, tmp_path):
+    """The shape of large-v3-turbo: more encoder than decoder layers, 128 mels, head_dim unlike a power of two."""
+    model = tiny_whisper(num_mel_bins=128, encoder_layers=3, decoder_layers=1, d_model=24, decoder_attention_heads=4)
+    spec = decoding_spec(model, tokenizer, tiny_generation_config(is_multilingual=True), [1.0], "de")
+    graphs = export_whisper(model, tmp_path)
+    manifest = {"model": model_constants(model), "graphs": {k: {"file": p.name} for k, p in graphs.items()}}
+    runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
+    mels = {1.0: np.random.default_rng(0).normal(0, 1, (1, 128, 100)).astype(np.float32)}
+    verify_gates(measure_parity(model, runtime, mels, spec))
