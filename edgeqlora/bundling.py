@@ -68,7 +68,7 @@ def export(
         task=task or card.get("task"),
         name=name,
         base_model=card.get("base_model"),
-        parents={"merged": folder_sha256(Path(merged)), **(card.get("parents") or {})},
+        parents={"merged": folder_sha256(Path(merged)), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
         overwrite=overwrite,
         progress=say,

@@ -7,10 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import read_json, sha256_file, write_json
-
 from edgeqlora import __version__
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import read_json, sha256_file, write_json
 
 SCHEMA = "edgeqlora.card/1"
 _LIBRARIES = (

@@ -4,9 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import read_json, write_json
-
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import read_json, write_json
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: without it the checkpoint was cut off and is passed over."""

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import sha256_file, write_json, write_text
-
 from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.sensors import peak_rss_mib
+from edgeqlora_jetson.files import sha256_file, write_json, write_text
 
 SCHEMA = "edgeqlora.evaluation/1"
 KINDS = ("bundle", "adapter", "model")
@@ -207,11 +206,10 @@ def _with_torch(
 
 
 def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress: Any) -> dict[str, Any]:
+    from edgeqlora.data.audio import load_audio
     from edgeqlora_jetson.bundle import Bundle
     from edgeqlora_jetson.runtimes import open_runtime
     from edgeqlora_jetson.transcribe import Transcriber
-
-    from edgeqlora.data.audio import load_audio
 
     bundle = Bundle.load(source)
     transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
@@ -244,9 +242,8 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
 
 def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str, tokenizer: Any) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors under the first normaliser."""
-    from edgeqlora_jetson.wer import align_counts
-
     from edgeqlora.scores import normaliser
+    from edgeqlora_jetson.wer import align_counts
 
     apply = normaliser(name, tokenizer)
     found = []

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import atomic_folder, sha256_file
-
 from edgeqlora.card import folder_sha256, measured, missing, read_card, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import atomic_folder, sha256_file
 
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import read_json
 from rich.console import Console
 
 from edgeqlora.data.augment import AugmentConfig
@@ -16,6 +15,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, parse_windows
+from edgeqlora_jetson.files import read_json
 
 
 @dataclass

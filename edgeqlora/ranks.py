@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeqlora_jetson.files import read_json
-
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import read_json
 
 SCHEMA = "edgeqlora.ranks/1"
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from edgeqlora_export.decoding import decoding_spec, torch_greedy
-from edgeqlora_export.windowed import windowed
-from edgeqlora_jetson.windows import choose_window, split_long
 
 from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 from edgeqlora.data.batching import Collator, window_of
 from edgeqlora.data.features import MelExtractor
 from edgeqlora.data.row import Row
 from edgeqlora.models.whisper import SpeechModel
+from edgeqlora_export.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.windowed import windowed
+from edgeqlora_jetson.windows import choose_window, split_long
 
 Progress = Callable[[int, int], None]
 

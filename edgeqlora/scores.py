@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgeqlora_jetson.wer import NORMALISERS as BOARD_NORMALISERS
-
 from edgeqlora.card import measured, missing
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.wer import NORMALISERS as BOARD_NORMALISERS
 
 NORMALISERS = (*BOARD_NORMALISERS, "whisper-english")
 """Those of the board, and `whisper-english` (OpenAI's, through transformers), which also spells numbers one way."""

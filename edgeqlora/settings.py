@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import write_text
-
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import write_text
 
 METHODS = ("qlora", "lora", "full")
 OPTIMISERS = ("auto", "adamw", "paged-adamw-8bit")

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import atomic_folder, sha256_file, write_json
 from rich.console import Console
 
 from edgeqlora import checkpoint
@@ -24,7 +23,8 @@ from edgeqlora.errors import UserError
 from edgeqlora.prepare import Prepared, augmentation, evenly, prepare
 from edgeqlora.sensors import EnergyMeter, peak_rss_mib, peak_vram
 from edgeqlora.settings import TrainSettings, write_settings
-from edgeqlora.unfinished import CONFIG, open_partial, partial_folder
+from edgeqlora.unfinished import CONFIG, open_partial, partial_folder, verify_output
+from edgeqlora_jetson.files import atomic_folder, sha256_file, write_json
 
 
 def train(
@@ -42,12 +42,11 @@ def train(
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
+    if is_first and not dry_run:
+        verify_output(settings, output, resume=resume, overwrite=overwrite)
     check_is_whisper(settings.base_model)
     tokenizer, feature_extractor = load_tokenizer(settings.base_model)
     data = prepare(settings, tokenizer, console)
-    resume_from = None
-    if not dry_run:
-        resume_from = open_partial(settings, output, resume=resume, overwrite=overwrite, is_first=is_first)
     n_steps = settings.steps or math.ceil(
         (settings.epochs or 3.0) * steps_per_epoch(len(data.rows), settings.batch_size)
     )
@@ -76,6 +75,7 @@ def train(
     run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
     if dry_run:
         return run.estimate()
+    resume_from = open_partial(settings, output, resume=resume) if is_first or resume else None
     trainer = run.run(partial_folder(output), resume_from, is_first)
     if not is_first:
         return {}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgeqlora_export.windowed import windowed
-from edgeqlora_jetson.files import sha256_file, write_json
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgeqlora import checkpoint
 from edgeqlora.data.batching import BucketSampler
+from edgeqlora_export.windowed import windowed
+from edgeqlora_jetson.files import sha256_file, write_json
 
 Evaluate = Callable[[], dict[str, float]]
 

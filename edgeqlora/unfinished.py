@@ -18,10 +18,8 @@ def partial_folder(output: Path) -> Path:
     return output.parent / f"{output.name}.partial"
 
 
-def open_partial(
-    settings: TrainSettings, output: Path, *, resume: bool, overwrite: bool, is_first: bool
-) -> Path | None:
-    """Make or reopen the folder of checkpoints; returns the checkpoint to go on from."""
+def verify_output(settings: TrainSettings, output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before anything heavy, an output that would be lost, or a resume without a run to go on with."""
     partial = partial_folder(output)
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         done = " (a finished run)" if (output / "card.json").exists() else ""
@@ -32,16 +30,18 @@ def open_partial(
                 f"nothing to resume: {partial} does not exist (it holds the checkpoints of an unfinished run)"
             )
         _same_settings(settings, partial)
+    elif checkpoint.last_complete(partial) and not overwrite:
+        raise UserError(f"an unfinished run is in {partial}: pass --resume to go on, or --overwrite to start anew")
+
+
+def open_partial(settings: TrainSettings, output: Path, *, resume: bool) -> Path | None:
+    """Make the folder of checkpoints anew, or with `resume` return the checkpoint to go on from (None: the start)."""
+    partial = partial_folder(output)
+    if resume:
         return checkpoint.last_complete(partial)
-    if not is_first:
-        return None
-    if partial.exists():
-        if checkpoint.last_complete(partial) and not overwrite:
-            raise UserError(
-                f"an unfinished run is in {partial}: pass --resume to go on with it, or --overwrite to start anew"
-            )
-        shutil.rmtree(partial)
     try:
+        if partial.exists():
+            shutil.rmtree(partial)
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"output={str(output)!r} cannot be written: {error.strerror}") from error

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from edgeqlora_jetson.files import read_json, write_json
 
 from edgeqlora.data.audio import SAMPLE_RATE_HZ, Audio
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import read_json, write_json
 
 # Added to a variance before the root, as transformers' Wav2Vec2FeatureExtractor does.
 VARIANCE_FLOOR = 1e-7

@@ -13,11 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import write_bytes, write_text
-
 from edgeqlora.data import corpora, hub
 from edgeqlora.data.row import Row, default_id, parse_row
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import write_bytes, write_text
 
 __all__ = ["Row", "describe_source", "list_splits", "load_rows", "write_manifest"]
 

@@ -27,6 +27,7 @@ SEED = 2024
 MAX_CLIP_S = 2.9
 NOISE_CLIP_S = 4.0
 BED_S = 10.0
+OPUS_COMPRESSION = 0.95  # about 16 kbit/s: the whole of the shipped speech fits in 4 MB
 BEDS_PER_KIND = 4
 
 
@@ -146,7 +147,8 @@ def write_clip(path: Path, audio: np.ndarray) -> None:
     peak = float(np.abs(audio).max())
     audio = audio * (0.95 / peak) if peak > 0.95 else audio
     subtype = "OPUS" if path.suffix == ".ogg" else "PCM_16"
-    soundfile.write(path, audio, SAMPLE_RATE_HZ, subtype=subtype)
+    quality = {"compression_level": OPUS_COMPRESSION} if subtype == "OPUS" else {}
+    soundfile.write(path, audio, SAMPLE_RATE_HZ, subtype=subtype, **quality)
 
 
 def write_split(folder: Path, split: Split, suffix: str, say: Callable[[int], Clip], workers: int) -> None:

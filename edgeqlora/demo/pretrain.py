@@ -129,6 +129,7 @@ def train(
     """Train in place; returns the mean decoder loss of the last 50 steps."""
     import numpy as np
     import torch
+
     from edgeqlora_export.windowed import windowed
 
     ctc_head = torch.nn.Linear(recipe.d_model, len(tokenizer) + 1)
@@ -163,6 +164,7 @@ def measure_wer(model: Any, tokenizer: WhisperTokenizer, utterances: list[Uttera
     """Corpus WER of greedy decoding; texts have lower case and no punctuation, so no normaliser is needed."""
     import jiwer
     import torch
+
     from edgeqlora_export.windowed import windowed
 
     model.eval()
@@ -190,9 +192,9 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """Pre-train on `speech`/train.jsonl, score on heldout.jsonl, write `out`; returns the card."""
     import torch
     import transformers
-    from edgeqlora_jetson.files import atomic_folder
 
     from edgeqlora.demo.tokenizer import build_tokenizer
+    from edgeqlora_jetson.files import atomic_folder
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(recipe.seed)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.files import write_json
-
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import write_json
 
 TRAINING: dict[str, Any] = {
     "window_s": "3",

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+
+from edgeqlora_export.evalclips import write_eval_clips
 from edgeqlora_jetson.bundle import MANIFEST, SCHEMA, Bundle
 from edgeqlora_jetson.files import sha256_file, write_json, write_text
 from edgeqlora_jetson.pyz import build_pyz
-
-from edgeqlora_export.evalclips import write_eval_clips
 
 RUNNER = "edgeqlora-jetson.pyz"
 

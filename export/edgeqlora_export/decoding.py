@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgeqlora_jetson.errors import UserError
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
 from edgeqlora_export.windowed import FRAMES_PER_S, base_whisper, windowed
+from edgeqlora_jetson.errors import UserError
 
 MULTILINGUAL_VOCAB_SIZE = 51865
 """Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`)."""

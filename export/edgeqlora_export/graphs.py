@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx
 import torch
-from edgeqlora_jetson.errors import UserError
 
 from edgeqlora_export.whisper import WhisperDecoderExport, WhisperEncoderExport, cache_names
 from edgeqlora_export.windowed import base_whisper
+from edgeqlora_jetson.errors import UserError
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 20
 """13: what TensorRT 8.2 reads. 20: the last one that torch's TorchScript exporter writes."""

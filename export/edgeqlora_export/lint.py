@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+
 from edgeqlora_jetson.errors import UserError
 
 TABLES = Path(__file__).parent / "trt_ops"

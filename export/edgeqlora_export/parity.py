@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from edgeqlora_jetson.decode import greedy
-from edgeqlora_jetson.errors import UserError
 
 from edgeqlora_export.decoding import torch_greedy
 from edgeqlora_export.windowed import base_whisper, windowed
+from edgeqlora_jetson.decode import greedy
+from edgeqlora_jetson.errors import UserError
 
 BATCH_SIZES = (1, 2, 4)
 PAST_LENGTHS = (0, 1, 7, 200)

@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.files import atomic_folder
-from edgeqlora_jetson.logmel import LogMel
-from edgeqlora_jetson.runtimes import open_runtime
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.bundle import draft_manifest, write_bundle
@@ -24,6 +19,11 @@ from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.parity import Gate, Progress, measure_parity, verify_gates
 from edgeqlora_export.whisper import model_constants
 from edgeqlora_export.windowed import model_window_s, window_frames
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.files import atomic_folder
+from edgeqlora_jetson.logmel import LogMel
+from edgeqlora_jetson.runtimes import open_runtime
 
 SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160
 """Whisper's audio constants, on which graphs and runner are built."""

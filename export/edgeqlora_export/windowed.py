@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
 from edgeqlora_jetson.errors import UserError
 
 FRAMES_PER_S = 100

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import sys
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from . import __version__
 from .commands import command_name, run_bench_command, run_info, run_transcribe
@@ -16,7 +16,7 @@ _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command_name(),
-        description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how fast and how well.",
+        description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how well it does.",
     )
     parser.add_argument("--version", action="version", version="edgeqlora-jetson " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -77,8 +77,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _use_utf8_output() -> None:
     """Text is UTF-8 whatever the locale: Python 3.6 in a container (LANG=C) would fail at the first accent."""
-    stream = sys.stdout
-    if stream is not None and stream is sys.__stdout__ and hasattr(stream, "buffer"):
+    stream: Any = sys.stdout
+    # Not when somebody captures the output: their stream is theirs.
+    if hasattr(stream, "buffer") and id(stream) == id(sys.__stdout__):
         is_terminal = stream.isatty()
         sys.stdout = io.TextIOWrapper(
             stream.detach(), encoding="utf-8", errors="backslashreplace", line_buffering=is_terminal

@@ -1,6 +1,5 @@
 """Measure a bundle on this machine: latency, throughput, memory, error rates."""
 
-import math
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -13,6 +12,7 @@ from .machine import measure_peak_rss_mib, measure_rss_mib
 from .report import build_report
 from .runtimes import open_runtime
 from .transcribe import Transcriber, Transcript
+from .windows import window_samples
 
 
 class Measurement(NamedTuple):
@@ -116,7 +116,7 @@ def _batches(
     Audio is read as it is needed: an hour of it does not fit beside the model on a small board.
     """
     waiting: Dict[float, Tuple[List[int], List[np.ndarray]]] = {}
-    longest = int(math.floor(max(transcriber.windows_s) * transcriber.sample_rate_hz))
+    longest = window_samples(max(transcriber.windows_s), transcriber.sample_rate_hz)
     for i, clip in enumerate(clips):
         audio = load_audio(clip.path, transcriber.sample_rate_hz)
         if len(audio) > longest:

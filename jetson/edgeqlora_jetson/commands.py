@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from .bundle import Bundle, read_clips
 from .errors import UserError

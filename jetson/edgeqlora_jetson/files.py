@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import stat
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 from .errors import UserError
 
@@ -188,9 +188,10 @@ def _remove_leftovers(path: str) -> None:
     prefix, suffix = ".{}.{}.".format(name, socket.gethostname()), ".partial"
     for entry in os.listdir(folder):
         pid = entry[len(prefix) : -len(suffix)]
-        if entry.startswith(prefix) and entry.endswith(suffix) and pid.isdigit():
-            if int(pid) == os.getpid() or not _is_process(int(pid)):
-                shutil.rmtree(os.path.join(folder, entry), ignore_errors=True)
+        if not (entry.startswith(prefix) and entry.endswith(suffix) and pid.isdigit()):
+            continue
+        if int(pid) == os.getpid() or not _is_process(int(pid)):
+            shutil.rmtree(os.path.join(folder, entry), ignore_errors=True)
 
 
 def _is_process(pid: int) -> bool:

@@ -49,6 +49,6 @@ def format_progress(label: str, n_done: int, n_total: int, elapsed_s: float) -> 
     """One progress line: "bench: 120 of 500 clips, 24 %, 1:05 left"."""
     text = "{}: {} of {} clips, {:.0f} %".format(label, n_done, n_total, 100.0 * n_done / max(1, n_total))
     if 0 < n_done < n_total:
-        left_s = int(round(elapsed_s / n_done * (n_total - n_done)))
+        left_s = int(elapsed_s / n_done * (n_total - n_done) + 0.5)
         text += ", {}:{:02d} left".format(left_s // 60, left_s % 60)
     return text

@@ -1,13 +1,14 @@
 """Clips to text: window choice, log-mel, greedy decoding, detokenizing."""
 
 import time
-from typing import Any, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
 from .audio import LogMel, choose_window, split_long
 from .bundle import Bundle
 from .decode import Detokenizer, greedy
+from .windows import window_samples
 
 
 class Transcript(NamedTuple):
@@ -78,7 +79,7 @@ class Transcriber(object):
         by_window: Dict[float, List[int]] = {}
         transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):
-            if len(audio) > int(round(max(self.windows_s) * self.sample_rate_hz)):
+            if len(audio) > window_samples(max(self.windows_s), self.sample_rate_hz):
                 transcripts[i] = self.transcribe(audio)
             else:
                 by_window.setdefault(self.choose_window(len(audio)), []).append(i)
@@ -88,7 +89,7 @@ class Transcriber(object):
 
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
         start_s = time.perf_counter()
-        n_frames = int(round(window_s * self.sample_rate_hz)) // self._log_mel.hop_length
+        n_frames = window_samples(window_s, self.sample_rate_hz) // self._log_mel.hop_length
         mel = np.stack([self._log_mel(audio, n_frames) for audio in clips])
         mel_ms = (time.perf_counter() - start_s) * 1e3
         result = greedy(self.runtime, mel, self._spec, self.bundle.max_new_tokens(window_s))

@@ -8,12 +8,17 @@ _QUIET_S = 0.02
 _SEARCH_SHARE = 0.2  # the cut is looked for in the last fifth of a window
 
 
+def window_samples(window_s: float, sample_rate_hz: int = 16000) -> int:
+    """Samples in a window, rounded to the nearest."""
+    return int(window_s * sample_rate_hz + 0.5)
+
+
 def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = 16000) -> float:
     """The smallest window (s) that holds the clip; the largest one when none does (the caller splits it)."""
     if not windows_s:
         raise ValueError("windows_s is empty, at least one window is needed")
     for window_s in sorted(windows_s):
-        if n_samples <= int(round(window_s * sample_rate_hz)):
+        if n_samples <= window_samples(window_s, sample_rate_hz):
             return window_s
     return max(windows_s)
 
@@ -24,7 +29,7 @@ def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = 16000) 
     One range if it fits; else each cut is in the middle of the quietest 20 ms of the last fifth of the window.
     The ranges touch: no sample is lost or doubled.
     """
-    window = int(round(window_s * sample_rate_hz))
+    window = window_samples(window_s, sample_rate_hz)
     ranges = []
     start = 0
     while len(audio) - start > window:

@@ -21,7 +21,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer, extractor = load_tokenizer(str(model_dir()))
     embedded = json.loads((model_dir() / "config.json").read_text())
     config = WhisperConfig(
-        **{k: embedded[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")},
+        **{
+            k: embedded[k]
+            for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        },
         d_model=64,
         encoder_layers=2,
         decoder_layers=2,

@@ -14,7 +14,10 @@ from edgeqlora.errors import UserError
 
 def test_tree_keeps_types_keys_and_tensors(tmp_path: Path):
     tree = {
-        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.arange(4.0)}, 1: {"q": torch.ones(2, dtype=torch.uint8)}},
+        "state": {
+            0: {"step": torch.tensor(3.0), "exp_avg": torch.arange(4.0)},
+            1: {"q": torch.ones(2, dtype=torch.uint8)},
+        },
         "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1], "foreach": None, "on": True}],
     }
     checkpoint.save_tree(tree, tmp_path / "optimizer")

@@ -134,7 +134,9 @@ def test_learning_rate_warms_up_and_falls():
 def test_every_epoch_of_batches_sees_every_utterance_once_beside_its_like():
     from edgeqlora.demo.pretrain_batches import Utterance, bucketed_batches
 
-    utterances = [Utterance(path, "", duration_s) for path, duration_s in zip("abcdef", (3, 1, 2, 2, 1, 3), strict=True)]
+    utterances = [
+        Utterance(path, "", duration_s) for path, duration_s in zip("abcdef", (3, 1, 2, 2, 1, 3), strict=True)
+    ]
     batches = list(bucketed_batches(utterances, 2, 6, seed=0))
     for epoch in (batches[:3], batches[3:]):
         assert sorted(one.path for batch in epoch for one in batch) == list("abcdef")

@@ -9,7 +9,11 @@ import pytest
 from edgeqlora.errors import UserError
 from edgeqlora.ranks import peft_patterns, resolve_ranks
 
-LINEARS = {"model.encoder.layers.1.fc1": (128, 64), "model.decoder.layers.1.fc1": (128, 64), "model.decoder.layers.1.fc2": (64, 128)}
+LINEARS = {
+    "model.encoder.layers.1.fc1": (128, 64),
+    "model.decoder.layers.1.fc1": (128, 64),
+    "model.decoder.layers.1.fc2": (64, 128),
+}
 
 
 def test_uniform():
@@ -36,7 +40,10 @@ def test_pattern_keys_match_one_module_each(tmp_path: Path):
         ({"schema": "x", "rank_pattern": {}}, "expected schema"),
         ({"schema": "edgeqlora.ranks/1", "rank_pattern": {"nothing": 4}}, "is no adapted linear"),
         ({"schema": "edgeqlora.ranks/1", "rank_pattern": {"model.encoder.layers.1.fc1": 65}}, "0 to 64"),
-        ({"schema": "edgeqlora.ranks/1", "rank_pattern": {"model.encoder.layers.1.fc1": 0}}, "nothing would be trained"),
+        (
+            {"schema": "edgeqlora.ranks/1", "rank_pattern": {"model.encoder.layers.1.fc1": 0}},
+            "nothing would be trained",
+        ),
     ],
 )
 def test_bad_ranks_file(tmp_path: Path, content, text):

@@ -40,13 +40,15 @@ def test_bad_values_name_value_and_range(change, text):
 
 
 def test_written_settings_read_back_the_same(tmp_path: Path):
-    settings = make_settings({**NEEDED, "steps": 7, "window_s": "2,5", "speed_perturb": [0.9, 1.1], "spec_augment": True})
+    settings = make_settings(
+        {**NEEDED, "steps": 7, "window_s": "2,5", "speed_perturb": [0.9, 1.1], "spec_augment": True}
+    )
     write_settings(settings, tmp_path / "c.toml")
     assert make_settings(read_settings(tmp_path / "c.toml")) == settings
 
 
 def test_unknown_setting_suggests_the_nearest(tmp_path: Path):
-    (tmp_path / "c.toml").write_text('lerning_rate = 1e-3\n')
+    (tmp_path / "c.toml").write_text("lerning_rate = 1e-3\n")
     with pytest.raises(UserError, match="did you mean 'learning_rate'"):
         read_settings(tmp_path / "c.toml")
 

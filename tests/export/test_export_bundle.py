@@ -6,6 +6,9 @@ import wave
 import numpy as np
 import onnx
 import pytest
+from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_generation_config, tiny_whisper
+from onnx import numpy_helper
+
 from edgeqlora_export import run
 from edgeqlora_export.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.detokenizer import detokenizer_table
@@ -20,8 +23,6 @@ from edgeqlora_jetson.decode import Detokenizer
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.transcribe import Transcriber
-from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_generation_config, tiny_whisper
-from onnx import numpy_helper
 
 PROFILE = {"name": "jetson-nano", "tensorrt": "8.2", "threads": 1, "max_batch": 4}
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from edgeqlora_export.decoding import decoding_spec, max_new_tokens_of, torch_greedy
-from edgeqlora_jetson.errors import UserError
 from export_tiny import (
     DE,
     EN,
@@ -17,6 +15,9 @@ from export_tiny import (
     tiny_generation_config,
     tiny_whisper,
 )
+
+from edgeqlora_export.decoding import decoding_spec, max_new_tokens_of, torch_greedy
+from edgeqlora_jetson.errors import UserError
 
 MEL = np.random.default_rng(0).normal(0, 1, (4, 80, 200)).astype(np.float32)
 

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export_tiny import tiny_whisper
+
 from edgeqlora_export.graphs import export_whisper
 from edgeqlora_export.whisper import WhisperDecoderExport, WhisperEncoderExport, model_constants
 from edgeqlora_jetson.errors import UserError
-from export_tiny import tiny_whisper
 
 FORBIDDEN = {"If", "Loop", "Scan", "Einsum", "Trilu", "LayerNormalization", "Gelu", "ScatterND"}
 

@@ -2,11 +2,12 @@
 
 import onnx
 import pytest
+from export_tiny import tiny_whisper
+from onnx import TensorProto, helper
+
 from edgeqlora_export.graphs import export_whisper
 from edgeqlora_export.lint import find_problems, known_versions, lint_graph, load_operators
 from edgeqlora_jetson.errors import UserError
-from export_tiny import tiny_whisper
-from onnx import TensorProto, helper
 
 
 def _graph(*nodes, opset=13, initializers=()):

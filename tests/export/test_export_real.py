@@ -4,6 +4,7 @@ import json
 
 import pytest
 import soundfile
+
 from edgeqlora_export.run import export_bundle
 
 pytestmark = pytest.mark.real

@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-from edgeqlora_export.windowed import model_window_s, window_frames, windowed
-from edgeqlora_jetson.errors import UserError
 from export_tiny import tiny_whisper
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from edgeqlora_export.windowed import model_window_s, window_frames, windowed
+from edgeqlora_jetson.errors import UserError
 
 
 @given(st.integers(1, 1500))

@@ -29,10 +29,12 @@ HEAD_DIM = D_MODEL // N_HEADS
 MAX_AUDIO_POSITIONS = 50
 PROMPT, EOS = [36, 37], 38
 WINDOWS = {0.5: 6, 1.0: 10}
-PIECES = (
-    [" " + word for word in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "up", "down", "left", "right", "go", "stop"]]
-    + list("abcdefghijklmn") + ["\xc3", "\xa9", "\xe2\x82", "\xac", "'", ","]
-)  # fmt: skip
+WORDS = "one two three four five six seven eight nine ten up down left right go stop"
+PIECES = [
+    *(" " + word for word in WORDS.split()),
+    *"abcdefghijklmn",
+    *["\xc3", "\xa9", "\xe2\x82", "\xac", "'", ","],
+]
 
 
 class Attention(nn.Module):
@@ -209,7 +211,7 @@ def find_model(mels: list[tuple[np.ndarray, int]]) -> tuple[Encoder, Decoder, li
             and 1 <= ends_early < len(mels)
             and len({tuple(t[:2]) for t in tokens}) == len(mels)
             and max(len(set(t)) for t in tokens) >= 4
-            and begin[0] in sum((t[1:] for t in tokens), [])
+            and any(begin[0] in t[1:] for t in tokens)
         ):
             print("seed", seed, "tokens", tokens)
             return encoder, decoder, suppress, begin, tokens

@@ -7,6 +7,7 @@ import wave
 
 import numpy as np
 import pytest
+
 from edgeqlora_jetson.audio import load_audio, resample
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_bytes

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+
 from edgeqlora_jetson.bundle import Bundle, read_clips
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
@@ -63,12 +64,12 @@ def test_half_copied_and_missing_files(bundle_copy):
 
 
 def test_not_a_bundle(tmp_path):
-    with pytest.raises(UserError, match="there is no such bundle folder"):
+    with pytest.raises(UserError, match=r"there is no such bundle folder"):
         Bundle.load(tmp_path / "no")
-    with pytest.raises(UserError, match="not a bundle, there is no manifest.json in it"):
+    with pytest.raises(UserError, match=r"not a bundle, there is no manifest.json in it"):
         Bundle.load(tmp_path)
     write_text(tmp_path / "manifest.json", "[]")
-    with pytest.raises(UserError, match="a bundle manifest is a JSON object, this is list"):
+    with pytest.raises(UserError, match=r"a bundle manifest is a JSON object, this is list"):
         Bundle.load(tmp_path)
 
 
@@ -105,7 +106,7 @@ def test_wrong_fields_are_named(bundle_copy, edit, message):
 
 def test_no_evaluation_clips(bundle_copy):
     edit_manifest(bundle_copy, set_field("eval", None))
-    with pytest.raises(UserError, match="carries no evaluation clips. Give some with --manifest"):
+    with pytest.raises(UserError, match=r"carries no evaluation clips. Give some with --manifest"):
         Bundle.load(bundle_copy).read_eval_clips()
 
 

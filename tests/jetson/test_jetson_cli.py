@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 
-import edgeqlora_jetson
 import pytest
+
+import edgeqlora_jetson
 from edgeqlora_jetson import __main__ as cli
 from edgeqlora_jetson.files import write_bytes, write_text
 
@@ -72,6 +73,7 @@ def test_transcribe_goes_on_after_a_bad_file_and_exits_2(fixture_folder, expecte
 def test_long_files_say_that_they_are_cut(fixture_folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     import numpy as np
+
     from edgeqlora_jetson.wav import write_wav
 
     write_wav(tmp_path / "long.wav", np.random.RandomState(0).uniform(-0.5, 0.5, 40000))

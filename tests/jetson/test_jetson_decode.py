@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.decode import Detokenizer, greedy
 from edgeqlora_jetson.errors import UserError

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from edgeqlora_jetson import files
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import (
@@ -131,16 +132,21 @@ def test_atomic_folder_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     target = tmp_path / "adapter"
     target.mkdir()
     write_text(target / "old.txt", "x")
-    for error in (RuntimeError("x"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), atomic_folder(target, overwrite=True) as folder:
+
+    def write_half(error):
+        with atomic_folder(target, overwrite=True) as folder:
             write_text(os.path.join(folder, "half.txt"), "y")
             raise error
+
+    for error in (RuntimeError("x"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write_half(error)
     assert os.listdir(str(target)) == ["old.txt"]
     assert os.listdir(str(tmp_path)) == ["adapter"]
 
 
 def test_atomic_folder_full_disk_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write .*adapter: the disk is full"), atomic_folder(
+    with pytest.raises(UserError, match=r"cannot write .*adapter: the disk is full"), atomic_folder(
         tmp_path / "adapter"
     ):
         raise OSError(errno.ENOSPC, "No space left on device")

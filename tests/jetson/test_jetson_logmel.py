@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+
 from edgeqlora_jetson.audio import LogMel, load_audio
 
 

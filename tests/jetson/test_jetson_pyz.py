@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+
 from edgeqlora_jetson.pyz import PYZ_NAME, build_pyz, find_pyz
 
 

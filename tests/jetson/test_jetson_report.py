@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from edgeqlora_jetson.bench import Loading, Measurement, Settings, run_bench
 from edgeqlora_jetson.bundle import Bundle, EvalClip
 from edgeqlora_jetson.errors import UserError

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_bytes
@@ -16,7 +17,7 @@ def test_unknown_runtime_lists_the_known(fixture_folder):
 
 
 def test_threads_out_of_range(fixture_folder):
-    with pytest.raises(UserError, match="threads=0, allowed 1 to 1024"):
+    with pytest.raises(UserError, match=r"threads=0, allowed 1 to 1024"):
         open_runtime(Bundle.load(fixture_folder), threads=0)
 
 
@@ -29,7 +30,7 @@ def test_missing_onnxruntime_gives_the_pip_line(fixture_folder, monkeypatch):
 
 def test_unknown_provider(fixture_folder):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(UserError, match="'MagicProvider' is not in this onnxruntime, allowed: .*CPUExecutionProvider"):
+    with pytest.raises(UserError, match=r"'MagicProvider' is not in this onnxruntime, allowed: .*CPUExecutionProvider"):
         open_runtime(Bundle.load(fixture_folder), providers=["MagicProvider"])
 
 

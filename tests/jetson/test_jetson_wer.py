@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from edgeqlora_jetson.wer import NORMALISERS, align_counts, corpus_error_rate, normalise_basic
 
 

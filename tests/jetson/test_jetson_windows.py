@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from edgeqlora_jetson.audio import choose_window, split_long
 
 
