@@ -52,7 +52,7 @@ def with_adapters(
 
         ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
         # task_type stays unset: with SEQ_2_SEQ_LM peft passes input_ids, which Whisper does not take (peft#1988).
-        model = get_peft_model(model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks)))  # type: ignore[arg-type]
+        model = get_peft_model(model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks)))
         _verify_ranks(model, ranks.rank)
         for parameter in model.parameters():
             if parameter.requires_grad:

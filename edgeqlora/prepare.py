@@ -64,20 +64,25 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
     rules = load_label_rules(settings.base_model, settings.language)
     _verify_scripts([rows[i] for i in kept], rules)
-    room = min(rules.max_text_tokens, (settings.max_label_tokens or 10**6) - 1)
+    assert rules.tokenise is not None, "rules of a model have its tokenizer"
+    tokenise, most = rules.tokenise, rules.max_text_tokens or 10**6
+    room = min(most, (settings.max_label_tokens or 10**6) - 1)
     if room < 1:
         raise UserError(
             f"max_label_tokens={settings.max_label_tokens} leaves no room for text and its end: give 2 or more"
         )
-    texts = [list(rules.tokenise(rows[i].text)) for i in kept]
+    texts = [list(tokenise(rows[i].text)) for i in kept]
     target_ids = [[*ids[:room], tokenizer.eos_token_id] for ids in texts]
     n_cut = sum(len(ids) > room for ids in texts)
     if skipped:
-        console.print(f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}")
-    if n_cut:
         console.print(
-            f"  {n_cut} texts cut to {room} tokens, e.g. {rows[kept[[len(ids) > room for ids in texts].index(True)]].name}"
+            f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}",
+            highlight=False,
+            soft_wrap=True,
         )
+    if n_cut:
+        first = next(i for i, ids in zip(kept, texts, strict=True) if len(ids) > room)
+        console.print(f"  {n_cut} texts cut to {room} tokens, e.g. {rows[first].name}", highlight=False, soft_wrap=True)
     durations = [durations[i] for i in kept]
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
@@ -97,10 +102,10 @@ def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:
         return
     foreign = [row for row in rows if (found := scripts(row.text)) and not found & rules.expected_scripts]
     if foreign:
-        found, wanted = sorted(scripts(foreign[0].text)), sorted(rules.expected_scripts)
+        wanted = sorted(rules.expected_scripts)
         raise UserError(
             f"{len(foreign)} of {len(rows)} texts are in another script than the model writes: {foreign[0].name} has "
-            f"{', '.join(found)} ({foreign[0].text[:40]!r}), allowed: {', '.join(wanted)}; "
+            f"{', '.join(sorted(scripts(foreign[0].text)))} ({foreign[0].text[:40]!r}), allowed: {', '.join(wanted)}; "
             "check the text column, --language, or take a multilingual base model"
         )
 

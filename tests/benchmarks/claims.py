@@ -115,7 +115,6 @@ def windows(out: Path) -> dict[str, Any]:
 
 def bundle(out: Path) -> dict[str, Any]:
     """The fsdd bundle against torch (texts) and against faster-whisper int8 (latency, WER), clip by clip."""
-    data = str(FSDD / "test.jsonl")
     edgeqlora(
         "export",
         str(out / "merged"),
