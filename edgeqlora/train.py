@@ -35,8 +35,10 @@ def train(
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
     """
+    from edgeqlora.heap import return_freed_memory
     from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
 
+    return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=True, quiet=not is_first)
     output = Path(settings.output)

@@ -61,8 +61,7 @@ class SpeechTrainer(Trainer):
         finally:
             model.train(was_training)
         self.log(dict(metrics))
-        control: Any = self.control
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     # Checkpoints: transformers would pickle optimiser, random state and arguments; ours are safetensors and JSON.

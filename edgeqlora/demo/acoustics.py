@@ -53,9 +53,9 @@ def fan(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def clatter(rng: np.random.Generator, n_samples: int) -> np.ndarray:
-    """Dishes and tools: about six strokes a second, each a few ringing modes that die within 30 to 120 ms."""
+    """Dishes and tools: about four strokes a second, each a few ringing modes that die within 30 to 120 ms."""
     audio = 0.05 * coloured_noise(rng, n_samples, 1.0)
-    for _ in range(max(1, round(6 * n_samples / SAMPLE_RATE_HZ))):
+    for _ in range(max(1, round(4 * n_samples / SAMPLE_RATE_HZ))):
         start = int(rng.integers(0, n_samples))
         time_s = np.arange(min(n_samples - start, SAMPLE_RATE_HZ // 4)) / SAMPLE_RATE_HZ
         decay = np.exp(-time_s / rng.uniform(0.03, 0.12))
@@ -92,6 +92,14 @@ def reverberate(rng: np.random.Generator, audio: np.ndarray, rt60_s: float, wet:
     n_fft = 1 << (audio.size + n_tail - 1).bit_length()
     wet_audio = np.fft.irfft(np.fft.rfft(audio, n_fft) * np.fft.rfft(response, n_fft), n_fft)
     return wet_audio[: audio.size].astype(np.float32)
+
+
+def intercom(audio: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
+    """`audio` through a cheap microphone: 12 dB an octave below `low_hz` and above `high_hz`, no phase shift."""
+    n_fft = 1 << (audio.size - 1).bit_length()
+    frequency_hz = np.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE_HZ)
+    gain = 1 / np.sqrt((1 + (low_hz / np.maximum(frequency_hz, 1.0)) ** 4) * (1 + (frequency_hz / high_hz) ** 4))
+    return np.fft.irfft(np.fft.rfft(audio, n_fft) * gain, n_fft)[: audio.size].astype(np.float32)
 
 
 def mix_at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

@@ -43,15 +43,16 @@ class Split(NamedTuple):
 class Difficulty(NamedTuple):
     """How far the demo's domain lies from the clean speech of pre-training."""
 
-    snr_db: tuple[float, float] = (0.0, 10.0)
+    snr_db: tuple[float, float] = (12.0, 22.0)
     rt60_s: tuple[float, float] = (0.1, 0.35)
-    wet: tuple[float, float] = (0.1, 0.6)
+    wet: tuple[float, float] = (0.05, 0.4)
+    band_hz: tuple[float, float] = (250.0, 4000.0)
     rate: tuple[float, float] = (0.9, 1.2)
     pitch: tuple[float, float] = (0.8, 1.25)
 
 
 DEMO_SPLITS = (
-    Split("train", 1, voices.TRAIN_VOICES, 720),
+    Split("train", 1, voices.TRAIN_VOICES, 840),
     Split("dev", 2, voices.DEV_VOICES, 100),
     Split("test", 3, voices.TEST_VOICES, 200),
 )
@@ -136,7 +137,8 @@ def say_noisy(split: Split, seed: int, bank: NoiseBank, difficulty: Difficulty, 
     audio = acoustics.reverberate(rng, audio, rng.uniform(*difficulty.rt60_s), rng.uniform(*difficulty.wet))
     kind, noise = bank.cut(rng, audio.size)
     snr_db = round(float(rng.uniform(*difficulty.snr_db)), 1)
-    audio = acoustics.scale_to_rms(acoustics.mix_at_snr(audio, noise, snr_db), rng.uniform(0.04, 0.1))
+    heard = acoustics.intercom(acoustics.mix_at_snr(audio, noise, snr_db), *difficulty.band_hz)
+    audio = acoustics.scale_to_rms(heard, rng.uniform(0.04, 0.1))
     return Clip(audio, {"text": text, "speaker": voice.speaker, "snr_db": snr_db, "noise": kind})
 
 
