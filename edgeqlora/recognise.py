@@ -14,6 +14,7 @@ from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 from edgeqlora.data.batching import Collator, window_of
 from edgeqlora.data.features import MelExtractor
 from edgeqlora.data.row import Row
+from edgeqlora.data.text import text_ids
 from edgeqlora.models.whisper import SpeechModel
 from edgeqlora_export.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.windowed import windowed
@@ -142,7 +143,7 @@ def perplexity(loss: tuple[float, int]) -> float | None:
 
 def target_ids(tokenizer: Any, text: str, eos_id: int) -> list[int]:
     """What the decoder must say for `text`: its subword ids, then end of text. The prompt is not part of it."""
-    return [*tokenizer.encode(text, add_special_tokens=False), eos_id]
+    return [*text_ids(tokenizer, text), eos_id]
 
 
 def _plain(model: Any) -> Any:

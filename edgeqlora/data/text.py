@@ -58,6 +58,22 @@ SCRIPTS = {
 }
 
 
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+"""Scripts that put no spaces between words."""
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Subword ids of a transcript as Whisper writes it: with a space in front, where the script has spaces.
+
+    Whisper's own transcripts begin so (" The"): the other spelling would make every first word another token than the
+    one the base model knows. An empty text has no ids. Texts are stripped again after decoding.
+    """
+    text = text.strip()
+    first = next((s for s in map(_script, text) if s), "LATIN")
+    spaced = text if not text or first in UNSPACED else f" {text}"
+    return list(tokenizer(spaced, add_special_tokens=False)["input_ids"])
+
+
 class TextEncoder:
     """Transcripts to the labels of an encoder-decoder model.
 
@@ -85,8 +101,7 @@ class TextEncoder:
 
     def text_ids(self, text: str) -> list[int]:
         """Subword ids of the text alone, in full: no prompt, no end of text, nothing cut."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
+        return text_ids(self._tokenizer, text)
 
     def encode(self, text: str) -> tuple[list[int], int]:
         """Labels, at most `max_label_tokens` of them, and the number of text tokens cut off to get there.
