@@ -58,7 +58,7 @@ def training_arguments(
     precision = chosen_precision(settings)
     on_gpu = torch.cuda.is_available()
     evaluates = has_dev and save
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=n_steps,
         per_device_train_batch_size=per_device,
@@ -90,10 +90,16 @@ def training_arguments(
         metric_for_best_model="eval_wer" if evaluates else None,
         greater_is_better=False if evaluates else None,
         disable_tqdm=True,
-        report_to=settings.report_to or "none",
+        report_to=(settings.report_to or "none") if save else "none",
         run_name=Path(settings.output).name,
         average_tokens_across_devices=True,
+        restore_callback_states_from_checkpoint=True,
     )
+    if arguments.n_gpu > 1:
+        # One process drives one GPU. Without this, Trainer splits each batch over all GPUs that it sees (DataParallel),
+        # which multiplies batch and loss; several GPUs are torchrun's.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def drop_default_progress(trainer: Any) -> None:

@@ -1,5 +1,6 @@
 """card.json: what every folder we write says about itself (parents, versions, settings, figures)."""
 
+import math
 import platform
 import sys
 import time
@@ -31,7 +32,9 @@ def missing(reason: str) -> dict[str, Any]:
 
 
 def measured(value: float | int, unit: str, **how: Any) -> dict[str, Any]:
-    """A measured figure with its unit and, where it needs saying, how it was taken."""
+    """A measured figure with its unit and, where it needs saying, how it was taken; null if it is not finite."""
+    if not math.isfinite(value):
+        return {**missing(f"not finite ({value}): the run diverged"), **how}
     return {"value": value, "unit": unit, **how}
 
 
@@ -101,7 +104,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     card = read_json(path, "card.json")
-    if not str(card.get("schema", "")).startswith("edgeqlora.card/"):
+    if not isinstance(card, dict) or not str(card.get("schema", "")).startswith("edgeqlora.card/"):
         return None
     if card["schema"] != SCHEMA:
         raise UserError(

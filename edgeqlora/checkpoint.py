@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import read_json, write_json
+from edgeqlora_jetson.files import read_json, sha256_file, write_json
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: without it the checkpoint was cut off and is passed over."""
@@ -64,9 +64,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint of `folder` that was written to its end."""
+    """The newest checkpoint of `folder` that was written to its end and is as it was written."""
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    found.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    return next((path for path in found if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    recorded = read_json(path / COMPLETE, "checkpoint record").get("sha256", {})
+    return all((path / name).is_file() and sha256_file(path / name) == digest for name, digest in recorded.items())
 
 
 def _numpy_to_tree(state: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line: it parses, calls one function and prints. Heavy imports stay inside the commands."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -82,10 +83,11 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a speech model with QLoRA, LoRA or all weights; writes an adapter (or model) folder."""
-    from edgeqlora.settings import make_settings, read_settings, write_settings
+    from edgeqlora.settings import TrainSettings, make_settings, read_settings, write_settings
 
-    flags: dict[str, Any] = {k: v for k, v in locals().items() if k in _TRAIN_FLAGS and v is not None}
-    flags |= {"train": train_data} if train_data is not None else {}
+    given_here = {**locals(), "train": train_data}
+    names = [f.name for f in dataclasses.fields(TrainSettings)]
+    flags: dict[str, Any] = {name: given_here[name] for name in names if given_here[name] is not None}
     for name in ("speed_perturb", "noise_snr_db"):
         if name in flags:
             flags[name] = _numbers(name, flags[name])
@@ -102,7 +104,10 @@ def train(
     from edgeqlora.train import train as run
 
     card = run(settings, resume=resume, dry_run=dry_run, overwrite=overwrite)
-    if dry_run or not card:
+    if not card:
+        return  # another process of torchrun
+    if dry_run:
+        _done("nothing written", "the same command without --dry-run")
         return
     wer = card["dev_wer"]["value"]
     best = f", best dev WER {wer:.2f} % at step {card['best_step']}" if wer is not None else ""
@@ -116,49 +121,6 @@ def train(
         _done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")
     else:
         _done(f"adapter in {settings.output}", f"edgeqlora merge {settings.output} -o merged")
-
-
-_TRAIN_FLAGS = frozenset(
-    [
-        "base_model",
-        "dev",
-        "output",
-        "method",
-        "ranks",
-        "lora_alpha",
-        "lora_dropout",
-        "learning_rate",
-        "steps",
-        "epochs",
-        "batch_size",
-        "gradient_accumulation",
-        "optimizer",
-        "warmup_ratio",
-        "weight_decay",
-        "max_grad_norm",
-        "precision",
-        "gradient_checkpointing",
-        "window_s",
-        "long_clips",
-        "max_label_tokens",
-        "eval_every",
-        "eval_samples",
-        "patience",
-        "seed",
-        "language",
-        "task",
-        "normaliser",
-        "spec_augment",
-        "speed_perturb",
-        "noise",
-        "noise_snr_db",
-        "noise_probability",
-        "cache",
-        "workers",
-        "limit",
-        "report_to",
-    ]
-)
 
 
 @app.command()
@@ -385,12 +347,16 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         _fail(f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder", 2)
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # by name: importing it would slow every command down
+            raise
+        _fail(f"weights cannot be read or written ({error}): the file is damaged, or the disk is full", 2)
 
 
 def _fail(message: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(message, err=True)
+    rank = int(os.environ.get("RANK", "0"))
+    typer.secho("error: " if rank == 0 else f"error (process {rank}): ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
     sys.exit(code)
 
 

@@ -12,7 +12,7 @@ from edgeqlora.card import folder_sha256, library_versions, machine, measured, m
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.sensors import peak_rss_mib
-from edgeqlora_jetson.files import sha256_file, write_json, write_text
+from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 
 SCHEMA = "edgeqlora.evaluation/1"
 KINDS = ("bundle", "adapter", "model")
@@ -58,6 +58,8 @@ def evaluate(
     for name in normalisers:
         if name not in NORMALISERS:
             raise UserError(f"normaliser={name!r}: allowed are {', '.join(NORMALISERS)}")
+    if output is not None and output.suffix == ".jsonl":
+        raise UserError(f"output={str(output)!r}: the utterances go there; name the report .json")
     kind = kind_of(source)
     rows = load_rows(data, split=split, limit=limit)
     if kind == "bundle":
@@ -68,8 +70,8 @@ def evaluate(
         outcome = _with_torch(source, kind, rows, windows_s, language, task, batch_size, base_model, progress)
     names = list(normalisers) or (["basic", "whisper-english"] if outcome["language"] in (None, "en") else ["basic"])
     references = [row.text for row in rows]
-    scores = score_texts(references, outcome["texts"], names, outcome["tokenizer"])
-    utterances = _utterances(rows, outcome, names[0], outcome["tokenizer"])
+    scores = score_texts(references, outcome["texts"], names, outcome["spelling"])
+    utterances = _utterances(rows, outcome, names[0], outcome["spelling"])
     report = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -159,6 +161,7 @@ def _with_torch(
 ) -> dict[str, Any]:
     import torch
 
+    from edgeqlora.merge import verify_parent
     from edgeqlora.models.whisper import load_model
     from edgeqlora.recognise import Recogniser, perplexity
 
@@ -168,6 +171,7 @@ def _with_torch(
         base = base_model or card.get("base_model")
         if not base:
             raise UserError(f"{source} does not say which base model it belongs to: pass --base-model")
+        verify_parent(base, card)
         speech = load_model(base, quantise=card.get("method", "qlora") == "qlora", device=device)
         from peft import PeftModel
 
@@ -197,7 +201,7 @@ def _with_torch(
         "windows_s": recogniser.windows_s,
         "language": recogniser.spec["language"],
         "decoding": {k: recogniser.spec[k] for k in ("prompt_ids", "language", "task", "max_new_tokens")},
-        "tokenizer": speech.tokenizer,
+        "spelling": speech.spelling,
         "perplexity": measured(round(value, 4), "per subword token, teacher-forced", n_tokens=loss[1])
         if value is not None
         else missing("no clip fits the window whole"),
@@ -232,7 +236,7 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "windows_s": bundle.manifest["audio"]["windows_s"],
         "language": spec["language"],
         "decoding": {k: spec.get(k) for k in ("prompt_ids", "language", "task", "max_new_tokens")},
-        "tokenizer": None,
+        "spelling": _spelling_of(bundle),
         "perplexity": missing(
             "a bundle's decoder gives the logits of the last position only: evaluate the merged folder"
         ),
@@ -240,12 +244,20 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
     }
 
 
-def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str, tokenizer: Any) -> list[dict[str, Any]]:
+def _spelling_of(bundle: Any) -> dict[str, str] | None:
+    """The table that the exporter put into the bundle, if the model has one."""
+    name = "normalizer.json"
+    return read_json(bundle.path(name), "table of spellings") if name in bundle.manifest["files"] else None
+
+
+def _utterances(
+    rows: Sequence[Row], outcome: dict[str, Any], name: str, spelling: dict[str, str] | None
+) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors under the first normaliser."""
     from edgeqlora.scores import normaliser
     from edgeqlora_jetson.wer import align_counts
 
-    apply = normaliser(name, tokenizer)
+    apply = normaliser(name, spelling)
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
         substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,14 @@ def merge(
     from edgeqlora.models.whisper import check_is_whisper
 
     check_is_whisper(base)
-    _verify_parent(base, card)
+    verify_parent(base, card)
     quantised = card.get("method", "qlora") == "qlora"
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
+    if candidate == "dequantised" and not quantised:
+        raise UserError(
+            "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
+        )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
     rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
 
@@ -95,11 +102,12 @@ def merge(
         speech = merge_candidate(base, adapter, name)
         score = _score(speech, rows, card, normaliser) if rows else None
         results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
+        wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
         if score:
-            say(
-                f"  {name:<12} dev WER {score['wer']['value']:.2f} %, loss {score['loss']['value']:.4f} ({len(rows)} clips)"
-            )
-        key = (score["wer"]["value"], score["loss"]["value"]) if score else (0.0, 0.0)
+            shown = "--" if wer is None else f"{wer:.2f} %"
+            say(f"  {name:<12} dev WER {shown}, loss {'--' if loss is None else f'{loss:.4f}'} ({len(rows)} clips)")
+        # A figure that could not be had (a diverged model has no finite loss) counts as the worst.
+        key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
         if best is None or key < best[0]:
             best = (key, name, speech)
     assert best is not None
@@ -125,7 +133,7 @@ def merge(
         )
 
 
-def _verify_parent(base: str, card: dict[str, Any]) -> None:
+def verify_parent(base: str, card: dict[str, Any]) -> None:
     """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
     recorded = (card.get("parents") or {}).get("base_model")
     if not isinstance(recorded, dict) or not Path(base).is_dir():
@@ -162,5 +170,5 @@ def _score(speech: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: s
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)
-    wer = score_texts([row.text for row in rows], texts, [normaliser], speech.tokenizer)["wer"][normaliser]
+    wer = score_texts([row.text for row in rows], texts, [normaliser], speech.spelling)["wer"][normaliser]
     return {"wer": wer, "loss": measured(total / max(count, 1), "nats per token", n_tokens=count)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from edgeqlora.card import folder_sha256
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.label_rules import LabelRules, load_label_rules
@@ -15,7 +16,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, parse_windows
-from edgeqlora_jetson.files import read_json
+from edgeqlora_jetson.files import read_json, sha256_file
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Prepared:
     n_skipped: int
     n_cut: int
     padding: dict[str, Any]
+    sources: dict[str, Any]
+    """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
 
 
 def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepared:
@@ -45,9 +48,15 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     empty = [row.name for row in rows if not row.text.strip()]
     if len(empty) == len(rows):
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
-    durations = [_duration(row, probe) for row in rows]
-    windows = choose_windows([min(d, 30.0) for d in durations], parse_windows(settings.window_s))
+    # From the files' headers, not from the manifest: a wrong duration would cut speech from its text unnoticed.
+    durations = [probe(row)[1] for row in rows]
+    for row in dev_rows:
+        probe(row)  # a file that is missing or no audio is found now, not at the first evaluation
     native_s = config.get("max_source_positions", 1500) / 50
+    wanted = parse_windows(settings.window_s)
+    windows = choose_windows([min(d, native_s) for d in durations], wanted)
+    if wanted is None:
+        windows = sorted({min(w, native_s) for w in windows})
     if windows[-1] > native_s:
         raise UserError(f"window_s={windows[-1]:g} is longer than the model's own {native_s:g} s")
     long = [i for i, d in enumerate(durations) if window_of(d, windows) is None]
@@ -89,11 +98,19 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
         "share": round(padding_share(durations, windows), 4),
     }
-    return Prepared([rows[i] for i in kept], target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding)
+    sources = {
+        "base_model": folder_sha256(Path(settings.base_model))
+        if Path(settings.base_model).is_dir()
+        else settings.base_model,
+        "train": _data_hash(settings.train),
+        "dev": _data_hash(settings.dev) if settings.dev else None,
+    }
+    kept_rows = [rows[i] for i in kept]
+    return Prepared(kept_rows, target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding, sources)
 
 
-def _duration(row: Row, probe: Any) -> float:
-    return row.duration if row.duration is not None else probe(row)[1]
+def _data_hash(source: str) -> str:
+    return sha256_file(Path(source)) if Path(source).is_file() else source
 
 
 def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:

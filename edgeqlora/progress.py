@@ -23,11 +23,8 @@ class Throughput:
         self.step_s: list[float] = []
         self._last: float | None = None
 
-    def pause(self) -> None:
-        """Call before and after what is not training."""
-        self._last = None
-
     def resume(self) -> None:
+        """Start timing anew: call after what is not training."""
         self._last = time.perf_counter()
 
     def step(self) -> None:
@@ -56,7 +53,6 @@ class RunLog(TrainerCallback):
     ):
         self.path, self.console, self.throughput, self.energy = path, console, throughput, energy
         self.total_steps = total_steps
-        self.history: list[dict[str, Any]] = []
         self._bar: Progress | None = None
         self._loss = math.nan
         self._wer: float | None = None
@@ -88,13 +84,15 @@ class RunLog(TrainerCallback):
             self.console.print(f"  {text}", soft_wrap=True, highlight=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if "train_runtime" in (logs or {}):
+            return  # transformers' totals of this process; ours, which know of resuming, are in the card
         row = {"step": state.global_step, "time_utc": round(time.time(), 3), **(logs or {})}
         row.pop("epoch", None)  # the sampler's run is one long epoch to the trainer; ours are in the card
         if "loss" in row:
             self._loss = row["loss"]
             row["samples_per_s"] = self.throughput.samples_per_s
             row["rss_mib"] = round(rss_mib(), 1)
-        self.history.append(row)
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

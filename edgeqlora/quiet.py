@@ -20,13 +20,13 @@ def hush() -> None:
     # bitsandbytes looks for an optional compiled kernel for 4-bit *inference* on CPU. We train (and score) on the
     # plain path, so its absence changes nothing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # Paged optimisers have no pages on a CPU; `edgeqlora train` says so in one plain line of its own.
-    logging.getLogger("bitsandbytes.optim.optimizer").setLevel(logging.ERROR)
     # "torch.distributed: no elastic rendezvous"-style notes on machines without a GPU.
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     for category, pattern in (
         # pin_memory on a machine without an accelerator is a no-op.
         (UserWarning, r".*pin_memory.*no accelerator.*"),
+        # Paged optimisers have no pages on a CPU; `edgeqlora train` says so in one plain line of its own.
+        (UserWarning, r"Paged optimizers are not supported on CPU.*"),
         # PEFT notes that the base model folder has no card or config to compare with; it is a local folder.
         (UserWarning, r"Could not find a config file.*"),
         (UserWarning, r".*Unable to fetch remote file.*"),
@@ -37,6 +37,7 @@ def hush() -> None:
         (UserWarning, r".*using the device under current context.*"),
         # peft and transformers disagree about names that they are changing.
         (FutureWarning, r".*is_gradient_checkpointing.*"),
+        (FutureWarning, r".*gradient_checkpointing_enable.*"),
     ):
         warnings.filterwarnings("ignore", message=pattern, category=category)
 

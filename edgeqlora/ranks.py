@@ -41,9 +41,18 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
         if not path.is_file():
             raise UserError(f"ranks={text!r}: neither 'uniform:R' (e.g. uniform:8) nor an existing ranks.json")
         content = read_json(path, "ranks.json")
-        if content.get("schema") != SCHEMA or not isinstance(content.get("rank_pattern"), dict):
+        if (
+            not isinstance(content, dict)
+            or content.get("schema") != SCHEMA
+            or not isinstance(content.get("rank_pattern"), dict)
+        ):
             raise UserError(f"{path}: expected schema {SCHEMA!r} with a 'rank_pattern' of full module names to ranks")
         rank, given_alpha = content["rank_pattern"], content.get("alpha_pattern", {})
+        for name, value in given_alpha.items():
+            if name not in rank or isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise UserError(
+                    f"{path}: alpha {value!r} of {name!r}: alphas are numbers above 0 of modules in rank_pattern"
+                )
     for name, value in rank.items():
         if name not in linears:
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
+from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio, probe
 from edgeqlora.data.batching import Collator, window_of
 from edgeqlora.data.features import MelExtractor
 from edgeqlora.data.row import Row
@@ -21,6 +21,9 @@ from edgeqlora_export.windowed import windowed
 from edgeqlora_jetson.windows import choose_window, split_long
 
 Progress = Callable[[int, int], None]
+
+CHUNK = 256
+"""Clips whose audio is held in memory at a time."""
 
 
 @dataclass
@@ -63,6 +66,19 @@ class Recogniser:
 
     def recognise(self, rows: Sequence[Row], batch_size: int = 32, progress: Progress | None = None) -> Recognition:
         """Texts of `rows`. Clips longer than the largest window are cut at quiet places, and the texts joined."""
+        result = Recognition([], n_pieces=[])
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            part = self._recognise_chunk(chunk, batch_size)
+            result.texts += part.texts
+            result.n_pieces += part.n_pieces
+            result.processing_s += part.processing_s
+            result.audio_s += part.audio_s
+            if progress:
+                progress(len(result.texts), len(rows))
+        return result
+
+    def _recognise_chunk(self, rows: Sequence[Row], batch_size: int) -> Recognition:
         pieces: list[tuple[int, float, np.ndarray]] = []
         result = Recognition([""] * len(rows), n_pieces=[0] * len(rows))
         for i, row in enumerate(rows):
@@ -85,8 +101,6 @@ class Recogniser:
                 texts[p] = text
             result.processing_s += time.perf_counter() - start_s
             done += len(batch)
-            if progress:
-                progress(done, len(order))
         for (i, _, _), text in zip(pieces, texts, strict=True):
             result.texts[i] = f"{result.texts[i]} {text}".strip()
         return result
@@ -108,17 +122,21 @@ class Recogniser:
         model, tokenizer = _plain(self.speech.model), self.speech.tokenizer
         collate = Collator(self.spec["prompt_ids"], self.spec["eos_id"])
         limit = model.config.max_target_positions - len(self.spec["prompt_ids"])
-        samples: dict[float, list[dict[str, Any]]] = {}
+        samples: dict[float, list[tuple[Row, list[int]]]] = {}
         for row in rows:
-            audio = load_audio(row)
-            window = window_of(audio.size / SAMPLE_RATE_HZ, self.windows_s)
+            window = window_of(probe(row)[1], self.windows_s)
             ids = target_ids(tokenizer, row.text, self.spec["eos_id"])
             if window is not None and len(ids) <= limit:
-                samples.setdefault(window, []).append({"mel": self.mels.mel(audio, window), "target_ids": ids})
+                samples.setdefault(window, []).append((row, ids))
         total, count = 0.0, 0
         for window, clips in samples.items():
             for start in range(0, len(clips), batch_size):
-                batch = collate(clips[start : start + batch_size])
+                batch = collate(
+                    [
+                        {"mel": self.mels.mel(load_audio(row), window), "target_ids": ids}
+                        for row, ids in clips[start : start + batch_size]
+                    ]
+                )
                 labels = batch.pop("labels").to(model.device)
                 features = batch.pop("input_features").to(
                     device=model.device, dtype=model.get_encoder().conv1.weight.dtype

@@ -37,17 +37,17 @@ class Score:
         return measured(round(100 * self.rate, 4), "%", **counts)
 
 
-def normaliser(name: str, tokenizer: Any = None) -> Callable[[str], str]:
+def normaliser(name: str, spelling: dict[str, str] | None = None) -> Callable[[str], str]:
     """The normaliser of that name.
 
-    `whisper-english` takes its table of British spellings from the tokenizer where the model folder has one.
+    spelling: table of British to American spellings for `whisper-english`, where the model folder (or bundle) has one.
     """
     if name in BOARD_NORMALISERS:
         return BOARD_NORMALISERS[name]
     if name == "whisper-english":
         from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-        return EnglishTextNormalizer(getattr(tokenizer, "english_spelling_normalizer", None) or {})
+        return EnglishTextNormalizer(spelling or {})
     raise UserError(f"normaliser={name!r}: allowed are {', '.join(NORMALISERS)}")
 
 
@@ -92,12 +92,12 @@ def bleu(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
 
 
 def score_texts(
-    references: list[str], hypotheses: list[str], names: list[str], tokenizer: Any = None
+    references: list[str], hypotheses: list[str], names: list[str], spelling: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """WER and CER under each named normaliser, and BLEU: {"wer": {name: figure}, "cer": {...}, "bleu": figure}."""
     wer, cer = {}, {}
     for name in names:
-        apply = normaliser(name, tokenizer)
+        apply = normaliser(name, spelling)
         left, right = [apply(r) for r in references], [apply(h) for h in hypotheses]
         wer[name] = word_errors(left, right).to_json(name)
         cer[name] = character_errors(left, right).to_json(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no config file {path}: write one with --save-config {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     for name in given:
@@ -130,7 +133,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
             raise UserError(f"{path}: unknown setting {name!r}; {hint}")
     folder = Path(path).resolve().parent
-    for name in ("base_model", "train", "dev", "output", "noise"):
+    for name in ("base_model", "train", "dev", "output", "noise", "ranks"):
         value = given.get(name)
         if isinstance(value, str) and value and not value.startswith("hf:") and (folder / value).exists():
             given[name] = str(folder / value)  # paths in a config file are relative to the file
@@ -154,6 +157,11 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
     _one_of("normaliser", settings.normaliser, ("auto", "basic", "none", "whisper-english"))
     for name in settings.report_to:
         _one_of("report_to", name, ("tensorboard", "mlflow", "wandb"))
+    for name in settings.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"report_to={name!r}: the package is not installed; pip install {name}")
+    if settings.patience and not settings.dev:
+        raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:
         raise UserError(f"steps={settings.steps} and epochs={settings.epochs} are both given: give one of them")
     for name, low, high in (

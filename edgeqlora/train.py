@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -16,15 +17,15 @@ from rich.console import Console
 
 from edgeqlora import checkpoint
 from edgeqlora.arguments import drop_default_progress, per_device_batch, training_arguments
-from edgeqlora.card import folder_sha256, measured, missing, write_card
-from edgeqlora.data.batching import BucketSampler, Collator, steps_per_epoch
+from edgeqlora.card import measured, missing, write_card
+from edgeqlora.data.batching import BucketSampler, Collator
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.prepare import Prepared, augmentation, evenly, prepare
 from edgeqlora.sensors import EnergyMeter, peak_rss_mib, peak_vram
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.unfinished import CONFIG, open_partial, partial_folder, verify_output
-from edgeqlora_jetson.files import atomic_folder, sha256_file, write_json
+from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
 
 
 def train(
@@ -44,14 +45,12 @@ def train(
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
-    if is_first and not dry_run:
+    if not dry_run and (is_first or resume):
         verify_output(settings, output, resume=resume, overwrite=overwrite)
     check_is_whisper(settings.base_model)
     tokenizer, feature_extractor = load_tokenizer(settings.base_model)
     data = prepare(settings, tokenizer, console)
-    n_steps = settings.steps or math.ceil(
-        (settings.epochs or 3.0) * steps_per_epoch(len(data.rows), settings.batch_size)
-    )
+    n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
     _say_plan(console, settings, data, n_steps, world_size)
 
     from edgeqlora.adapters import load_base, with_adapters
@@ -77,7 +76,7 @@ def train(
     run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
     if dry_run:
         return run.estimate()
-    resume_from = open_partial(settings, output, resume=resume) if is_first or resume else None
+    resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
     trainer = run.run(partial_folder(output), resume_from, is_first)
     if not is_first:
         return {}
@@ -114,8 +113,8 @@ class _Run:
         from edgeqlora.progress import truncate_log
 
         log_path = folder / "log.jsonl" if is_first else None
-        if log_path is not None and resume_from is not None:
-            truncate_log(log_path, int(resume_from.name.rsplit("-", 1)[1]))
+        if log_path is not None:
+            truncate_log(log_path, int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0)
         return self._train(folder, self.n_steps, log_path, resume_from, save=True)
 
     def estimate(self) -> dict[str, Any]:
@@ -151,6 +150,7 @@ class _Run:
     def figures(self, trainer: Any, resumed: bool) -> dict[str, Any]:
         """What the run measured, for the card."""
         speed = self.throughput.samples_per_s
+        scope = "since the resume only, not the whole run" if resumed else "the whole run with its evaluations"
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         return {
             "samples_per_s": measured(
@@ -160,16 +160,14 @@ class _Run:
             else missing("no step was timed in this process"),
             "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="ru_maxrss: whole process with its libraries"),
             "peak_vram": peak_vram(),
-            "wall_time": measured(round(self.wall_s, 2), "s", resumed=resumed),
-            "energy": self.energy.read(),
+            "wall_time": measured(round(self.wall_s, 2), "s", how=scope, resumed=resumed),
+            "energy": {**self.energy.read(), "how": scope},
             "final_loss": measured(losses[-1], "nats per token") if losses else missing("no step was logged"),
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
-        from transformers import EarlyStoppingCallback
-
         from edgeqlora.progress import RunLog
-        from edgeqlora.trainer import EveryAdapterLearns, SpeechTrainer
+        from edgeqlora.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
 
         settings, spec = self.settings, self.recogniser.spec
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
@@ -195,13 +193,22 @@ class _Run:
         )
         drop_default_progress(trainer)
         if settings.patience and self.scored and save:
-            trainer.add_callback(EarlyStoppingCallback(settings.patience))
+            trainer.add_callback(EarlyStop(settings.patience))
         start_s = time.monotonic()
         try:
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        except OSError as error:
+        except UserError as error:
+            # A data loader process wraps the message in its own traceback.
+            if "Original Traceback" not in str(error):
+                raise
+            raise UserError(str(error).rstrip().splitlines()[-1].split(": ", 1)[-1]) from None
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if not full and type(error).__name__ != "SafetensorError":
+                raise
             raise UserError(
-                f"training stopped: {error.strerror or error}: make room, then run the same command with --resume"
+                f"training stopped, a checkpoint cannot be written: {error}: make room, "
+                "then run the same command with --resume"
             ) from error
         finally:
             run_log.close()
@@ -211,7 +218,10 @@ class _Run:
 
 def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
     """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
-    from edgeqlora.scores import score_texts
+    from edgeqlora.scores import character_errors, word_errors
+    from edgeqlora.scores import normaliser as find_normaliser
+
+    apply = find_normaliser(normaliser, recogniser.speech.spelling)
 
     def evaluate_now() -> dict[str, float]:
         import torch.distributed as dist
@@ -231,11 +241,11 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
         hypotheses = [t for part in gathered for t in part[1]]
         total = sum(part[2][0] for part in gathered)
         count = sum(part[2][1] for part in gathered)
-        scores = score_texts(references, hypotheses, [normaliser], recogniser.speech.tokenizer)
-        wer, cer = scores["wer"][normaliser]["value"], scores["cer"][normaliser]["value"]
+        references, hypotheses = [apply(t) for t in references], [apply(t) for t in hypotheses]
+        wer, cer = word_errors(references, hypotheses).rate, character_errors(references, hypotheses).rate
         return {
-            "eval_wer": 100.0 if wer is None else wer,
-            "eval_cer": 100.0 if cer is None else cer,
+            "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
+            "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
             "eval_loss": total / max(count, 1),
             "eval_clips": len(references),
             "eval_seconds": round(time.perf_counter() - start_s, 3),
@@ -258,7 +268,12 @@ def _write_output(
 ) -> dict[str, Any]:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
     partial, state = partial_folder(output), trainer.state
-    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else checkpoint.last_complete(partial)
+    # By step, not by the path that the trainer recorded: the folder may have been moved before a resume.
+    best = (
+        partial / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step
+        else checkpoint.last_complete(partial)
+    )
     assert best is not None, "a finished run has a checkpoint"
     with atomic_folder(output, overwrite=overwrite) as folder:
         out = Path(folder)
@@ -275,9 +290,13 @@ def _write_output(
         tokenizer.save_pretrained(out)
         feature_extractor.save_pretrained(out)
         if settings.method == "full":
+            config = read_json(out / "config.json", "config.json")
+            write_json(out / "config.json", {**config, "use_cache": True})  # Trainer switches it off while it trains
             speech.model.generation_config.save_pretrained(out)
         if (partial / "log.jsonl").exists():
             shutil.copyfile(partial / "log.jsonl", out / "log.jsonl")
+        if (partial / "runs").is_dir():
+            shutil.copytree(partial / "runs", out / "runs")  # TensorBoard's
         write_settings(settings, out / CONFIG)
         if ranks:
             write_json(out / "ranks.json", {"schema": "edgeqlora.ranks/1", **ranks})
@@ -286,13 +305,7 @@ def _write_output(
             "adapter" if settings.method != "full" else "model",
             method=settings.method,
             base_model=settings.base_model,
-            parents={
-                "base_model": folder_sha256(Path(settings.base_model))
-                if Path(settings.base_model).is_dir()
-                else settings.base_model,
-                "train": _data_hash(settings.train),
-                "dev": _data_hash(settings.dev) if settings.dev else None,
-            },
+            parents=data.sources,
             settings=dataclasses.asdict(settings),
             windows_s=data.windows_s,
             language=settings.language,
@@ -320,10 +333,6 @@ def _write_output(
         )
     shutil.rmtree(partial, ignore_errors=True)
     return card
-
-
-def _data_hash(source: str) -> str:
-    return sha256_file(Path(source)) if Path(source).is_file() else source
 
 
 def _say_plan(console: Console, settings: TrainSettings, data: Prepared, n_steps: int, world_size: int) -> None:

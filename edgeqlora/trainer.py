@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgeqlora import checkpoint
@@ -67,6 +67,8 @@ class SpeechTrainer(Trainer):
     # Checkpoints: transformers would pickle optimiser, random state and arguments; ours are safetensors and JSON.
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return  # Trainer calls this on every process
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -111,6 +113,14 @@ class SpeechTrainer(Trainer):
     def _load_rng_state(self, folder: str | None) -> None:
         if folder is not None and Path(folder, f"random-{self.args.process_index}.json").exists():
             checkpoint.set_random_state(checkpoint.load_tree(Path(folder, f"random-{self.args.process_index}")))
+
+
+class EarlyStop(EarlyStoppingCallback):
+    """Early stopping that a resumed run takes up where it was: also when it had already stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class EveryAdapterLearns(TrainerCallback):

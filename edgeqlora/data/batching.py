@@ -1,6 +1,5 @@
 """Batches: which window each clip needs, clips of one window together, and the tensors of a batch."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,11 +121,6 @@ class BucketSampler:
         full = len(rest) - len(rest) % size
         batches += [rest[start : start + size] for start in range(0, full, size)]
         return [batches[i] for i in rng.permutation(len(batches))], rest[full:]
-
-
-def steps_per_epoch(n_clips: int, batch_size: int) -> int:
-    """Optimiser steps for one pass over the data, rounded up."""
-    return max(1, math.ceil(n_clips / batch_size))
 
 
 class Collator:

@@ -28,8 +28,8 @@ class Recipe(NamedTuple):
     """Everything that decides the result, beside the speech.
 
     window_s: longest window the encoder sees; each batch takes what its clips need.
-    ctc_weight: share of an auxiliary CTC loss on the encoder. Without it the cross-attention of a model this
-        small needs many more steps to find the alignment; its head is dropped afterwards.
+    ctc_weight: share of an auxiliary CTC loss on the encoder. It shows the encoder an alignment
+        directly instead of through the cross-attention alone; its head is dropped afterwards.
     """
 
     steps: int = 2500

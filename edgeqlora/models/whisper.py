@@ -20,6 +20,11 @@ class SpeechModel:
     source: str
     """Folder or hub name it was loaded from."""
 
+    @property
+    def spelling(self) -> dict[str, str] | None:
+        """OpenAI's table of British to American spellings, where the folder has it (normalizer.json)."""
+        return getattr(self.tokenizer, "english_spelling_normalizer", None)
+
 
 def check_is_whisper(source: str) -> None:
     """Raise before anything heavy if `source` is a folder that holds no Whisper model."""
@@ -36,7 +41,8 @@ def check_is_whisper(source: str) -> None:
         raise UserError(f"{source} is not a transformers model folder: no config.json in it (found: {found})")
     from edgeqlora_jetson.files import read_json
 
-    family = read_json(config, "config.json").get("model_type")
+    content = read_json(config, "config.json")
+    family = content.get("model_type") if isinstance(content, dict) else None
     if family != "whisper":
         raise UserError(
             f"{source} holds a {family!r} model; this version trains and exports model_type 'whisper' "
@@ -64,6 +70,7 @@ def load_model(source: str, quantise: bool = False, dtype: str = "float32", devi
     themselves quantised to 8 bits. The projection is tied to the token embedding and stays as it is.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 
     tokenizer, feature_extractor = load_tokenizer(source)
@@ -80,7 +87,7 @@ def load_model(source: str, quantise: bool = False, dtype: str = "float32", devi
         options["device_map"] = {"": device}
     try:
         model = WhisperForConditionalGeneration.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{source}: the model cannot be loaded: {_first_line(error)}") from error
     if quantise:
         keep_linear4bit_in_train_mode(model)

@@ -21,7 +21,7 @@ from edgeqlora_export.whisper import model_constants
 from edgeqlora_export.windowed import model_window_s, window_frames
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.files import atomic_folder
+from edgeqlora_jetson.files import atomic_folder, write_json
 from edgeqlora_jetson.logmel import LogMel
 from edgeqlora_jetson.runtimes import open_runtime
 
@@ -110,6 +110,9 @@ def export_bundle(
         manifest["gates"] = [_mel_gate(filters, audios, mels)]
         manifest["gates"] += measure_parity(model, runtime, mels, spec, progress=progress)
         verify_gates(manifest["gates"])
+        spelling = getattr(tokenizer, "english_spelling_normalizer", None)
+        if spelling:  # so that `whisper-english` scores a bundle as it scores the folder
+            write_json(folder / "normalizer.json", spelling)
         progress("writing tables, clips, runner and manifest")
         final = write_bundle(
             folder,

@@ -67,12 +67,14 @@ def test_the_splits_are_large_enough_and_say_every_phrase():
         assert {row["text"] for row in read_rows(split)} == set(phrases.PHRASES)
 
 
-def test_no_speaker_is_heard_in_two_splits_nor_in_pretraining():
+def test_who_speaks_in_dev_and_test_was_never_heard_before():
     heard = {split: {row["speaker"] for row in read_rows(split)} for split in SPLITS}
     heard["pretraining"] = {voice.speaker for voice in voices.PRETRAIN_VOICES}
     heard["heldout"] = {voice.speaker for voice in voices.HELDOUT_VOICES}
     for left, right in combinations(heard, 2):
-        assert not heard[left] & heard[right], f"{left} and {right} share speakers"
+        # awb and slt, two of flite's four people, are meant to be in both (see voices.py).
+        allowed = {"flite-awb", "flite-slt"} if {left, right} == {"train", "pretraining"} else set()
+        assert heard[left] & heard[right] == allowed, f"{left} and {right} share speakers"
 
 
 def test_the_manifests_name_the_voices_of_the_script():

@@ -32,6 +32,7 @@ def test_defaults():
         ({"speed_perturb": [3.0]}, "allowed is 0.5 to 2.0"),
         ({"output": ""}, "output is not given: pass --output"),
         ({"report_to": ["email"]}, "allowed are tensorboard, mlflow, wandb"),
+        ({"patience": 3}, "needs dev data"),
     ],
 )
 def test_bad_values_name_value_and_range(change, text):
@@ -72,3 +73,16 @@ def test_paths_in_a_config_are_relative_to_it(tmp_path: Path):
 def test_windows():
     assert parse_windows("auto") is None
     assert parse_windows("5,2") == [2.0, 5.0]
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_training(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install mlflow"):
+        make_settings({**NEEDED, "report_to": ["mlflow"]})
+
+
+def test_a_folder_or_binary_file_as_config(tmp_path: Path):
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "c.toml"):
+        with pytest.raises(UserError, match="cannot be read as TOML"):
+            read_settings(path)

@@ -235,6 +235,81 @@ def test_bad_input_is_refused_and_leaves_nothing(tiny_model, clips, tmp_path, ch
     assert list(tmp_path.iterdir()) == []
 
 
+def other_manifest(clips: Path, path: Path, **change_of_first) -> Path:
+    rows = [json.loads(line) for line in clips.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(clips.parent / row["audio"])
+    rows[0].update(change_of_first)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_durations_come_from_the_files_not_from_the_manifest(tiny_model, clips, tmp_path):
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "long.wav", np.zeros(32000, np.float32), 16000)
+    liar = other_manifest(clips, tmp_path / "m.jsonl", audio=str(tmp_path / "long.wav"), duration=0.4)
+    with pytest.raises(UserError, match=r"longer than the window of 1 s: .*long\.wav \(2\.0 s\)"):
+        train(settings_of(tiny_model, clips, tmp_path / "out", train=str(liar)))
+
+
+def test_missing_dev_audio_is_found_before_training(tiny_model, clips, tmp_path):
+    dev = other_manifest(clips, tmp_path / "dev.jsonl", audio=str(tmp_path / "gone.wav"))
+    with pytest.raises(UserError, match=r"gone\.wav"):
+        train(settings_of(tiny_model, clips, tmp_path / "out", dev=str(dev)))
+    assert not partial_folder(tmp_path / "out").exists()
+
+
+def test_a_diverged_run_keeps_its_best_checkpoint(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora import trainer
+
+    def diverge(outputs, labels, num_items_in_batch=None):
+        calls.append(1)
+        return original(outputs, labels, num_items_in_batch) * (float("nan") if len(calls) > 3 else 1)
+
+    calls: list[int] = []
+    original = trainer.token_mean_loss
+    monkeypatch.setattr(trainer, "token_mean_loss", diverge)
+    card = train(settings_of(tiny_model, clips, tmp_path / "out"))
+    assert card["figures"]["final_loss"]["value"] is None
+    assert "diverged" in card["figures"]["final_loss"]["reason"]
+    for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
+
+
+def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora import train as module
+
+    wers = iter([10.0, 90.0, 95.0, 1.0, 1.0, 1.0])
+    figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_seconds": 0.0}
+    monkeypatch.setattr(module, "_evaluator", lambda *args: lambda: {"eval_wer": next(wers), **figures})
+    settings = settings_of(tiny_model, clips, tmp_path / "out", steps=12, patience=2)
+    real_write = module._write_output
+    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)  # stopped early at step 6 and killed before its output was written
+    monkeypatch.setattr(module, "_write_output", real_write)
+    card = train(settings, resume=True)
+    assert (card["best_step"], card["dev_wer"]["value"]) == (2, 10.0)
+    assert card["steps"] < 12
+
+
+def test_resume_with_other_data_is_refused(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora import train as module
+
+    data = other_manifest(clips, tmp_path / "m.jsonl")
+    settings = settings_of(tiny_model, clips, tmp_path / "out", train=str(data))
+    real_write = module._write_output
+    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.setattr(module, "_write_output", real_write)
+    other_manifest(clips, data, text="another text")
+    with pytest.raises(UserError, match="train changed since the unfinished run"):
+        train(settings, resume=True)
+
+
 def test_text_in_the_wrong_script_names_the_file(tiny_model, clips, tmp_path):
     rows = [json.loads(line) for line in clips.read_text().splitlines()]
     rows[2]["text"] = "выключи свет"
