@@ -16,11 +16,12 @@ from edgeqlora_jetson.pyz import PYZ_NAME
 
 TRAINING: dict[str, Any] = {
     "window_s": "3",
-    "steps": 180,
+    "steps": 240,
     "batch_size": 16,
     "learning_rate": 3e-3,
+    "warmup_ratio": 0.1,
     "ranks": "uniform:8",
-    "eval_every": 60,
+    "eval_every": 80,
     "eval_samples": 0,
     "seed": 42,
 }
@@ -37,7 +38,7 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
     output.mkdir(parents=True, exist_ok=True)
     start_s = time.monotonic()
     say(
-        "EdgeQLoRA demo: a tiny Whisper, pre-trained on clean synthetic voices, learns voices and noise it never heard.\n"
+        "EdgeQLoRA demo: a tiny Whisper, pre-trained on clear synthetic voices, learns other voices and noise.\n"
         "Model and speech were made by the project; no network is used. About three minutes on two cores."
     )
     model, speech = str(model_dir()), speech_dir()
