@@ -1,28 +1,17 @@
 """Energy and memory on the workstation: counters read before and after; null with a reason where there are none."""
 
-import os
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from edgeqlora.card import measured, missing
-
-
-def peak_rss_mib() -> float:
-    """Highest resident memory of this process so far, in MiB (the libraries' own share included)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2  # kB on Linux, bytes on macOS
+from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
+from edgeqlora_jetson.machine import measure_rss_mib
 
 
 def rss_mib() -> float:
-    """Resident memory of this process now, in MiB."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return peak_rss_mib()
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+    """Resident memory of this process now, in MiB; where the system does not say, its peak."""
+    return measure_rss_mib() or peak_rss_mib()
 
 
 def peak_vram() -> dict[str, Any]:

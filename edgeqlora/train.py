@@ -158,7 +158,7 @@ class _Run:
             )
             if speed
             else missing("no step was timed in this process"),
-            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="ru_maxrss: whole process with its libraries"),
+            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="VmHWM: the whole process with its libraries"),
             "peak_vram": peak_vram(),
             "wall_time": measured(round(self.wall_s, 2), "s", how=scope, resumed=resumed),
             "energy": {**self.energy.read(), "how": scope},

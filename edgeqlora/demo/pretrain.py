@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -195,6 +194,7 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
 
     from edgeqlora.demo.tokenizer import build_tokenizer
     from edgeqlora_jetson.files import atomic_folder
+    from edgeqlora_jetson.machine import measure_peak_rss_mib
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(recipe.seed)
@@ -216,7 +216,7 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
         "loss": round(loss, 4),
         "heldout_wer": round(measure_wer(model, tokenizer, heldout, recipe.window_s), 4),
         "wall_time_s": round(time.monotonic() - started, 1),
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_rss_mib": round(measure_peak_rss_mib()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

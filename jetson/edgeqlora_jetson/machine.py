@@ -51,8 +51,15 @@ def measure_rss_mib(root: str = "/") -> Optional[float]:
     return parse_meminfo_mib(_read(root, "proc/self/status") or "", "VmRSS")
 
 
-def measure_peak_rss_mib() -> float:
-    """Highest resident memory of this process since it started."""
+def measure_peak_rss_mib(root: str = "/") -> float:
+    """Highest resident memory of this program since it started (VmHWM).
+
+    Not getrusage where it can be helped: Linux hands ru_maxrss on through exec, so that a small program started by a
+    large one reports the large one's peak.
+    """
+    peak_mib = parse_meminfo_mib(_read(root, "proc/self/status") or "", "VmHWM")
+    if peak_mib is not None:
+        return peak_mib
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024.0 / (1024.0 if sys.platform == "darwin" else 1.0)  # kB on Linux, bytes on macOS
 

@@ -39,7 +39,7 @@ for i, row in enumerate(rows):
     times = []
     for _ in range(repeats + (3 if i == 0 else 0)):
         start = time.perf_counter()
-        segments, _ = model.transcribe(audio, language="en", beam_size=1, without_timestamps=True, condition_on_previous_text=False)
+        segments, _ = model.transcribe(audio, language="en", beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
         text = " ".join(s.text.strip() for s in segments)
         times.append(time.perf_counter() - start)
     out.append({"reference": row["text"], "hypothesis": text, "seconds": times[-repeats:], "audio_s": len(audio) / rate})

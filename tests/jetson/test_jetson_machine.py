@@ -1,11 +1,15 @@
 """Facts of the machine, from recorded /proc texts; the progress line."""
 
 import io
+import os
+import subprocess
+import sys
 
 from edgeqlora_jetson.files import write_text
 from edgeqlora_jetson.machine import measure_peak_rss_mib, parse_cpu_model, parse_meminfo_mib, read_machine
 from edgeqlora_jetson.progress import Progress, format_progress
 
+JETSON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "jetson")
 ARM_CPUINFO = """processor\t: 0
 BogoMIPS\t: 38.40
 CPU implementer\t: 0x41
@@ -68,3 +72,20 @@ def test_a_terminal_gets_one_line_rewritten():
     text = show(Terminal(), 1.0)
     assert text.count("\n") == 1
     assert text.count("\r") == 30
+
+
+def test_peak_memory_is_that_of_this_program_not_of_the_one_that_started_it(tmp_path):
+    big = bytearray(200 * 2**20)
+    big[::4096] = b"x" * len(big[::4096])
+    code = "from edgeqlora_jetson.machine import measure_peak_rss_mib as m; print(m())"
+    child = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=dict(os.environ, PYTHONPATH=JETSON)
+    )
+    if sys.platform == "linux":
+        assert float(child.stdout) < 150 < measure_peak_rss_mib()
+
+
+def test_peak_memory_from_the_status_file(tmp_path):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "status").write_text("VmPeak:\t 99 kB\nVmHWM:\t   2048 kB\n")
+    assert measure_peak_rss_mib(root=str(tmp_path)) == 2.0
