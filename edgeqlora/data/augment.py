@@ -220,8 +220,13 @@ def load_torchaudio() -> tuple[Any, Any]:
 
         torchaudio.functional.resample(torch.zeros(20), 9, 10)
     except Exception as error:
-        raise UserError(torchaudio_advice(_version("torch") or "?", _version("torchaudio"), error)) from error
+        raise UserError(torchaudio_mismatch(error)) from error
     return torch, torchaudio
+
+
+def torchaudio_mismatch(error: BaseException) -> str:
+    """The advice for the versions that are installed."""
+    return torchaudio_advice(_version("torch") or "?", _version("torchaudio"), error)
 
 
 def torchaudio_advice(torch_version: str, torchaudio_version: str | None, error: BaseException) -> str:
@@ -236,7 +241,7 @@ def torchaudio_advice(torch_version: str, torchaudio_version: str | None, error:
         problem = "speed, noise and room augmentation need torchaudio, which is not installed"
     else:
         problem = f"torchaudio {torchaudio_version} does not match torch {torch_version} ({reason:.120})"
-    return f"{problem}. Install the one that matches: pip install {match}, or train without these augmentations"
+    return f"{problem}. Install the one that matches: pip install {match}"
 
 
 def _version(distribution: str) -> str | None:

@@ -134,7 +134,7 @@ def torch_greedy(
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
     Returns the tokens of each clip, without prompt and end token. `suppress_ids` are out at every step,
-    `begin_suppress_ids` at the first; a clip that has ended feeds the end token until all have.
+    `begin_suppress_ids` at the first; a clip that has ended feeds the end token until its row is dropped.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -160,6 +160,7 @@ def _decode(base: Any, audio_features: torch.Tensor, spec: dict[str, Any], limit
     tokens = torch.tensor([spec["prompt_ids"]] * batch, device=device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     out: list[list[int]] = [[] for _ in range(batch)]
+    rows = list(range(batch))  # the clip behind each row; rows whose clip has ended are dropped in halves
     done = [False] * batch
     for step in range(limit):
         hidden = base.model.decoder(
@@ -170,13 +171,19 @@ def _decode(base: Any, audio_features: torch.Tensor, spec: dict[str, Any], limit
         if step == 0:
             logits[:, begin] = -torch.inf
         chosen = logits.argmax(-1).tolist()
-        for row, token in enumerate(chosen):
+        for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             done[row] = done[row] or token == eos
             if done[row]:
-                chosen[row] = eos
+                chosen[i] = eos
             else:
                 out[row].append(token)
         if all(done):
             break
         tokens = torch.tensor(chosen, device=device).unsqueeze(1)
+        active = [i for i, row in enumerate(rows) if not done[row]]
+        if len(active) <= len(rows) // 2:
+            # One clip that loops to its limit must not make all the others of its batch run along.
+            keep = torch.tensor(active, device=device)
+            cache.batch_select_indices(keep)
+            audio_features, tokens, rows = audio_features[keep], tokens[keep], [rows[i] for i in active]
     return out

@@ -104,3 +104,13 @@ def test_disk_full_is_one_message(tmp_path, monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 2
     assert "cannot write /out/model.safetensors: No space left" in capsys.readouterr().err
+
+
+def test_torchaudio_that_does_not_match_torch_is_named_with_the_mend(tmp_path, tiny_model, clips):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("libtorchaudio.so: undefined symbol: x")')
+    done = run("evaluate", str(tiny_model), "-d", str(clips), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2, done.stderr[-500:]
+    assert "does not match torch" in done.stderr
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
