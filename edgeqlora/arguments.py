@@ -87,7 +87,7 @@ def training_arguments(
         save_steps=eval_every,
         # The newest, the one before (should the newest be cut off by a kill), and the best.
         save_total_limit=3,
-        metric_for_best_model="eval_wer" if evaluates else None,
+        metric_for_best_model="eval_rank" if evaluates else None,
         greater_is_better=False if evaluates else None,
         disable_tqdm=True,
         report_to=(settings.report_to or "none") if save else "none",

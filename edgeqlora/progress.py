@@ -87,6 +87,7 @@ class RunLog(TrainerCallback):
         if "train_runtime" in (logs or {}):
             return  # transformers' totals of this process; ours, which know of resuming, are in the card
         row = {"step": state.global_step, "time_utc": round(time.time(), 3), **(logs or {})}
+        row.pop("eval_rank", None)
         row.pop("epoch", None)  # the sampler's run is one long epoch to the trainer; ours are in the card
         if "loss" in row:
             self._loss = row["loss"]

@@ -243,10 +243,15 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
         count = sum(part[2][1] for part in gathered)
         references, hypotheses = [apply(t) for t in references], [apply(t) for t in hypotheses]
         wer, cer = word_errors(references, hypotheses).rate, character_errors(references, hypotheses).rate
+        loss = total / max(count, 1)
         return {
+            # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
+            # moves WER by 1e-4 %, more than the loss can add.
+            "eval_rank": (100.0 if wer is None else 100 * wer)
+            + 1e-6 * min(loss if math.isfinite(loss) else 50.0, 50.0),
             "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
             "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
-            "eval_loss": total / max(count, 1),
+            "eval_loss": loss,
             "eval_clips": len(references),
             "eval_seconds": round(time.perf_counter() - start_s, 3),
         }
@@ -275,6 +280,9 @@ def _write_output(
         else checkpoint.last_complete(partial)
     )
     assert best is not None, "a finished run has a checkpoint"
+    best_step = int(best.name.rsplit("-", 1)[1])
+    wers = {row["step"]: row["eval_wer"] for row in state.log_history if "eval_wer" in row}
+    best_wer = wers.get(best_step)
     with atomic_folder(output, overwrite=overwrite) as folder:
         out = Path(folder)
         for file in sorted(best.iterdir()):
@@ -319,14 +327,14 @@ def _write_output(
                 "padding": data.padding,
             },
             steps=state.global_step,
-            best_step=int(best.name.rsplit("-", 1)[1]),
+            best_step=best_step,
             dev_wer=measured(
-                state.best_metric,
+                best_wer,
                 "%",
                 normaliser=settings.scored_by(),
                 n_clips=len(evenly(data.dev_rows, settings.eval_samples)),
             )
-            if state.best_metric is not None
+            if best_wer is not None
             else missing("no dev data was given"),
             figures=figures,
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},

@@ -24,6 +24,7 @@ FSDD = SHARED / "data" / "fsdd"
 LIBRISPEECH = SHARED / "data" / "librispeech-sample"
 TRAIN = ["--train", str(FSDD / "train.jsonl"), "--dev", str(FSDD / "dev.jsonl")]
 SETTINGS = ["--window-s", "2", "--batch-size", "16", "--steps", "200", "--learning-rate", "1e-3", "--seed", "42"]
+SETTINGS += ["--spec-augment", "--speed-perturb", "0.9,1.0,1.1"]
 PEER = r"""
 import json, sys, time
 import soundfile

@@ -278,12 +278,26 @@ def test_a_diverged_run_keeps_its_best_checkpoint(tiny_model, clips, tmp_path, m
         json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
 
 
+def with_rank(wer: float, figures: dict) -> dict:
+    return {"eval_rank": wer, "eval_wer": wer, **figures}
+
+
+def test_equal_wers_are_decided_by_loss(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora.recognise import Recogniser
+
+    losses = iter([0.5, 0.1, 0.3])
+    monkeypatch.setattr(Recogniser, "cross_entropy", lambda self, rows: (next(losses) * 10, 10))
+    card = train(settings_of(tiny_model, clips, tmp_path / "out", learning_rate=1e-6))  # WER stays what it is
+    assert card["best_step"] == 4
+    assert card["dev_wer"]["value"] > 0
+
+
 def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, tmp_path, monkeypatch):
     from edgeqlora import train as module
 
     wers = iter([10.0, 90.0, 95.0, 1.0, 1.0, 1.0])
     figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_seconds": 0.0}
-    monkeypatch.setattr(module, "_evaluator", lambda *args: lambda: {"eval_wer": next(wers), **figures})
+    monkeypatch.setattr(module, "_evaluator", lambda *args: lambda: with_rank(next(wers), figures))
     settings = settings_of(tiny_model, clips, tmp_path / "out", steps=12, patience=2)
     real_write = module._write_output
     monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
