@@ -31,11 +31,11 @@ def load_label_rules(base_model: str, language: str | None = None) -> LabelRules
 
     `language` is what a multilingual model will be told is spoken. Raises UserError as `load_tokenizer` does.
     """
-    from transformers import AutoConfig, GenerationConfig
-
     from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
 
     check_is_whisper(base_model)
+    from transformers import AutoConfig, GenerationConfig
+
     tokenizer, _ = load_tokenizer(base_model)
     try:
         config = AutoConfig.from_pretrained(base_model)

@@ -1,5 +1,6 @@
 """Loading Whisper for training and scoring: quantisation, the linears that get adapters, parts of the network."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def check_is_whisper(source: str) -> None:
     folder = Path(source)
     if not folder.exists():
         if source.count("/") == 1 and not source.startswith((".", "/")):
+            stay_offline_without_network()
             return  # a name on the hub
         raise UserError(
             f"no model at {source!r}: give a transformers folder, or a hub name such as openai/whisper-tiny"
@@ -50,6 +52,22 @@ def check_is_whisper(source: str) -> None:
         )
 
 
+def stay_offline_without_network() -> None:
+    """Without a way to the hub, use what is in its cache at once: the hub's client would try for minutes.
+
+    Call before transformers is imported. The name of the hub is looked up, nothing is sent.
+    """
+    import socket
+    from urllib.parse import urlsplit
+
+    if any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # decided already, or names are looked up by the proxy
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def load_tokenizer(source: str) -> tuple[Any, Any]:
     """Tokenizer and feature extractor of a model folder, without loading weights."""
     from transformers import WhisperFeatureExtractor, WhisperTokenizer
@@ -60,6 +78,11 @@ def load_tokenizer(source: str) -> tuple[Any, Any]:
     try:
         return WhisperTokenizer.from_pretrained(source), WhisperFeatureExtractor.from_pretrained(source)
     except (OSError, ValueError) as error:
+        if not Path(source).exists() and os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise UserError(
+                f"{source} is neither a folder here nor in the hub's cache, and the hub cannot be reached: "
+                "give a folder, or run this once with a network"
+            ) from error
         raise UserError(f"{source}: tokenizer or feature extractor cannot be loaded: {_first_line(error)}") from error
 
 

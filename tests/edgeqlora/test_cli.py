@@ -114,3 +114,14 @@ def test_torchaudio_that_does_not_match_torch_is_named_with_the_mend(tmp_path, t
     assert "does not match torch" in done.stderr
     assert "pip install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_hub_name_without_a_network_fails_at_once(tmp_path, clips):
+    import time
+
+    start_s = time.monotonic()
+    environment = {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+    done = run("data", "check", str(clips), "-m", "openai/whisper-tiny.en", **environment)
+    assert done.returncode == 2, done.stderr[-500:]
+    assert "the hub cannot be reached" in done.stderr
+    assert time.monotonic() - start_s < 60  # the hub's own client goes on for minutes
