@@ -10,7 +10,9 @@ def return_freed_memory() -> bool:
     """Make glibc's malloc take blocks of 1 MiB and more from the system and return them when they are freed.
 
     By default glibc raises this threshold to 32 MiB as blocks are freed, and then keeps activations of past steps in a
-    fragmented heap: a fifth more peak memory on a training step of whisper-tiny. False on other C libraries.
+    fragmented heap. Measured on whisper-tiny.en, 2 s window, batch 16, two cores, in turns: 1305 instead of 1610 MiB
+    at the peak, 17 instead of 26 clips/s (page faults); 2 MiB is the same, 4 MiB saves nothing. False on other C
+    libraries.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

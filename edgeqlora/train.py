@@ -39,7 +39,8 @@ def train(
     from edgeqlora.heap import return_freed_memory
     from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
 
-    return_freed_memory()
+    if settings.low_memory:
+        return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=True, quiet=not is_first)
     output = Path(settings.output)
