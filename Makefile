@@ -51,7 +51,7 @@ check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for th
 	$(BIN)/lint-imports
 	$(BIN)/vermin --quiet --no-tips -t=3.6- --violations jetson/edgeqlora_jetson
 
-bench: $(VENV)/.dev ## Measure the claims of README on ../shared (about an hour)
+bench: $(VENV)/.dev ## Measure the claims of README on ../shared (about 30 minutes)
 	@$(BIN)/python tests/benchmarks/claims.py
 
 clean: ## Remove everything that these commands made

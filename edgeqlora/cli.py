@@ -1,7 +1,6 @@
 """The command line: it parses, calls one function and prints. Heavy imports stay inside the commands."""
 
 import dataclasses
-import errno
 import os
 import sys
 from pathlib import Path
@@ -344,36 +343,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not our error
     except Exception as error:
-        message = _explain(error)
+        from edgeqlora.explain import explain
+
+        message = explain(error)
         if message is None:
             raise  # a defect of ours: the traceback is the report
         _fail(message, 2)
-
-
-def _explain(error: Exception) -> str | None:
-    """What the user can do about an error that a library raised; None if it is not the user's to mend."""
-    if _raised_in(error, "torchaudio"):
-        # transformers imports torchaudio for every audio model: one that does not match torch stops every command.
-        from edgeqlora.data.augment import torchaudio_mismatch
-
-        return torchaudio_mismatch(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder"
-    if type(error).__name__ == "SafetensorError":  # by name: importing it would slow every command down
-        return f"weights cannot be read or written ({error}): the file is damaged, or the disk is full"
-    return None
-
-
-def _raised_in(error: BaseException | None, package: str) -> bool:
-    """Whether the error, or one that it was raised from, came up inside the files of `package`."""
-    import traceback
-
-    while error is not None:
-        frames = traceback.walk_tb(error.__traceback__)
-        if any(f"{os.sep}{package}{os.sep}" in frame.f_code.co_filename for frame, _ in frames):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _fail(message: str, code: int) -> None:

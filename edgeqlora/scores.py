@@ -55,26 +55,29 @@ def word_errors(references: list[str], hypotheses: list[str]) -> Score:
     """Corpus WER with substitutions, deletions, insertions; texts are normalised already."""
     import jiwer
 
-    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.strip()]
-    # jiwer refuses empty references; words said where the reference has none are insertions all the same.
-    extra = sum(len(h.split()) for r, h in zip(references, hypotheses, strict=True) if not r.strip())
-    if not pairs:
-        return Score(None, 0, 0, extra, 0)
-    out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
-    n = out.hits + out.substitutions + out.deletions
-    errors = out.substitutions + out.deletions + out.insertions + extra
-    return Score(errors / n, out.substitutions, out.deletions, out.insertions + extra, n)
+    return _errors(references, hypotheses, jiwer.process_words, lambda text: len(text.split()))
 
 
 def character_errors(references: list[str], hypotheses: list[str]) -> Score:
     """Corpus CER (spaces count as characters)."""
     import jiwer
 
-    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r.strip()]
-    extra = sum(len(h.strip()) for r, h in zip(references, hypotheses, strict=True) if not r.strip())
+    return _errors(references, hypotheses, jiwer.process_characters, lambda text: len(text.strip()))
+
+
+def _errors(
+    references: list[str],
+    hypotheses: list[str],
+    process: Callable[[list[str], list[str]], Any],
+    count: Callable[[str], int],
+) -> Score:
+    """Counts by jiwer, which refuses empty references: what is said where the reference has nothing is insertions."""
+    texts = list(zip(references, hypotheses, strict=True))
+    pairs = [(r, h) for r, h in texts if r.strip()]
+    extra = sum(count(h) for r, h in texts if not r.strip())
     if not pairs:
         return Score(None, 0, 0, extra, 0)
-    out = jiwer.process_characters([r for r, _ in pairs], [h for _, h in pairs])
+    out = process([r for r, _ in pairs], [h for _, h in pairs])
     n = out.hits + out.substitutions + out.deletions
     errors = out.substitutions + out.deletions + out.insertions + extra
     return Score(errors / n, out.substitutions, out.deletions, out.insertions + extra, n)

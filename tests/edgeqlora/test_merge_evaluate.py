@@ -90,7 +90,7 @@ def test_table_names_normaliser_and_worst_utterances(tiny_model, clips):
     assert "batches of 16" in table
 
 
-def test_base_model_that_is_not_the_one_trained_on_is_refused(adapter, tiny_model, tmp_path):
+def test_base_model_that_is_not_the_one_trained_on_is_refused(adapter, tiny_model, clips, tmp_path):
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -104,6 +104,27 @@ def test_base_model_that_is_not_the_one_trained_on_is_refused(adapter, tiny_mode
     with pytest.raises(UserError, match="is not the base model that the adapter was trained on"):
         merge(adapter, tmp_path / "merged", base_model=str(other), say=lambda text: None)
     assert not (tmp_path / "merged").exists()
+    with pytest.raises(UserError, match="pass --base-model with the right one"):
+        evaluate(str(adapter), str(clips), base_model=str(other))
+
+
+def test_an_output_that_would_be_lost_is_refused_before_any_scoring(adapter, tiny_model, clips, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UserError, match="exists: choose another folder, or pass --overwrite"):
+        merge(adapter, tmp_path / "out")
+    with pytest.raises(UserError, match=r"name the report \.json"):
+        evaluate(str(tiny_model), str(clips), output=tmp_path / "report.jsonl")
+
+
+def test_dequantised_is_only_for_adapters_of_a_4bit_base(adapter, tmp_path):
+    import shutil
+
+    shutil.copytree(adapter, tmp_path / "adapter")
+    card = json.loads((tmp_path / "adapter" / "card.json").read_text())
+    (tmp_path / "adapter" / "card.json").write_text(json.dumps({**card, "method": "lora"}))
+    with pytest.raises(UserError, match="allowed is 'original'"):
+        merge(tmp_path / "adapter", tmp_path / "out", candidate="dequantised")
 
 
 def test_what_is_no_adapter_is_refused(tiny_model, tmp_path):

@@ -185,7 +185,9 @@ def test_loss_falls(tiny_model, clips, tmp_path):
 
 
 def test_checkpointing_accumulation_and_augmentation_reach_every_adapter(tiny_model, clips, tmp_path):
-    # EveryAdapterLearns raises if some adapter gets no gradient.
+    from safetensors.torch import load_file
+
+    # EveryAdapterLearns raises if some adapter gets no gradient in the first step.
     train(
         settings_of(
             tiny_model,
@@ -199,6 +201,10 @@ def test_checkpointing_accumulation_and_augmentation_reach_every_adapter(tiny_mo
             optimizer="paged-adamw-8bit",
         )
     )
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    moved = {name: bool(weight.any()) for name, weight in weights.items() if "lora_B" in name}  # B starts at zero
+    assert len(moved) == 2 * 6 + 2 * 10
+    assert all(moved.values()), [name for name, is_moved in moved.items() if not is_moved]
 
 
 def test_ranks_file_gives_each_layer_its_rank(tiny_model, clips, straight, tmp_path):
@@ -226,6 +232,7 @@ def test_ranks_file_gives_each_layer_its_rank(tiny_model, clips, straight, tmp_p
         ({"base_model": "/nothing/here"}, "no model at"),
         ({"ranks": "uniform:500"}, "out of range"),
         ({"precision": "fp16"}, "needs a CUDA GPU"),
+        ({"max_label_tokens": 1}, "max_label_tokens=1 leaves no room for text and its end: give 2 or more"),
         ({"language": "de"}, "cannot be asked of an English-only model"),
     ],
 )
