@@ -26,6 +26,7 @@ import numpy as np
 
 from . import __version__
 from .bundle import Bundle, EvalClip
+from .figures import figure, nearest_rank, spread
 from .files import write_json
 from .machine import read_machine
 from .table import format_table
@@ -37,22 +38,6 @@ SCHEMA = "edgeqlora.report/1"
 _NO_SENSOR = "this version of the runner reads no power or temperature sensor"
 _NO_BOARD = "this version of the runner does not read the board's power mode and clocks"
 _PHASES = ("total", "mel", "encoder", "decoder", "first_token")
-
-
-def figure(value: Optional[float], unit: Optional[str], reason: Optional[str] = None) -> Dict[str, Any]:
-    """A measured figure, or with value None one that could not be had, and why."""
-    if value is None:
-        if not reason:
-            raise ValueError("a missing figure needs its reason")
-        return {"value": None, "unit": unit, "reason": reason}
-    return {"value": value, "unit": unit}
-
-
-def nearest_rank(values: Sequence[float], percent: float) -> float:
-    """Nearest-rank percentile: the smallest value that at least `percent` % of the values do not exceed."""
-    ordered = sorted(values)
-    rank = -(-len(ordered) * percent // 100)
-    return ordered[max(0, int(rank) - 1)]
 
 
 def build_report(
@@ -129,14 +114,7 @@ def _latency(measurements: Sequence[Any]) -> Dict[str, Any]:
     calls = _calls(measurements)
     values = {phase: [getattr(call, phase + "_ms") for call in calls] for phase in _PHASES}
     values["decoder_step"] = [call.decoder_ms / call.n_steps for call in calls if call.n_steps]
-    return {phase: _spread(times_ms) for phase, times_ms in values.items()}
-
-
-def _spread(values: Sequence[float]) -> Dict[str, Any]:
-    spread = {"p{}".format(p): figure(nearest_rank(values, p), "ms") for p in (50, 90, 99)}
-    spread["mean"] = figure(sum(values) / len(values), "ms")
-    spread["max"] = figure(max(values), "ms")
-    return spread
+    return {phase: spread(times_ms, "ms") for phase, times_ms in values.items()}
 
 
 def _calls(measurements: Sequence[Any]) -> List[Any]:
