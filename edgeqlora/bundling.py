@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeqlora.card import folder_sha256, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.settings import parse_windows
+
+if TYPE_CHECKING:
+    from edgeqlora.profiles import Profile
 
 
 def export(
@@ -16,6 +19,7 @@ def export(
     output: Path,
     *,
     target: str = "cpu",
+    jetpack: str | None = None,
     window_s: str | None = None,
     data: str = "",
     n_eval: int = 32,
@@ -27,7 +31,9 @@ def export(
 ) -> dict[str, Any]:
     """Export `merged` for the board of profile `target`, prove it on clips of `data`, write the bundle.
 
+    jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
     data: default is the dev data that the adapter was trained with. Windows: default is what training used, else 30 s.
+    Values of the profile that no public document confirms are said where they are used, and recorded.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
     from edgeqlora.data.audio import load_audio
@@ -36,7 +42,7 @@ def export(
     from edgeqlora.prepare import evenly
     from edgeqlora.profiles import load_profile
 
-    profile = load_profile(target)
+    profile = load_profile(target, jetpack)
     check_is_whisper(merged)
     if (Path(merged) / "adapter_config.json").is_file():
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
@@ -54,6 +60,7 @@ def export(
     rows = evenly(load_rows(source), max(n_eval, N_PARITY))
     clips = [(load_audio(row), row.text) for row in rows]
 
+    plain = _plain_profile(profile, say)
     from edgeqlora_export.run import export_bundle
 
     return export_bundle(
@@ -61,7 +68,7 @@ def export(
         output,
         opset=profile.opset,
         windows_s=windows_s,
-        profile=profile.to_plain(),
+        profile=plain,
         clips=clips,
         n_eval=n_eval,
         language=language or card.get("language"),
@@ -77,6 +84,21 @@ def export(
 
 N_PARITY = 8
 """Clips that the parity gates run on."""
+
+
+def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, Any]:
+    """The profile as the manifest records it, once its unsourced values that are used have been said."""
+    from edgeqlora.profiles import ENERGY_USES, unsourced_of
+
+    used, of_energy = unsourced_of(profile), unsourced_of(profile, ENERGY_USES)
+    if used:
+        say(f"no public document confirms these values of {profile.name}, used here: {'; '.join(used)}")
+    if of_energy:
+        say(
+            f"no public document confirms these values of {profile.name}, which its energy figures will rest on: "
+            f"{'; '.join(of_energy)}"
+        )
+    return {**profile.to_plain(), "unsourced_used": used + of_energy}
 
 
 def _dev_of(card: dict[str, Any]) -> str:

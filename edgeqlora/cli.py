@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeqlora import __version__
+from edgeqlora import __version__, cli_board
 from edgeqlora.errors import UserError
+from edgeqlora.messages import done, say
 
 app = typer.Typer(
     name="edgeqlora",
@@ -100,7 +101,7 @@ def train(
     settings = make_settings(given)
     if save_config is not None:
         write_settings(settings, save_config)
-        _done(f"settings written to {save_config}", f"edgeqlora train --config {save_config}")
+        done(f"settings written to {save_config}", f"edgeqlora train --config {save_config}")
         return
     from edgeqlora.train import train as run
 
@@ -108,20 +109,20 @@ def train(
     if not card:
         return  # another process of torchrun
     if dry_run:
-        _done("nothing written", "the same command without --dry-run")
+        done("nothing written", "the same command without --dry-run")
         return
     wer = card["dev_wer"]["value"]
     best = f", best dev WER {wer:.2f} % at step {card['best_step']}" if wer is not None else ""
     speed = card["figures"]["samples_per_s"]["value"]
-    _say(
+    say(
         f"{card['steps']} steps in {card['figures']['wall_time']['value']:.0f} s"
         + (f", {speed:.1f} clips/s" if speed else "")
         + f", peak memory {card['figures']['peak_rss']['value'] / 1024:.2f} GiB{best}"
     )
     if settings.method == "full":
-        _done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")
+        done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")
     else:
-        _done(f"adapter in {settings.output}", f"edgeqlora merge {settings.output} -o merged")
+        done(f"adapter in {settings.output}", f"edgeqlora merge {settings.output} -o merged")
 
 
 @app.command()
@@ -171,7 +172,7 @@ def evaluate(
     written = (
         f"report in {output}, utterances in {output.with_suffix('.jsonl')}" if output else "nothing written (pass -o)"
     )
-    _done(written, following)
+    done(written, following)
 
 
 @app.command()
@@ -197,9 +198,9 @@ def merge(
         normaliser=normaliser,
         limit=limit,
         overwrite=overwrite,
-        say=_say,
+        say=say,
     )
-    _done(f"merged model ({card['chosen']} base) in {output}", f"edgeqlora export {output} --target cpu -o bundle")
+    done(f"merged model ({card['chosen']} base) in {output}", f"edgeqlora export {output} --target cpu -o bundle")
 
 
 @app.command()
@@ -207,6 +208,7 @@ def export(
     merged: Annotated[str, typer.Argument(help="Merged (or base) transformers folder.", show_default=False)],
     output: Output,
     target: Annotated[str, typer.Option("--target", "-t", help="Hardware profile: a name, or a TOML file.")] = "cpu",
+    jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
     window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of training, or 30.")] = None,
     data: Annotated[str, typer.Option("--data", "-d", help="Clips for parity and for the bundle's eval set.")] = "",
     eval_clips: Annotated[int, typer.Option(min=0, help="Clips to ship in the bundle.")] = 32,
@@ -222,6 +224,7 @@ def export(
         merged,
         output,
         target=target,
+        jetpack=jetpack,
         window_s=window_s,
         data=data,
         n_eval=eval_clips,
@@ -229,33 +232,10 @@ def export(
         task=task,
         name=name,
         overwrite=overwrite,
-        say=_say,
+        say=say,
     )
-    _say(f"{len(summary['gates'])} gates passed, {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']:.0f} s")
-    _done(f"bundle in {output}", f"edgeqlora bench {output}")
-
-
-@app.command()
-def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)],
-    manifest: Annotated[Path | None, typer.Option(help="Clips; default: the bundle's own.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each clip is measured.")] = 3,
-    warmup: Annotated[int, typer.Option(min=0, help="Clips run first, not counted.")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
-    limit: Limit = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="report.json to write.")] = None,
-) -> None:
-    """Measure a bundle on this machine with the runner that ships in it: latency, memory, WER."""
-    from edgeqlora_jetson.__main__ import main as runner
-
-    arguments = ["bench", str(bundle), "--repeats", str(repeats), "--warmup", str(warmup), "--batch", str(batch)]
-    for flag, value in (("--manifest", manifest), ("--threads", threads), ("--limit", limit), ("--output", output)):
-        if value is not None:
-            arguments += [flag, str(value)]
-    code = runner(arguments)
-    if code:
-        raise typer.Exit(code)
+    say(f"{len(summary['gates'])} gates passed, {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']:.0f} s")
+    done(f"bundle in {output}", f"edgeqlora bench {output}")
 
 
 @data_app.command("check")
@@ -287,7 +267,7 @@ def data_check(
         write_json(output, report.to_json())
     model = base_model or "MODEL"
     split = f"--train {train_data or data or 'TRAIN'}" + (f" --dev {dev}" if dev else "")
-    _done(
+    done(
         f"report in {output}" if output else "nothing written (pass -o)",
         f"edgeqlora train -m {model} {split} -o adapter --dry-run",
     )
@@ -298,20 +278,41 @@ def data_check(
 @profiles_app.command("list")
 def profiles_list() -> None:
     """The boards that bundles can be exported for."""
+    from edgeqlora.profile_text import format_profiles
     from edgeqlora.profiles import list_profiles, load_profile
 
-    for name in list_profiles():
-        typer.echo(f"{name:<18}{load_profile(name).title}")
-    _done("nothing written", "edgeqlora profiles show NAME")
+    typer.echo(format_profiles(load_profile(name) for name in list_profiles()))
+    done("nothing written", "edgeqlora profiles show NAME")
+
+
+@profiles_app.command("check")
+def profiles_check(
+    profiles: Annotated[list[str] | None, typer.Argument(help="Names or TOML files; default: all that ship.")] = None,
+) -> None:
+    """Cross-check profiles: rails, opset against TensorRT, limits against memory. Exit code 1 if one is wrong."""
+    from edgeqlora.profile_check import run_checks
+
+    text, is_good = run_checks(profiles or [])
+    typer.echo(text)
+    done("nothing written", "edgeqlora profiles show NAME")
+    if not is_good:
+        raise typer.Exit(1)
 
 
 @profiles_app.command("show")
-def profiles_show(name: Annotated[str, typer.Argument(help="Profile name, or a TOML file.")]) -> None:
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="Profile name, or a TOML file.")],
+    jetpack: Annotated[str | None, typer.Option(help="As it is with this JetPack.")] = None,
+) -> None:
     """Everything a profile says, with the source of each fact."""
-    from edgeqlora.profiles import format_profile, load_profile
+    from edgeqlora.profile_text import format_profile
+    from edgeqlora.profiles import load_profile
 
-    typer.echo(format_profile(load_profile(name)))
-    _done("nothing written", f"edgeqlora export MERGED --target {name} -o bundle")
+    typer.echo(format_profile(load_profile(name, jetpack)))
+    done("nothing written", f"edgeqlora export MERGED --target {name} -o bundle")
+
+
+cli_board.register(app)
 
 
 @app.command()
@@ -322,8 +323,8 @@ def demo(
     """The whole line on the embedded model and speech: train, merge, export, bench, WER before and after."""
     from edgeqlora.demo.run import run_demo
 
-    run_demo(output, overwrite=overwrite, say=_say)
-    _done(
+    run_demo(output, overwrite=overwrite, say=say)
+    done(
         f"adapter, merged model, bundle and reports in {output}",
         f"copy {output}/bundle to a board and run python3 edgeqlora-jetson.pyz bench in it",
     )
@@ -356,14 +357,6 @@ def _fail(message: str, code: int) -> None:
     typer.secho("error: " if rank == 0 else f"error (process {rank}): ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
     sys.exit(code)
-
-
-def _say(message: str) -> None:
-    typer.echo(message, err=True)
-
-
-def _done(wrote: str, following: str) -> None:
-    _say(f"Done: {wrote}. Next: {following}")
 
 
 def _numbers(name: str, text: str) -> list[float]:

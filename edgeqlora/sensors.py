@@ -1,12 +1,22 @@
 """Energy and memory on the workstation: counters read before and after; null with a reason where there are none."""
 
 import time
-from pathlib import Path
+import weakref
 from typing import Any
 
 from edgeqlora.card import measured, missing
+from edgeqlora_jetson.energy import MIN_COVERAGE
 from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
 from edgeqlora_jetson.machine import measure_rss_mib
+from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
+
+# Training polls once a step. Between polls further apart than this a power reading says nothing; counters do not mind.
+_MAX_GAP_S = 10.0
+_MEANING = {
+    "cpu_package": "RAPL: processor packages, not the memory, the board or the power supply",
+    "gpu_board": "NVML: GPU boards, not the processor or the power supply",
+    "cpu_package+gpu_board": "RAPL and NVML: processor packages and GPU boards, not the power supply",
+}
 
 
 def rss_mib() -> float:
@@ -24,53 +34,76 @@ def peak_vram() -> dict[str, Any]:
 
 
 class EnergyMeter:
-    """Joules between construction and `read()`, from hardware counters.
+    """Joules between construction and `read()`: GPU boards (NVML) and processor packages (RAPL), those that are there.
 
-    CPU packages: RAPL through /sys/class/powercap (energy_uj wraps at max_energy_range_uj; runs longer than one wrap
-    must call `poll` now and then). Scope `cpu_package`: not the memory, not the board, not the power supply.
+    Counters are differences, however long apart; a run longer than one wrap-around must call `poll` now and then. A GPU
+    without an energy counter is integrated over its power at every poll, and null where polls were too far apart.
     """
 
     def __init__(self, root: str = "/"):
-        self._zones = [
-            path
-            for path in sorted(Path(root, "sys/class/powercap").glob("intel-rapl:*"))
-            if path.name.count(":") == 1 and (path / "energy_uj").exists()
-        ]
-        self._reason = "no energy counter: /sys/class/powercap has no intel-rapl package"
-        self._last: list[int] = []
-        self._total_uj = 0
+        self._source: PowerSource | None = None
+        self._scope: Scope | None = None
         self._start_s = time.monotonic()
-        try:
-            self._last = [_counter(zone) for zone in self._zones]
-        except OSError as error:
-            self._zones, self._reason = (
-                [],
-                f"energy counter not readable ({error.strerror}): RAPL needs root on most systems",
-            )
+        self._power_j = self._covered_s = 0.0
+        self._lost: str | None = None
+        self._first: Sample | None = None
+        self._last: Sample | None = None
+        self._source, self._scope, notes = open_power_source("auto", root=root)
+        self._reason = "; ".join(notes)
+        if self._source is not None:
+            self._source.start()
+            weakref.finalize(self, self._source.stop)
+            self.poll()
+            self._first = self._last
 
     def poll(self) -> None:
-        """Add what the counters gained since the last look."""
-        for i, zone in enumerate(self._zones):
-            now = _counter(zone)
-            gained = now - self._last[i]
-            if gained < 0:
-                gained += int((zone / "max_energy_range_uj").read_text())
-            self._total_uj += gained
-            self._last[i] = now
+        """Add what was used since the last look."""
+        if self._source is None or self._scope is None:
+            return
+        for sample in self._source.poll():
+            gone = [r for r in self._scope.rails if r not in sample.counters_j and r not in sample.rails_mw]
+            if gone:
+                self._lost = f"{', '.join(gone)} gave no reading any more ({self._source.error})"
+                continue
+            self._add(sample)
 
     def read(self) -> dict[str, Any]:
-        """The figure: J with scope and duration, or null with the reason."""
-        if not self._zones:
+        """The figure: J with scope, source and duration, or null with the reason."""
+        if self._source is None or self._scope is None:
             return missing(self._reason)
         self.poll()
+        duration_s = time.monotonic() - self._start_s
+        reason = self._lost or self._source.error
+        if reason is None and (self._first is None or self._last is None):
+            reason = f"{self._source.name} gave no reading"
+        has_power = self._last is not None and any(rail in self._last.rails_mw for rail in self._scope.rails)
+        if reason is None and has_power and self._covered_s < MIN_COVERAGE * duration_s:
+            reason = (
+                f"power was read in {self._covered_s:.1f} of {duration_s:.1f} s, at least {MIN_COVERAGE:.0%} needed"
+            )
+        if reason is not None or self._first is None or self._last is None:
+            return missing(str(reason))
+        counted_j = sum(
+            self._last.counters_j[rail] - self._first.counters_j[rail]
+            for rail in self._scope.rails
+            if rail in self._last.counters_j
+        )
         return measured(
-            round(self._total_uj / 1e6, 3),
+            round(counted_j + self._power_j, 3),
             "J",
-            energy_scope="cpu_package",
-            source="rapl",
-            duration_s=round(time.monotonic() - self._start_s, 3),
+            energy_scope=self._scope.energy_scope,
+            source=self._source.name,
+            meaning=_MEANING.get(self._scope.energy_scope, "input or rails of this board"),
+            duration_s=round(duration_s, 3),
         )
 
-
-def _counter(zone: Path) -> int:
-    return int((zone / "energy_uj").read_text())
+    def _add(self, sample: Sample) -> None:
+        """One more reading: counters are kept, power is a trapezoid to the reading before."""
+        before, self._last = self._last, sample
+        if before is None or not 0 < sample.time_s - before.time_s <= _MAX_GAP_S or self._scope is None:
+            return
+        step_s = sample.time_s - before.time_s
+        self._covered_s += step_s
+        for rail in self._scope.rails:
+            if rail in sample.rails_mw and rail in before.rails_mw:
+                self._power_j += step_s * (sample.rails_mw[rail] + before.rails_mw[rail]) / 2000.0

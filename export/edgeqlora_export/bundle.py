@@ -30,10 +30,21 @@ On the board (Python 3.6 or newer, with numpy and onnxruntime):
     python3 {runner} info
     python3 {runner} transcribe recording.wav
     python3 {runner} bench{bench_note}
-
+{engines}
 The encoder sees {windows} of audio at a time; longer recordings are cut at quiet places.
 Python 3.6 takes onnxruntime 1.10.0, and needs pip 19.3 or newer to find it.
 Every file but {manifest} is listed there with its SHA-256; the runner checks them before it starts.
+"""
+
+_ENGINES = """\
+
+With TensorRT {tensorrt} (once, minutes; the engines hold for this board, TensorRT and power mode):
+
+    python3 {runner} build
+    python3 {runner} bench{bench_note} --runtime tensorrt
+
+This was not run on the board itself when the bundle was made: bench prints error rates beside the times, and the
+same bench without --runtime gives those of onnxruntime to compare with.
 """
 
 
@@ -47,15 +58,21 @@ def draft_manifest(
     profile: Mapping[str, Any],
     parents: Mapping[str, Any],
     normaliser: str,
+    engine_request: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A manifest with all that is known before any file is written; gates, eval and files are still empty.
 
     The arguments are the manifest's parts of the same name. Nothing is read or checked here.
     """
     note = "the graphs are fp32"
-    if profile.get("tensorrt"):
-        # Engines are built on the board from a request; the bundle carries none yet.
-        note += f"; engine_request is null: TensorRT {profile['tensorrt']} is not asked for yet, onnxruntime runs them"
+    if engine_request is None:
+        note += "; engine_request is null: the profile names no TensorRT, onnxruntime runs them"
+    else:
+        # Engines hold for one GPU and one TensorRT only: the board builds them.
+        note += (
+            f"; engines are not in the bundle: the board builds them for TensorRT {engine_request['tensorrt']} "
+            f"({' or '.join(engine_request['precisions'])}) with the runner's build command"
+        )
     return {
         "schema": SCHEMA,
         "name": name,
@@ -66,7 +83,7 @@ def draft_manifest(
         "decoding": dict(decoding),
         "graphs": {key: dict(value) for key, value in graphs.items()},
         "profile": {**profile, "note": note},
-        "engine_request": None,
+        "engine_request": None if engine_request is None else dict(engine_request),
         "gates": [],
         "parents": dict(parents),
         "normaliser": normaliser,
@@ -125,10 +142,14 @@ def tool_versions() -> dict[str, str]:
 
 def _readme(manifest: Mapping[str, Any]) -> str:
     windows = ", ".join(f"{float(window_s):g}" for window_s in manifest["audio"]["windows_s"])
+    bench_note = "" if manifest["eval"] else " --manifest clips.jsonl"
+    request = manifest["engine_request"]
+    engines = _ENGINES.format(tensorrt=request["tensorrt"], runner=RUNNER, bench_note=bench_note) if request else ""
     return _README.format(
         name=manifest["name"],
         runner=RUNNER,
         windows=f"{windows} s",
         manifest=MANIFEST,
-        bench_note="" if manifest["eval"] else " --manifest clips.jsonl",
+        bench_note=bench_note,
+        engines=engines,
     )

@@ -21,13 +21,22 @@ class OperatorTable:
     """What one TensorRT version's ONNX parser takes."""
 
     version: str
-    """TensorRT version, such as "8.2"."""
+    """TensorRT version that the table is of, such as "8.2"."""
+    asked: str
+    """TensorRT version that was asked for, such as "8.2.1"; a newer one than the table's where it has none itself."""
     max_opset: int
     """Highest ONNX opset it reads."""
     operators: dict[str, str]
     """Supported operator -> its restriction as published, "" for none."""
     source: str
     """Where the table comes from."""
+
+    @property
+    def title(self) -> str:
+        """Which table it is, in words: says so where it is not the asked version's own."""
+        if _version_key(self.asked)[:2] == _version_key(self.version):
+            return f"TensorRT {self.version}"
+        return f"TensorRT {self.version} (the newest one not newer than {self.asked}, which has no table here)"
 
 
 def known_versions() -> list[str]:
@@ -36,27 +45,30 @@ def known_versions() -> list[str]:
 
 
 def load_operators(version: str) -> OperatorTable:
-    """The table of a TensorRT version; the patch number, as in "8.2.1", is not looked at.
+    """The newest table that is not newer than a TensorRT version; `.title` says which one that is.
 
-    Raises UserError when there is no table of that version.
+    No table has been published for some versions, and operators are added, hardly ever taken away. The patch number,
+    as in "8.2.1", is not looked at. Raises UserError when every table is newer.
     """
-    short = ".".join(version.split(".")[:2])
-    path = TABLES / f"TRT-{short}.tsv"
-    if not path.is_file():
+    wanted = _version_key(version)[:2]
+    fitting = [known for known in known_versions() if _version_key(known) <= wanted]
+    if not fitting:
         raise UserError(
-            f"tensorrt={version!r}: no operator table of that version; known are {', '.join(known_versions())}: "
-            "choose one of them in the profile"
+            f"tensorrt={version!r}: no operator table of that version or an older one; known are "
+            f"{', '.join(known_versions())}: choose one of them in the profile"
         )
-    return parse_operators(short, path.read_text(encoding="utf-8"))
+    text = (TABLES / f"TRT-{fitting[-1]}.tsv").read_text(encoding="utf-8")
+    return parse_operators(fitting[-1], text, asked=version)
 
 
-def parse_operators(version: str, text: str) -> OperatorTable:
+def parse_operators(version: str, text: str, asked: str = "") -> OperatorTable:
     """Parse a table: '# source:' and '# max_opset:' lines, a header, then operator, Y or N, restriction (tabs)."""
     lines = text.splitlines()
     notes = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     rows = [line.split("\t") for line in lines if line and not line.startswith("#")][1:]
     return OperatorTable(
         version=version,
+        asked=asked or version,
         max_opset=int(notes["max_opset"]),
         operators={name: restriction for name, supported, restriction in rows if supported == "Y"},
         source=notes["source"],
@@ -71,14 +83,16 @@ def find_problems(graph: onnx.ModelProto, table: OperatorTable) -> list[str]:
     problems = []
     opset = max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset > table.max_opset:
-        problems.append(f"opset {opset}; TensorRT {table.version} reads up to {table.max_opset}")
+        problems.append(f"opset {opset}; {table.title} reads up to {table.max_opset}")
     constants = {tensor.name: len(tensor.dims) for tensor in graph.graph.initializer}
     constants |= {
         node.output[0]: len(node.attribute[0].t.dims) for node in graph.graph.node if node.op_type == "Constant"
     }
+    inputs = {value.name for value in graph.graph.input} - set(constants)
     for node in graph.graph.node:
         problems += [
-            f"{node.op_type} (node {node.name or node.output[0]}): {why}" for why in _why(node, table, constants)
+            f"{node.op_type} (node {node.name or node.output[0]}): {why}"
+            for why in _why(node, table, constants, inputs)
         ]
     return problems
 
@@ -94,13 +108,13 @@ def lint_graph(onnx_path: Path | str, table: OperatorTable) -> int:
         shown = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            f"{Path(onnx_path).name} is outside TensorRT {table.version}'s operator table: {shown}{more}. "
+            f"{Path(onnx_path).name} is outside the operator table of {table.title}: {shown}{more}. "
             f"Lower the profile's opset (this TensorRT reads up to {table.max_opset}) or choose a newer target"
         )
     return len(graph.graph.node)
 
 
-def _why(node: onnx.NodeProto, table: OperatorTable, constants: dict[str, int]) -> Iterator[str]:
+def _why(node: onnx.NodeProto, table: OperatorTable, constants: dict[str, int], inputs: set[str]) -> Iterator[str]:
     restriction = table.operators.get(node.op_type)
     if restriction is None or node.domain not in ("", "ai.onnx"):
         yield "not supported"
@@ -114,7 +128,9 @@ def _why(node: onnx.NodeProto, table: OperatorTable, constants: dict[str, int]) 
     if restriction.startswith("`axes` must be"):
         index = _AXES_INPUT.get(node.op_type)
         axes = node.input[index] if index is not None and index < len(node.input) else ""
-        if axes and axes not in constants:
+        # "resolvable to a constant" (10.7 and newer) takes what the parser can fold; only an input surely is not that.
+        bad = axes in inputs if "resolvable" in restriction else axes not in constants
+        if axes and bad:
             yield "its axes must be constant"
 
 

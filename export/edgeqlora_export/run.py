@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtracto
 from edgeqlora_export.bundle import draft_manifest, write_bundle
 from edgeqlora_export.decoding import decoding_spec, is_multilingual
 from edgeqlora_export.detokenizer import detokenizer_table
+from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.graphs import export_whisper
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.parity import Gate, Progress, measure_parity, verify_gates
@@ -57,8 +58,8 @@ def export_bundle(
 
     merged_dir: transformers folder with tokenizer and preprocessor_config.json. windows_s: audio seconds that the
     encoder may see, multiples of 0.02 up to the model's native window. profile: plain values of the hardware
-    profile; `name`, `threads`, `max_batch` and `tensorrt` (a version, whose operator table the graphs must fit,
-    or None) are read, all are recorded. clips: (audio float32 (n_samples,) at 16 kHz, reference); the first
+    profile; all are recorded, and read are `name`, `threads`, `tensorrt` (a version, whose operator table the graphs
+    must fit, or None) and, for the engines asked of that TensorRT, `max_batch`, `precisions`, `workspace_mib`. clips: (audio float32 (n_samples,) at 16 kHz, reference); the first
     `n_parity` are used for the parity gates, the first `n_eval` travel with the bundle.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -82,12 +83,13 @@ def export_bundle(
             table = load_operators(str(profile["tensorrt"]))
             n_nodes = sum(lint_graph(path, table) for path in graphs.values())
             progress(f"all {n_nodes} nodes are in TensorRT {table.version}'s operator table")
+        constants = model_constants(model)
         manifest = draft_manifest(
             name=name,
             model={
                 "family": "whisper",
                 "base_model": _public_name(base_model or name),
-                **model_constants(model),
+                **constants,
                 "multilingual": is_multilingual(model, generation_config),
             },
             audio={
@@ -103,6 +105,7 @@ def export_bundle(
             profile=profile,
             parents=parents or {},
             normaliser=normaliser,
+            engine_request=_engine_request(profile, constants, windows_s, spec),
         )
         audios = [audio for audio, _ in clips[:n_parity]]
         mels = {w: extract_mel(extractor, audios, window_frames(w)) for w in windows_s}
@@ -131,6 +134,24 @@ def export_bundle(
         "n_eval": len(clips[:n_eval]),
         "seconds": time.monotonic() - start_s,
     }
+
+
+def _engine_request(
+    profile: Mapping[str, Any], constants: Mapping[str, Any], windows_s: Sequence[float], spec: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What the profile's TensorRT is asked for; None where the profile names none."""
+    if not profile.get("tensorrt"):
+        return None
+    return engine_request(
+        model=constants,
+        windows_s=windows_s,
+        n_prompt=len(spec["prompt_ids"]),
+        max_new_tokens=spec["max_new_tokens"],
+        max_batch=profile.get("max_batch") or 1,
+        precisions=profile.get("precisions") or ["fp32"],
+        tensorrt=str(profile["tensorrt"]),
+        workspace_mib=profile.get("workspace_mib"),
+    )
 
 
 def load_merged(folder: Path | str) -> tuple[Any, Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Command line of the runner: info, transcribe, bench."""
+"""Command line of the runner: info, transcribe, bench, soak."""
 
 import argparse
 import io
@@ -7,7 +7,7 @@ import sys
 from typing import Any, List, Optional
 
 from . import __version__
-from .commands import command_name, run_bench_command, run_info, run_transcribe
+from .commands import command_name, run_info, run_transcribe
 from .errors import UserError
 
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
@@ -31,22 +31,81 @@ def build_parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--json", action="store_true", help="one JSON object a file, with times")
     transcribe.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
 
-    bench = commands.add_parser("bench", help="measure latency, memory and error rates, write report.json")
-    bench.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
-    bench.add_argument(
-        "--manifest", help='clips: one {"audio": file, "text": what is said} a line (default: the clips in the bundle)'
-    )
-    bench.add_argument("--repeats", type=int, default=3, help="how often each clip is measured (default 3)")
-    bench.add_argument("--warmup", type=int, default=3, help="runs before measuring, not counted (default 3)")
-    bench.add_argument("--batch", type=int, default=1, help="clips given to the model together (default 1)")
-    bench.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
-    bench.add_argument("--limit", type=int, help="only the first N clips")
-    bench.add_argument("--output", default="report.json", help="where to write the report (default report.json)")
+    _add_bench(commands)
+    _add_soak(commands)
     return parser
 
 
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="measure latency, throughput, power, energy, memory, heat and error rates, write report.json"
+    )
+    _add_clips(bench)
+    bench.add_argument(
+        "--scenario",
+        help="single-stream (one clip after another), offline (batches), server (random arrivals); "
+        "default single-stream, or offline with --batch above 1",
+    )
+    bench.add_argument("--repeats", type=int, default=3, help="least passes over the clips (default 3)")
+    bench.add_argument("--min-duration", type=float, help="least seconds (default 20 where power is measured, else 0)")
+    bench.add_argument("--min-count", type=int, default=1, help="least clips transcribed, whole passes are run")
+    bench.add_argument("--warmup", type=int, default=5, help="least calls before measuring, not counted (default 5)")
+    bench.add_argument(
+        "--batch", type=int, help="clips given to the model together (default 1; offline: the profile's)"
+    )
+    bench.add_argument("--rate", type=float, help="server: clips a second (default half of what the warm-up reached)")
+    bench.add_argument("--target-latency-ms", type=float, help="server: not valid if the p99 is above this")
+    bench.add_argument("--seed", type=int, default=0, help="order of clips and arrivals (default 0)")
+    bench.add_argument("--idle", type=float, default=10.0, help="seconds of idle power before the run (default 10)")
+    bench.add_argument("--power-interval", type=float, help="seconds between power samples (default: what suits)")
+    bench.add_argument("--strict", action="store_true", help="a throttled run is not valid")
+    bench.add_argument("--measure-overhead", action="store_true", help="also measure what the measuring costs")
+    bench.add_argument("--output", default="report.json", help="where to write the report (default report.json)")
+    _add_how(bench)
+
+
+def _add_soak(commands: Any) -> None:
+    soak = commands.add_parser(
+        "soak", help="the same for hours: memory growth, drift of latency and energy, throttling"
+    )
+    _add_clips(soak)
+    soak.add_argument("--hours", type=float, default=1.0, help="how long (default 1; at least a minute: 0.0167)")
+    soak.add_argument("--settle", type=float, help="seconds left out at the start (default a sixth, at most 600)")
+    soak.add_argument("--max-rss-slope", type=float, default=1.0, help="MiB an hour (default 1)")
+    soak.add_argument("--max-p99-drift", type=float, default=5.0, help="%% from first to last third (default 5)")
+    soak.add_argument("--max-energy-drift", type=float, default=5.0, help="%% from first to last third (default 5)")
+    soak.add_argument("--seed", type=int, default=0, help="order of the clips (default 0)")
+    soak.add_argument("--output", default="soak.json", help="where to write the report (default soak.json)")
+    _add_how(soak)
+
+
+def _add_clips(command: Any) -> None:
+    command.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    command.add_argument(
+        "--manifest", help='clips: one {"audio": file, "text": what is said} a line (default: the clips in the bundle)'
+    )
+    command.add_argument("--limit", type=int, help="only the first N clips")
+
+
+def _add_how(command: Any) -> None:
+    command.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
+    command.add_argument(
+        "--power", default="auto", help="power source: auto, none, tegrastats, ina, jtop, nvml, rapl (default auto)"
+    )
+    command.add_argument("--power-mode", help="set this nvpmodel mode first, by name (default: left as it is)")
+    command.add_argument("--runtime", default="onnxruntime", help="onnxruntime or tensorrt (default onnxruntime)")
+    command.add_argument(
+        "--provider",
+        action="append",
+        help="onnxruntime: cpu, cuda, tensorrt or auto; may be repeated, best first (default cpu)",
+    )
+
+
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run a command; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C, 141 when the reader went away."""
+    """Run a command; returns its exit code.
+
+    0, 2 for bad input, 3 for a measurement that is not valid, 130 for Ctrl-C, 141 when the reader went away.
+    """
     _use_utf8_output()
     args = build_parser().parse_args(argv)
     try:
@@ -70,9 +129,56 @@ def _run(args: argparse.Namespace) -> int:
         return run_info(args.bundle)
     if args.command == "transcribe":
         return run_transcribe(args.files, args.bundle, args.json, args.threads)
-    return run_bench_command(
-        args.bundle, args.manifest, args.repeats, args.warmup, args.batch, args.threads, args.limit, args.output
+    if args.command == "bench":
+        return _bench(args)
+    return _soak(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import Settings
+    from .measure_commands import run_bench_command
+
+    settings = Settings(
+        scenario=args.scenario,
+        warmup=args.warmup,
+        repeats=args.repeats,
+        min_duration_s=args.min_duration,
+        min_count=args.min_count,
+        batch_size=args.batch,
+        threads=args.threads,
+        rate_per_s=args.rate,
+        target_latency_ms=args.target_latency_ms,
+        seed=args.seed,
+        power=args.power,
+        power_interval_s=args.power_interval,
+        idle_s=args.idle,
+        power_mode=args.power_mode,
+        strict=args.strict,
+        measure_overhead=args.measure_overhead,
+        runtime=args.runtime,
+        providers=args.provider,
     )
+    return run_bench_command(args.bundle, args.manifest, args.limit, args.output, settings)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from .measure_commands import run_soak_command
+    from .soak import SoakSettings
+
+    settings = SoakSettings(
+        duration_s=args.hours * 3600.0,
+        settle_s=args.settle,
+        max_rss_slope_mib_per_h=args.max_rss_slope,
+        max_p99_drift_percent=args.max_p99_drift,
+        max_energy_drift_percent=args.max_energy_drift,
+        threads=args.threads,
+        seed=args.seed,
+        power=args.power,
+        power_mode=args.power_mode,
+        runtime=args.runtime,
+        providers=args.provider,
+    )
+    return run_soak_command(args.bundle, args.manifest, args.limit, args.output, settings)
 
 
 def _use_utf8_output() -> None:

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from .engines import check_covers, check_request
 from .errors import UserError
 from .files import read_json, read_json_lines, sha256_file
 
@@ -183,6 +184,9 @@ def check_manifest(manifest: Any, name: Any) -> None:
         if not isinstance(value, types) or isinstance(value, bool):
             raise UserError("{}: field {} is {!r}, needed: {}".format(name, ".".join(keys), value, wanted))
     _check_decoding(manifest, name)
+    if manifest.get("engine_request") is not None:
+        check_request(manifest["engine_request"], name, manifest["model"])
+        check_covers(manifest["engine_request"], manifest, name)
     _check_files(manifest, name)
 
 

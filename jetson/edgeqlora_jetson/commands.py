@@ -1,14 +1,14 @@
-"""The three commands: info, transcribe, bench. Each takes plain values and prints."""
+"""The commands info and transcribe. Each takes plain values and prints."""
 
 import json
 import os
 import sys
 from typing import Any, Dict, Optional, Sequence
 
-from .bundle import Bundle, read_clips
+from .board import detect_board
+from .bundle import Bundle
 from .errors import UserError
 from .machine import read_machine
-from .progress import Progress
 from .pyz import find_pyz
 
 
@@ -49,7 +49,7 @@ def run_info(folder: Optional[str]) -> int:
         from .runtimes.onnxruntime import pip_line
 
         print("Runtime     onnxruntime is not installed: {}".format(pip_line()))
-    print("Next: {} transcribe speech.wav{}".format(command_name(), _bundle_flag(folder)))
+    print("Next: {} transcribe speech.wav{}".format(command_name(), bundle_flag(folder)))
     return 0
 
 
@@ -58,7 +58,7 @@ def format_info(bundle: Bundle) -> str:
     manifest = bundle.manifest
     model, decoding, profile = manifest["model"], manifest["decoding"], manifest.get("profile") or {}
     n_bytes = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
-    evaluation, machine = manifest.get("eval"), read_machine()
+    evaluation, machine, board = manifest.get("eval"), read_machine(), detect_board()
     lines = [
         "Bundle      {} in {}".format(bundle.name, bundle.folder),
         "Model       {}, base model {}, {} decoder layers, vocabulary {}".format(
@@ -97,6 +97,13 @@ def format_info(bundle: Bundle) -> str:
             machine["board"] or machine["cpu_model"] or machine["machine"], machine["n_cores"]
         ),
     ]
+    if board.is_jetson:
+        lines += [
+            "Board       {} ({})".format(board.id or "not in our table", board.how),
+            "System      JetPack {}, L4T {}, power mode {} ({})".format(
+                board.jetpack or "unknown", board.l4t or "unknown", board.power_mode or "unknown", board.power_mode_how
+            ),
+        ]
     return "\n".join(lines)
 
 
@@ -142,46 +149,6 @@ def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, t
     return exit_code
 
 
-def run_bench_command(
-    folder: Optional[str],
-    manifest: Optional[str],
-    repeats: int,
-    warmup: int,
-    batch_size: int,
-    threads: Optional[int],
-    limit: Optional[int],
-    output: str,
-) -> int:
-    """Measure, print the table, write the report."""
-    from .bench import run_bench
-    from .report import write_report
-    from .table import format_table
-
-    bundle = open_bundle(folder)
-    clips = read_clips(manifest) if manifest else bundle.read_eval_clips()
-    if limit is not None:
-        if limit < 1:
-            raise UserError("limit={}, at least 1 clip is needed (this manifest has {})".format(limit, len(clips)))
-        clips = clips[:limit]
-    progress = Progress("bench")
-    try:
-        report = run_bench(
-            bundle,
-            clips,
-            warmup=warmup,
-            repeats=repeats,
-            batch_size=batch_size,
-            threads=threads,
-            progress=progress.update,
-        )
-    finally:
-        progress.close()
-    write_report(output, report)
-    print(format_table(report))
-    print("Wrote {} (every figure with its unit, every clip with its text)".format(output))
-    print("Next: {} transcribe speech.wav{}".format(command_name(), _bundle_flag(folder)))
-    return 0
-
-
-def _bundle_flag(folder: Optional[str]) -> str:
+def bundle_flag(folder: Optional[str]) -> str:
+    """The --bundle flag for a hint, where the bundle is not the one the .pyz lies in."""
     return " --bundle {}".format(folder) if folder else ""

@@ -57,6 +57,20 @@ def write_bytes(path: Any, data: bytes) -> None:
         raise _write_error(path, error) from error
 
 
+def check_writable(path: Any) -> None:
+    """Raise UserError if a file could not be written at `path`; before hours of work, whose result goes there."""
+    path = os.path.abspath(os.fspath(path))
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.isdir(path):
+        raise _write_error(path, OSError(errno.EISDIR, "is a folder"))
+    if not os.path.isdir(folder):
+        raise _write_error(path, OSError(errno.ENOTDIR, "not a folder"))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _write_error(path, OSError(errno.EACCES, "not writable"))
+
+
 def write_text(path: Any, text: str) -> None:
     """Write text as UTF-8, atomically (see write_bytes)."""
     write_bytes(path, text.encode("utf-8"))

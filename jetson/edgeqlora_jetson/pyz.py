@@ -10,6 +10,7 @@ from .files import write_bytes
 PYZ_NAME = "edgeqlora-jetson.pyz"
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = b"import sys\n\nfrom edgeqlora_jetson.__main__ import main\n\nsys.exit(main())\n"
+_SHIPPED = (".py", ".json")  # the package's code, and the board table it reads with pkgutil
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip archive can hold
 
 
@@ -45,7 +46,7 @@ def _sources() -> List[Tuple[str, bytes]]:
     for folder, folders, names in os.walk(package):
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
-            if name.endswith(".py"):
+            if name.endswith(_SHIPPED):
                 path = os.path.join(folder, name)
                 inside = os.path.relpath(path, os.path.dirname(package)).replace(os.sep, "/")
                 with open(path, "rb") as file:

@@ -1,20 +1,24 @@
-"""The report of one bench run, schema "edgeqlora.report/1".
+"""The report of one bench run, schema "edgeqlora.report/2".
 
 Every figure is an object of one shape: {"value": number, "unit": "ms"}; a figure that could not be had is
 {"value": null, "unit": "mW", "reason": "why"}, never 0. Facts without a unit (power_mode) have unit null.
 Names and settings are plain values. The parts:
 
 schema, created_utc   when (UTC)
+validity              is_valid, problems (why not), warnings (what to know before comparing), checks (what was asked of it)
 bundle                name, base_model, profile, precision of each graph, manifest_sha256
+board                 id, how it was known, jetpack, l4t, power_mode, clocks_locked, is_root, in_container, notes
 machine               machine, cpu_model, n_cores, memory_total_mib, board, system, kernel (null: does not say)
-software              python, numpy, runtime and its version, active providers, this runner's version
-method                warmup, repeats, batch_size, threads, clock, percentiles, what latency includes
-latency_ms            total, mel, encoder, decoder, first_token, decoder_step: each p50 p90 p99 mean max
-throughput            rtf, clips_per_s, audio_s_per_s
-memory                rss_before_load, rss_after_load, peak_rss; load_ms beside it
-power                 power_mw, energy_j, temperature_c
+software              python, numpy, runtime and its version, providers, which provider ran how many nodes, this version
+method                scenario, warm-up, repeats, batch, rate, seed, threads, clock, percentiles, what latency includes
+latency_ms            query (server: from arrival), waiting, total, mel, encoder, decoder, first_token, decoder_step
+throughput            rtf, clips_per_s, audio_s_per_s, run_s
+energy                gross and net energy, mean, peak and idle power, J per audio second and per clip, scope, rails, coverage, source
+memory                system use over baseline, RSS, PSS, GPU, swap, method; rss_before_load, rss_after_load
+thermal               zones, throttling, clocks
+harness               what the measuring itself cost
 accuracy              per normaliser: wer, cer, with the counts behind them
-clips                 n, audio_s, n_per_window, n_cut, n_incomplete, n_unstable
+clips                 n, audio_s, n_per_window, n_cut, n_incomplete, n_unstable, n_untimed
 utterances            per clip: audio, reference, hypothesis, latency_ms of each repeat, audio_s, window_s, n_pieces
 """
 
@@ -28,15 +32,14 @@ from . import __version__
 from .bundle import Bundle, EvalClip
 from .figures import figure, nearest_rank, spread
 from .files import write_json
-from .machine import read_machine
+from .machine import measure_peak_rss_mib, read_machine
 from .table import format_table
+from .validity import judge
 from .wer import NORMALISERS, corpus_error_rate
 
 __all__ = ["SCHEMA", "build_report", "figure", "format_table", "nearest_rank", "write_report"]
 
-SCHEMA = "edgeqlora.report/1"
-_NO_SENSOR = "this version of the runner reads no power or temperature sensor"
-_NO_BOARD = "this version of the runner does not read the board's power mode and clocks"
+SCHEMA = "edgeqlora.report/2"
 _PHASES = ("total", "mel", "encoder", "decoder", "first_token")
 
 
@@ -44,24 +47,28 @@ def build_report(
     bundle: Bundle,
     runtime: Any,
     clips: Sequence[EvalClip],
-    measurements: Sequence[Any],
+    run: Any,
     settings: Any,
     loading: Any,
-    peak_rss_mib: float,
+    sensors: Any,
 ) -> Dict[str, Any]:
-    """Put a bench run's measurements (bench.Measurement) together as a report."""
+    """Put a bench run (bench.Run) together as a report. sensors: sensors.Sensors whose run has ended."""
     manifest = bundle.manifest
-    return {
+    timed = [m for m in run.measurements if m.is_timed]
+    report: Dict[str, Any] = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "validity": None,
         "bundle": {
             "name": bundle.name,
             "base_model": manifest["model"].get("base_model"),
             "profile": (manifest.get("profile") or {}).get("name"),
-            "precision": {graph: entry.get("precision") for graph, entry in manifest["graphs"].items()},
+            "precision": getattr(runtime, "precision", None)
+            or {graph: entry.get("precision") for graph, entry in manifest["graphs"].items()},
             "windows_s": bundle.windows_s,
             "manifest_sha256": bundle.manifest_sha256,
         },
+        "board": dict(sensors.board._asdict()),
         "machine": read_machine(),
         "software": {
             "edgeqlora_jetson": __version__,
@@ -70,38 +77,51 @@ def build_report(
             "runtime": runtime.name,
             "runtime_version": runtime.version,
             "providers": runtime.providers,
+            "node_placement": runtime.node_placement() if hasattr(runtime, "node_placement") else None,
         },
         "method": {
-            "warmup": settings.warmup,
+            "scenario": run.scenario,
+            "warmup": dict(run.warm_up._asdict()),
             "repeats": settings.repeats,
-            "batch_size": settings.batch_size,
+            "min_duration_s": settings.min_duration_s,
+            "min_count": settings.min_count,
+            "batch_size": run.batch_size,
+            "rate_per_s": run.rate_per_s,
+            "target_latency_ms": settings.target_latency_ms,
+            "seed": settings.seed,
             "threads": runtime.threads,
-            "clock": "time.perf_counter (monotonic)",
+            "clock": "time.perf_counter, window of the run on time.monotonic",
             "percentiles": "nearest-rank",
             "synchronisation": "each call returns with its result in host memory",
-            "latency": "one clip (or batch) from samples in memory to text: log-mel, encoder, decoder, detokenizing; "
-            "reading and decoding of the audio file is not included",
+            "latency": "from samples in memory to text: log-mel, encoder, decoder, detokenizing; reading and decoding "
+            "of the audio file is not included; in the server scenario from the arrival of the clip",
             "decoding": "greedy",
-            "power_mode": figure(None, None, _NO_BOARD),
-            "clocks_locked": figure(None, None, _NO_BOARD),
+            "power_mode": figure_of(sensors.board.power_mode, sensors.board.power_mode_how),
+            "clocks_locked": figure_of(sensors.board.clocks_locked, sensors.board.clocks_how),
         },
-        "latency_ms": _latency(measurements),
-        "throughput": _throughput(measurements),
+        "latency_ms": _latency(timed),
+        "throughput": _throughput(timed, run),
+        "energy": _energy(sensors.energy, timed),
         "memory": {
+            **sensors.memory,
             "rss_before_load": _rss(loading.rss_before_mib),
             "rss_after_load": _rss(loading.rss_after_mib),
-            "peak_rss": figure(peak_rss_mib, "MiB"),
+            "peak_rss": figure(measure_peak_rss_mib(), "MiB"),
         },
         "load_ms": figure(loading.load_ms, "ms"),
-        "power": {
-            "power_mw": figure(None, "mW", _NO_SENSOR),
-            "energy_j": figure(None, "J", _NO_SENSOR),
-            "temperature_c": figure(None, "degC", _NO_SENSOR),
-        },
-        "accuracy": _accuracy(clips, measurements),
-        "clips": _clips(clips, measurements),
-        "utterances": _utterances(clips, measurements),
+        "thermal": sensors.thermal,
+        "harness": {"sampler": sensors.telemetry.cost(), "overhead": run.overhead},
+        "accuracy": _accuracy(clips, run.measurements),
+        "clips": _clips(clips, run.measurements),
+        "utterances": _utterances(clips, run.measurements),
     }
+    report["validity"] = judge(report, settings, sensors.problems, sensors.warnings)
+    return report
+
+
+def figure_of(value: Any, how: Optional[str]) -> Dict[str, Any]:
+    """A fact without unit, with how it was known, or null with the reason."""
+    return {"value": value, "unit": None, "reason" if value is None else "how": how or "this system does not say"}
 
 
 def write_report(path: Any, report: Dict[str, Any]) -> None:
@@ -109,11 +129,13 @@ def write_report(path: Any, report: Dict[str, Any]) -> None:
     write_json(path, report)
 
 
-def _latency(measurements: Sequence[Any]) -> Dict[str, Any]:
-    """Per model call: in a batch, every clip waits for all, so the batch counts once."""
-    calls = _calls(measurements)
+def _latency(timed: Sequence[Any]) -> Dict[str, Any]:
+    """Phases per model call: in a batch, every clip waits for all, so the batch counts once; query and waiting per clip."""
+    calls = _calls(timed)
     values = {phase: [getattr(call, phase + "_ms") for call in calls] for phase in _PHASES}
     values["decoder_step"] = [call.decoder_ms / call.n_steps for call in calls if call.n_steps]
+    values["query"] = [m.latency_ms for m in timed]
+    values["waiting"] = [m.waiting_ms for m in timed]
     return {phase: spread(times_ms, "ms") for phase, times_ms in values.items()}
 
 
@@ -122,14 +144,28 @@ def _calls(measurements: Sequence[Any]) -> List[Any]:
     return list({m.batch: m.transcript for m in measurements}.values())
 
 
-def _throughput(measurements: Sequence[Any]) -> Dict[str, Any]:
-    processing_s = sum(call.total_ms for call in _calls(measurements)) / 1e3
-    audio_s = sum(m.transcript.audio_s for m in measurements)
+def _throughput(timed: Sequence[Any], run: Any) -> Dict[str, Any]:
+    """rtf is of the model calls alone; the rates are of the whole run, what is between the calls included."""
+    processing_s = sum(call.total_ms for call in _calls(timed)) / 1e3
+    audio_s, run_s = sum(m.transcript.audio_s for m in timed), run.end_s - run.start_s
     return {
         "rtf": figure(processing_s / audio_s, "processing s / audio s"),
-        "clips_per_s": figure(len(measurements) / processing_s, "clips/s"),
-        "audio_s_per_s": figure(audio_s / processing_s, "audio s/s"),
+        "clips_per_s": figure(len(timed) / run_s, "clips/s"),
+        "audio_s_per_s": figure(audio_s / run_s, "audio s/s"),
+        "run_s": figure(run_s, "s"),
     }
+
+
+def _energy(energy: Dict[str, Any], timed: Sequence[Any]) -> Dict[str, Any]:
+    """The sensors' part, with energy for each second of audio and each clip."""
+    audio_s = sum(m.transcript.audio_s for m in timed)
+    result = dict(energy)
+    for name in ("energy", "net_energy"):
+        total = energy[name]
+        for per, divisor, unit in (("audio_s", audio_s, "J/audio s"), ("clip", len(timed), "J/clip")):
+            value = None if total["value"] is None else total["value"] / divisor
+            result["{}_per_{}".format(name, per)] = figure(value, unit, total.get("reason"))
+    return result
 
 
 def _rss(mib: Optional[float]) -> Dict[str, Any]:
@@ -172,6 +208,7 @@ def _clips(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[str, 
         "n_cut": sum(transcript.n_pieces > 1 for transcript in first),
         "n_incomplete": sum(transcript.n_incomplete > 0 for transcript in first),
         "n_unstable": sum(len(different) > 1 for different in texts.values()),
+        "n_untimed": sum(not m.is_timed for m in measurements),
     }
 
 
@@ -192,5 +229,6 @@ def _utterances(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> List[
                 "latency_ms": [],
             },
         )
-        row["latency_ms"].append(t.total_ms)
+        if m.is_timed:
+            row["latency_ms"].append(m.latency_ms)
     return [rows[i] for i in sorted(rows)]

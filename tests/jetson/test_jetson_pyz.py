@@ -31,8 +31,24 @@ def test_same_bytes_each_time(tmp_path):
         names = archive.namelist()
         assert names == sorted(names)
         assert "edgeqlora_jetson/runtimes/onnxruntime.py" in names
-        assert not [name for name in names if not name.endswith(".py")]
+        assert [name for name in names if not name.endswith(".py")] == ["edgeqlora_jetson/boards.json"]
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_the_board_table_is_read_from_inside_the_archive(tmp_path):
+    build_pyz(tmp_path / PYZ_NAME)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import json, pkgutil, edgeqlora_jetson\n"
+        "assert edgeqlora_jetson.__file__.startswith(sys.argv[1])\n"
+        "print(len(json.loads(pkgutil.get_data('edgeqlora_jetson', 'boards.json').decode('utf-8'))['boards']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / PYZ_NAME)], cwd=str(tmp_path), stdout=subprocess.PIPE
+    )
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert int(out) == 16
 
 
 def test_from_a_folder_there_is_no_pyz():

@@ -4,11 +4,15 @@ import json
 
 import pytest
 
-from edgeqlora_jetson.bench import Loading, Measurement, Settings, run_bench
+from edgeqlora_jetson.bench import Loading, Run, Settings, check_settings, choose_batch, choose_scenario, run_bench
+from edgeqlora_jetson.board import detect_board
 from edgeqlora_jetson.bundle import Bundle, EvalClip
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.report import build_report, figure, format_table, nearest_rank, write_report
+from edgeqlora_jetson.scenarios import Measurement
+from edgeqlora_jetson.sensors import missing_energy
 from edgeqlora_jetson.transcribe import Transcript
+from edgeqlora_jetson.warmup import WarmUp
 
 
 class NamedRuntime(object):
@@ -32,15 +36,39 @@ def transcript(text, total_ms, audio_s=1.0, n_steps=2, n_pieces=1, n_incomplete=
     )
 
 
-def report_of(fixture_folder, clips, measurements, batch_size=1):
+class NoSensors(object):
+    """Sensors of a machine that has none, after the run; parts may be replaced."""
+
+    def __init__(self, **parts):
+        self.board = detect_board(boards={})
+        self.energy = missing_energy("no power source: none was asked for")
+        self.memory, self.problems, self.warnings = {}, [], []
+        self.thermal = {"zones": {}, "throttled": False, "reasons": []}
+        self.telemetry = self
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def cost(self):
+        return {"cpu_s": 0.0, "active_s": 1.0, "n_polls": 4, "period_s": 0.25}
+
+
+def measured(clip, repeat, batch, t, **more):
+    return Measurement(clip, repeat, batch, t, more.pop("latency_ms", t.total_ms), more.pop("waiting_ms", 0.0), **more)
+
+
+def report_of(fixture_folder, clips, measurements, batch_size=1, run_s=0.2, sensors=None, settings=None, scenario=None):
+    settings = settings or Settings(warmup=1, repeats=2, batch_size=batch_size)
+    scenario = scenario or ("single-stream" if batch_size == 1 else "offline")
+    rate = 5.0 if scenario == "server" else None
+    run = Run(50.0, 50.0 + run_s, measurements, WarmUp(4, 1.0, True, 10.0), scenario, batch_size, rate, None)
     return build_report(
         Bundle.load(fixture_folder),
         NamedRuntime(),
         clips,
-        measurements,
-        Settings(1, 2, batch_size, None),
+        run,
+        settings,
         Loading(5.0, None, 20.0),
-        30.0,
+        sensors or NoSensors(),
     )
 
 
@@ -53,21 +81,22 @@ def test_figures_by_hand(fixture_folder):
         fixture_folder,
         CLIPS,
         [
-            Measurement(0, 0, 0, transcript("one too", 10.0)),
-            Measurement(1, 0, 1, transcript("three", 20.0, 3.0)),
-            Measurement(0, 1, 2, transcript("one too", 30.0)),
-            Measurement(1, 1, 3, transcript("tree", 40.0, 3.0)),
+            measured(0, 0, 0, transcript("one too", 10.0)),
+            measured(1, 0, 1, transcript("three", 20.0, 3.0)),
+            measured(0, 1, 2, transcript("one too", 30.0)),
+            measured(1, 1, 3, transcript("tree", 40.0, 3.0)),
         ],
     )
-    assert report["schema"] == "edgeqlora.report/1"
+    assert report["schema"] == "edgeqlora.report/2"
     total = {name: fig["value"] for name, fig in report["latency_ms"]["total"].items()}
     assert total == {"p50": 20.0, "p90": 40.0, "p99": 40.0, "mean": 25.0, "max": 40.0}
     assert report["latency_ms"]["total"]["p50"]["unit"] == "ms"
     # Decoder 7, 17, 27, 37 ms in 2 steps each.
     assert report["latency_ms"]["decoder_step"]["mean"]["value"] == 11.0
     assert report["throughput"]["rtf"]["value"] == pytest.approx(0.1 / 8.0)
-    assert report["throughput"]["clips_per_s"]["value"] == pytest.approx(40.0)
-    assert report["throughput"]["audio_s_per_s"]["value"] == pytest.approx(80.0)
+    # Rates are of the run's 0.2 s, in which the model worked for 0.1 s.
+    assert report["throughput"]["clips_per_s"]["value"] == pytest.approx(20.0)
+    assert report["throughput"]["audio_s_per_s"]["value"] == pytest.approx(40.0)
     # Accuracy is of the first repeat: "one too" for "one two", "three" for "Three".
     assert report["accuracy"]["basic"]["wer"]["value"] == pytest.approx(100.0 / 3)
     assert report["accuracy"]["none"]["wer"]["value"] == pytest.approx(200.0 / 3)
@@ -87,14 +116,16 @@ def test_figures_by_hand(fixture_folder):
 
 
 def test_a_batch_counts_once(fixture_folder):
-    """Two clips together in 10 ms: 200 clips/s, latency 10 ms, not 20."""
+    """Two clips together in 10 ms of a run of 20 ms: 100 clips/s, latency 10 ms, not 20."""
     report = report_of(
         fixture_folder,
         CLIPS,
-        [Measurement(0, 0, 0, transcript("one two", 10.0)), Measurement(1, 0, 0, transcript("three", 10.0))],
+        [measured(0, 0, 0, transcript("one two", 10.0)), measured(1, 0, 0, transcript("three", 10.0))],
         2,
+        0.02,
     )
-    assert report["throughput"]["clips_per_s"]["value"] == pytest.approx(200.0)
+    assert report["throughput"]["clips_per_s"]["value"] == pytest.approx(100.0)
+    assert report["throughput"]["rtf"]["value"] == pytest.approx(0.01 / 2.0)
     assert report["latency_ms"]["total"]["mean"]["value"] == 10.0
     assert "Latency per batch, ms" in format_table(report)
 
@@ -109,13 +140,11 @@ def figures_in(value):
 
 
 def test_missing_is_null_with_a_reason_never_zero(fixture_folder):
-    report = report_of(
-        fixture_folder, [EvalClip("a.wav", None, "a.wav")], [Measurement(0, 0, 0, transcript("x", 10.0))]
-    )
+    report = report_of(fixture_folder, [EvalClip("a.wav", None, "a.wav")], [measured(0, 0, 0, transcript("x", 10.0))])
     for fig in (
-        report["power"]["power_mw"],
-        report["power"]["energy_j"],
-        report["power"]["temperature_c"],
+        report["energy"]["energy"],
+        report["energy"]["net_energy_per_audio_s"],
+        report["energy"]["mean_power"],
         report["memory"]["rss_before_load"],
         report["accuracy"]["basic"]["wer"],
     ):
@@ -124,10 +153,10 @@ def test_missing_is_null_with_a_reason_never_zero(fixture_folder):
     assert report["accuracy"]["basic"]["wer"]["reason"] == "the clips have no references"
     figures = list(figures_in(report))
     assert len(figures) > 40
-    assert all("unit" in fig and ("reason" in fig) == (fig["value"] is None) for fig in figures)
+    assert all("unit" in fig and ("reason" in fig) == (fig["value"] is None) for fig in figures if "passed" not in fig)
     with pytest.raises(ValueError, match="needs its reason"):
         figure(None, "ms")
-    assert "not measured (this version" in format_table(report)
+    assert "not measured (no power source: none was asked for)" in format_table(report)
 
 
 def test_nearest_rank_by_hand():
@@ -144,8 +173,8 @@ def test_notes_in_the_table(fixture_folder):
             fixture_folder,
             CLIPS,
             [
-                Measurement(0, 0, 0, transcript("a", 10.0, n_pieces=2)),
-                Measurement(1, 0, 1, transcript("b", 10.0, n_incomplete=1)),
+                measured(0, 0, 0, transcript("a", 10.0, n_pieces=2)),
+                measured(1, 0, 1, transcript("b", 10.0, n_incomplete=1)),
             ],
         )
     )
@@ -162,9 +191,7 @@ def test_real_run(fixture_folder, expected, tmp_path):
     report = run_bench(
         bundle,
         bundle.read_eval_clips(),
-        warmup=4,
-        repeats=2,
-        batch_size=1,
+        Settings(warmup=4, repeats=2, power="none"),
         progress=lambda n_done, n_total: calls.append((n_done, n_total)),
     )
     assert [row["hypothesis"] for row in report["utterances"]] == expected["texts"]
@@ -174,7 +201,8 @@ def test_real_run(fixture_folder, expected, tmp_path):
     assert report["accuracy"]["basic"]["wer"]["deletions"] == 1
     assert report["accuracy"]["basic"]["wer"]["substitutions"] == 0
     assert report["clips"]["n_per_window"] == {"0.5": 2, "1.0": 1}
-    assert report["method"]["warmup"] == 4
+    assert report["method"]["warmup"]["n_calls"] >= 4
+    assert report["method"]["scenario"] == "single-stream"
     assert report["bundle"]["manifest_sha256"] == bundle.manifest_sha256
     assert 0 < report["memory"]["rss_before_load"]["value"] <= report["memory"]["peak_rss"]["value"]
     write_report(tmp_path / "report.json", report)
@@ -184,19 +212,112 @@ def test_real_run(fixture_folder, expected, tmp_path):
 def test_batches_give_the_same_texts(fixture_folder, expected):
     pytest.importorskip("onnxruntime")
     bundle = Bundle.load(fixture_folder)
-    report = run_bench(bundle, bundle.read_eval_clips(), warmup=0, repeats=1, batch_size=2)
+    report = run_bench(bundle, bundle.read_eval_clips(), Settings(warmup=0, repeats=1, batch_size=2, power="none"))
     assert [row["hypothesis"] for row in report["utterances"]] == expected["texts"]
+
+
+def test_server_run(fixture_folder, expected):
+    pytest.importorskip("onnxruntime")
+    bundle = Bundle.load(fixture_folder)
+    settings = Settings(scenario="server", warmup=1, repeats=4, rate_per_s=200.0, power="none", target_latency_ms=1e4)
+    report = run_bench(bundle, bundle.read_eval_clips(), settings)
+    assert [row["hypothesis"] for row in report["utterances"]] == expected["texts"]
+    assert [len(row["latency_ms"]) for row in report["utterances"]] == [4, 4, 4]
+    assert report["method"]["rate_per_s"] == 200.0
+    query, waiting = report["latency_ms"]["query"], report["latency_ms"]["waiting"]
+    assert query["max"]["value"] >= waiting["max"]["value"] >= 0
+    assert query["mean"]["value"] >= report["latency_ms"]["total"]["mean"]["value"]
+    assert "Poisson arrivals at 200/s (seed 0)" in format_table(report)
+    assert report["validity"]["is_valid"]
+
+
+def test_min_count_and_min_duration_make_the_run_longer(fixture_folder):
+    pytest.importorskip("onnxruntime")
+    bundle = Bundle.load(fixture_folder)
+    clips = bundle.read_eval_clips()
+    report = run_bench(bundle, clips, Settings(warmup=0, repeats=1, min_count=10, power="none"))
+    assert sum(len(row["latency_ms"]) for row in report["utterances"]) == 12  # whole passes over 3 clips
+    report = run_bench(bundle, clips, Settings(warmup=0, repeats=1, min_duration_s=0.5, power="none"))
+    assert report["throughput"]["run_s"]["value"] >= 0.5
+
+
+def test_energy_is_given_for_a_second_of_audio_and_a_clip(fixture_folder):
+    """12 J gross and 4 J net for 8 s of audio in 4 clips."""
+    energy = dict(missing_energy("x"), energy=figure(12.0, "J"), net_energy=figure(4.0, "J"))
+    report = report_of(
+        fixture_folder,
+        CLIPS,
+        [measured(i % 2, i // 2, i, transcript("a", 10.0, 2.0)) for i in range(4)],
+        sensors=NoSensors(energy=energy),
+    )["energy"]
+    assert report["energy_per_audio_s"] == {"value": 1.5, "unit": "J/audio s"}
+    assert report["net_energy_per_audio_s"]["value"] == 0.5
+    assert report["energy_per_clip"]["value"] == 3.0
+
+
+def validity(fixture_folder, **parts):
+    measurements = [measured(0, 0, 0, transcript("one two", 10.0), latency_ms=parts.pop("latency_ms", 10.0))]
+    settings = parts.pop("settings", Settings(warmup=1))
+    scenario = parts.pop("scenario", None)
+    sensors = NoSensors(**parts)
+    return report_of(fixture_folder, CLIPS[:1], measurements, sensors=sensors, settings=settings, scenario=scenario)
+
+
+def test_a_throttled_run_is_marked_and_with_strict_refused(fixture_folder):
+    hot = {"zones": {}, "throttled": True, "reasons": ["oc3_event_cnt rose by 7"]}
+    marked = validity(fixture_folder, thermal=hot)
+    assert marked["validity"]["is_valid"]
+    assert "the board throttled during the run: oc3_event_cnt rose by 7" in marked["validity"]["warnings"]
+    assert "THROTTLED" in format_table(marked)
+    refused = validity(fixture_folder, thermal=hot, settings=Settings(strict=True))
+    assert not refused["validity"]["is_valid"]
+    assert "NOT VALID: the board throttled" in format_table(refused)
+
+
+def test_strict_wants_to_know(fixture_folder):
+    unknown = {"zones": {}, "throttled": None, "reasons": []}
+    assert validity(fixture_folder, thermal=unknown)["validity"]["is_valid"]
+    refused = validity(fixture_folder, thermal=unknown, settings=Settings(strict=True))["validity"]
+    assert refused["problems"] == ["strict: nothing here says whether the board throttled (no counters, no clocks)"]
+
+
+def test_what_sensors_found_makes_the_run_not_valid(fixture_folder):
+    found = validity(fixture_folder, problems=["swap use grew by 12 MiB"])["validity"]
+    assert (found["is_valid"], found["problems"]) == (False, ["swap use grew by 12 MiB"])
+
+
+def test_a_server_that_misses_its_target_is_not_valid(fixture_folder):
+    settings = Settings(scenario="server", rate_per_s=5.0, target_latency_ms=20.0)
+    report = validity(fixture_folder, latency_ms=30.0, settings=settings, scenario="server")
+    assert report["validity"]["problems"] == [
+        "p99 from arrival to text is 30.0 ms at 5.00 clips/s, the target is 20 ms: lower --rate"
+    ]
+    assert validity(fixture_folder, latency_ms=19.0, settings=settings, scenario="server")["validity"]["is_valid"]
+
+
+def test_scenario_and_batch_follow_from_each_other(fixture_folder):
+    bundle = Bundle.load(fixture_folder)
+    assert choose_scenario(Settings()) == "single-stream"
+    assert choose_scenario(Settings(batch_size=4)) == "offline"
+    assert choose_batch(Settings(), bundle) == 1
+    bundle.manifest["profile"] = {"max_batch": 6}
+    assert choose_batch(Settings(scenario="offline"), bundle) == 6
+    assert choose_batch(Settings(scenario="server"), bundle) == 1
 
 
 def test_settings_out_of_range(fixture_folder):
     bundle = Bundle.load(fixture_folder)
     clips = bundle.read_eval_clips()
     for settings, message in (
-        ({"repeats": 0}, "repeats=0, allowed 1 to 10000"),
+        ({"repeats": 0}, "repeats=0, allowed 1 to"),
         ({"warmup": -1}, "warmup=-1, allowed 0 to 10000"),
         ({"batch_size": 0}, "batch_size=0, allowed 1 to 1024"),
+        ({"idle_s": -1.0}, "idle_s=-1, allowed 0 to 3600"),
+        ({"scenario": "multistream"}, "scenario 'multistream' is not known, allowed: single-stream, offline, server"),
+        ({"scenario": "single-stream", "batch_size": 2}, "use --scenario offline"),
+        ({"rate_per_s": 2.0}, "belong to the server scenario, this is single-stream"),
     ):
         with pytest.raises(UserError, match=message):
-            run_bench(bundle, clips, **settings)
+            check_settings(Settings(**settings), clips, bundle)
     with pytest.raises(UserError, match="no clips to measure on"):
-        run_bench(bundle, [])
+        check_settings(Settings(), [], bundle)

@@ -7,7 +7,10 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 from ..errors import UserError
 
 # Name of the runtime -> (module beside this one, class). A class takes (bundle, threads, providers).
-RUNTIMES: Dict[str, Tuple[str, str]] = {"onnxruntime": ("onnxruntime", "OnnxRuntime")}
+RUNTIMES: Dict[str, Tuple[str, str]] = {
+    "onnxruntime": ("onnxruntime", "OnnxRuntime"),
+    "tensorrt": ("tensorrt", "TensorRt"),
+}
 
 
 def open_runtime(

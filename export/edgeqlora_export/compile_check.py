@@ -1,0 +1,97 @@
+"""Compile the bundle's graphs with NVIDIA's own parser and compiler, on a machine without a GPU.
+
+TensorRT-RTX (pip package tensorrt-rtx-cu12) compiles for a GPU that is not there. It is not the Jetson's TensorRT: it
+shows that network, parser, optimization profiles and configuration are taken, and that the graphs compile; what the
+board's own release takes is judged from its operator table (lint.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeqlora_export.engine_request import engine_request
+from edgeqlora_jetson.engines import GRAPHS, optimization_profiles
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.runtimes.trt_builder import build_plan
+
+MODULE = "tensorrt_rtx"
+TARGET = "SM86"
+"""GPU compiled for: Ampere, the nearest to Orin's 8.7 that TensorRT-RTX knows."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One graph, compiled."""
+
+    graph: str
+    """"encoder" or "decoder"."""
+    n_optimization_profiles: int
+    """How many ranges of shapes the engine takes."""
+    bytes: int
+    """Size of the engine."""
+    seconds: float
+    """What the compiling took."""
+    compiler: str
+    """Name and version of what compiled."""
+
+
+def import_compiler() -> Any:
+    """TensorRT-RTX. Raises UserError saying how to install it."""
+    try:
+        return importlib.import_module(MODULE)
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"the compile check needs TensorRT-RTX, which cannot be imported ({error}): "
+            "python -m pip install tensorrt-rtx-cu12 (x86-64 Linux or Windows; no GPU is needed)"
+        ) from error
+
+
+def compile_graphs(
+    folder: Path | str, manifest: Mapping[str, Any], say: Callable[[str], None] = lambda message: None
+) -> list[Compiled]:
+    """Compile encoder and decoder of a bundle folder with every shape that its engine request names.
+
+    A bundle without a request is compiled with fp32 and a batch of 1. Engines are thrown away: they hold for another
+    GPU. Raises UserError with the compiler's words when a graph is refused.
+    """
+    trt = import_compiler()
+    request = manifest.get("engine_request") or _plain_request(manifest)
+    results = []
+    for graph in GRAPHS:
+        path = Path(folder) / manifest["graphs"][graph]["file"]
+        profiles = optimization_profiles(dict(request), graph)
+        start_s = time.monotonic()
+        built = build_plan(trt, str(path), profiles, configure=lambda config: _set_target(trt, config))
+        results.append(
+            Compiled(
+                graph=graph,
+                n_optimization_profiles=len(profiles),
+                bytes=memoryview(built.plan).nbytes,
+                seconds=time.monotonic() - start_s,
+                compiler=f"TensorRT-RTX {trt.__version__} for {TARGET}",
+            )
+        )
+        say(f"{graph}: {results[-1].compiler} compiles it, {len(profiles)} optimization profiles")
+    return results
+
+
+def _set_target(trt: Any, config: Any) -> None:
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, TARGET), 0)
+
+
+def _plain_request(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return engine_request(
+        model=manifest["model"],
+        windows_s=manifest["audio"]["windows_s"],
+        n_prompt=len(manifest["decoding"]["prompt_ids"]),
+        max_new_tokens=manifest["decoding"]["max_new_tokens"],
+        max_batch=1,
+        precisions=["fp32"],
+        tensorrt="0",
+    )

@@ -1,0 +1,65 @@
+"""The doctor: what of this machine stands in the way of a sound measurement, and the command that mends it."""
+
+import os
+from typing import Any, List, Optional
+
+from .board import Board, detect_board, load_boards
+from .doctor_board import (
+    examine_board,
+    examine_clocks,
+    examine_fit,
+    examine_hidden,
+    examine_power_mode,
+    examine_release,
+)
+from .doctor_software import Software, examine_onnxruntime, examine_python, examine_tensorrt, read_software
+from .doctor_system import examine_disk, examine_heat, examine_memory, examine_power, examine_swap
+from .findings import Finding, format_findings
+from .nvpmodel import read_conf
+from .sysfs import Run
+
+__all__ = ["Finding", "examine", "format_findings"]
+
+
+def examine(
+    bundle: Any = None,
+    root: str = "/",
+    run: Optional[Run] = None,
+    software: Optional[Software] = None,
+    board: Optional[Board] = None,
+) -> List[Finding]:
+    """Look at everything a measurement depends on; changes nothing and takes a few seconds.
+
+    bundle: a bundle.Bundle, to say whether it fits this machine. run(argv) -> (code, output) asks nvpmodel and
+    dpkg-query. software, board: as already read, else they are read here.
+    """
+    from .sensors import board_facts
+
+    profile = (bundle.manifest.get("profile") or {}) if bundle is not None else None
+    boards = load_boards()
+    board = detect_board(root, boards, run) if board is None else board
+    software = read_software() if software is None else software
+    need_mib = (profile or {}).get("memory_budget_mib") if profile and profile.get("name") == board.id else None
+    folder = bundle.folder if bundle is not None else os.getcwd()
+    return (
+        examine_board(board, boards)
+        + examine_fit(board, profile, software.tensorrt)
+        + examine_release(board)
+        + examine_power_mode(board, read_conf(root))
+        + examine_clocks(board)
+        + examine_hidden(board)
+        + examine_heat(root)
+        + examine_power(board_facts(board, bundle), root)
+        + examine_memory(root, need_mib, board.is_jetson)
+        + examine_swap(root, board.is_jetson)
+        + examine_python(software, profile if board.is_jetson else None)
+        + examine_onnxruntime(software, board.is_jetson, _install_onnxruntime())
+        + examine_tensorrt(software, board.is_jetson, profile)
+        + examine_disk(folder)
+    )
+
+
+def _install_onnxruntime() -> str:
+    from .runtimes.onnxruntime import pip_line
+
+    return pip_line()

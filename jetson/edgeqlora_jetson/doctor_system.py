@@ -1,0 +1,173 @@
+"""What the doctor says of the system: memory, swap, disk, heat so far, power source."""
+
+import os
+from typing import Any, List, Mapping, Optional, Tuple
+
+from .errors import UserError
+from .findings import Finding, note, ok, problem, warning
+from .memory import parse_lfb, parse_meminfo, parse_swaps
+from .sysfs import read_text
+from .thermal import find_zones, parse_temperature, read_event_counters
+
+HEADLESS = "sudo systemctl isolate multi-user.target   # stops the desktop; back: isolate graphical.target"
+# Blocks of 4 MiB are the largest the kernel keeps; NvMap asks for large pieces.
+_FEW_BLOCKS = 4
+_DISK_LOW_MIB, _DISK_WANTED_MIB = 300, 2048
+_WARM_C = 70.0
+
+
+def examine_memory(root: str = "/", need_mib: Optional[float] = None, is_jetson: bool = True) -> List[Finding]:
+    """Free memory against what model and runtime may take (need_mib: the profile's budget), and its largest blocks."""
+    info = parse_meminfo(read_text(root, "proc/meminfo") or "")
+    if info.available_mib is None or info.total_mib is None:
+        return [note("Free memory is not known: /proc/meminfo has no MemAvailable", "Nothing can be checked before.")]
+    what = "{:,.0f} of {:,.0f} MiB of memory available".format(info.available_mib, info.total_mib)
+    found = [ok(what)]
+    if need_mib and info.available_mib < need_mib:
+        found = [
+            warning(
+                "{}, the profile counts on {:,.0f} MiB".format(what, need_mib),
+                "Loading or building an engine may swap or be killed; a run that swaps is not valid.",
+                HEADLESS,
+            )
+        ]
+    lfb = parse_lfb(read_text(root, "proc/buddyinfo") or "", os.sysconf("SC_PAGE_SIZE") // 1024)
+    if is_jetson and lfb is not None:
+        text = "Largest free blocks of memory: {} of {:,.0f} KiB (lfb)".format(*lfb)
+        if lfb[1] < 4096 or lfb[0] < _FEW_BLOCKS:
+            found.append(
+                warning(
+                    text,
+                    "Memory is in pieces: CUDA may fail to allocate (NvMapMemAlloc error 12) although enough is free.",
+                    "sync && sudo sysctl vm.drop_caches=3   # or reboot",
+                )
+            )
+        else:
+            found.append(ok(text))
+    return found
+
+
+def examine_swap(root: str = "/", is_jetson: bool = True) -> List[Finding]:
+    """Swap areas, and whether they are in use."""
+    swaps = parse_swaps(read_text(root, "proc/swaps") or "")
+    if not swaps:
+        return [
+            note(
+                "No swap",
+                "Fair for measuring. Building an engine on a board with 8 GB or less may be killed without it.",
+                "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
+                "sudo swapon /swapfile",
+            )
+        ]
+    used_mib, size_mib = sum(swap.used_mib for swap in swaps), sum(swap.size_mib for swap in swaps)
+    zram = [swap for swap in swaps if swap.is_zram]
+    what = "Swap: {:,.0f} of {:,.0f} MiB in use, in {} area{}{}".format(
+        used_mib,
+        size_mib,
+        len(swaps),
+        "" if len(swaps) == 1 else "s",
+        " ({} zram, which is memory itself, compressed)".format(len(zram)) if zram else "",
+    )
+    found = [ok(what)]
+    if used_mib > 0.05 * size_mib:
+        found = [
+            warning(
+                what,
+                "Something was short of memory already; a run during which it grows is not valid.",
+                "sudo swapoff -a && sudo swapon -a   # empties it; needs that much free memory",
+            )
+        ]
+    if is_jetson and zram and len(zram) == len(swaps):
+        found.append(
+            note(
+                "All swap is zram",
+                "It takes processor time and memory while an engine is built; a file on disk takes neither.",
+                "sudo systemctl disable nvzramconfig   # then a swap file, and reboot",
+            )
+        )
+    return found
+
+
+def examine_disk(folder: str, what_for: str = "bundle, reports and engines") -> List[Finding]:
+    """Free space where results are written."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        return [problem("{}: {}".format(folder, error.strerror or error), "Nothing can be written there.")]
+    free_mib = disk.f_bavail * disk.f_frsize / 2.0**20
+    text = "{:,.0f} MiB free on the disk of {} ({})".format(free_mib, os.path.abspath(folder), what_for)
+    if free_mib < _DISK_LOW_MIB:
+        return [
+            problem(text, "Engines and reports will not fit.", "sudo apt-get clean; sudo journalctl --vacuum-size=100M")
+        ]
+    if free_mib < _DISK_WANTED_MIB:
+        return [warning(text, "Little: an engine is as large as its graph, and a cache keeps several.")]
+    return [ok(text)]
+
+
+def examine_heat(root: str = "/") -> List[Finding]:
+    """How warm it is before the run, and whether the board was throttled since boot."""
+    found = []
+    readings: List[Tuple[float, str]] = []
+    for zone in find_zones(root):
+        celsius = parse_temperature(read_text(root, zone.path))
+        if celsius is not None:
+            readings.append((celsius, zone.name))
+    if readings:
+        celsius, name = max(readings)
+        text = "Warmest zone {} at {:.1f} degC, {} zones readable".format(name, celsius, len(readings))
+        if celsius >= _WARM_C:
+            found.append(warning(text, "A warm start throttles sooner: let it cool down, turn the fan up."))
+        else:
+            found.append(ok(text))
+    else:
+        found.append(note("No temperature can be read", "A throttled run may go unnoticed."))
+    events = {name: count for name, count in read_event_counters(root).items() if count}
+    if events:
+        text = ", ".join("{} {}".format(name, count) for name, count in sorted(events.items()))
+        found.append(
+            note(
+                "Throttled since boot: " + text,
+                "Counts only what happens during a run. oc1 is under-voltage, oc2 and oc3 over-current: with many of "
+                "them look at the supply and its cable.",
+            )
+        )
+    return found
+
+
+def examine_power(table: Optional[Mapping[str, Any]], root: str = "/") -> List[Finding]:
+    """The power source that a run would take, and what it covers.
+
+    table: plain rail values of the profile or the board table; None: none.
+    """
+    from .power import open_power_source
+    from .power.sample import rail_table
+
+    means = "No Joules in the report: energy is null with this reason."
+    try:
+        source, scope, notes = open_power_source("auto", rail_table(table), root=root)
+    except UserError as error:
+        return [problem("Power: {}".format(error), means)]
+    if source is None or scope is None:
+        return [warning("No power source: {}".format("; ".join(notes) or "none found"), means)]
+    covers = {
+        "module_input": "all that the module takes, without carrier and power supply",
+        "system_input": "all that the board takes, carrier included, without the power supply",
+        "sum_of_rails": "the sum of the rails that are measured: less than what the module takes",
+    }.get(scope.energy_scope, "what these rails carry")
+    found = [
+        ok(
+            "Power from {}: {} ({})".format(source.name, " + ".join(scope.rails), scope.energy_scope),
+            "Energy covers {}. Compare Joules only with figures of the same scope.".format(covers),
+        )
+    ]
+    if source.averaging_s:
+        found.append(
+            note(
+                "This sensor averages over {:.0f} ms".format(source.averaging_s * 1e3),
+                "Measure runs of at least {:.0f} s, so that one average is less than 2 % of them.".format(
+                    max(20.0, source.averaging_s / 0.02)
+                ),
+            )
+        )
+    return found

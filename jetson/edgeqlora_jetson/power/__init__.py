@@ -1,0 +1,86 @@
+"""Where power readings come from, and which source to use here."""
+
+import importlib
+import os
+from typing import Any, Dict, List, Optional, Tuple
+
+from ..errors import UserError
+from .sample import RailTable, Sample, Scope, rail_table, resolve_scope
+from .source import PowerSource, Unavailable, read_text
+
+__all__ = [
+    "SOURCES",
+    "PowerSource",
+    "RailTable",
+    "Sample",
+    "Scope",
+    "Unavailable",
+    "is_jetson",
+    "open_power_source",
+    "rail_table",
+    "resolve_scope",
+]
+
+SOURCES = ("tegrastats", "ina", "jtop", "nvml", "rapl")
+_CLASSES: Dict[str, Tuple[str, str]] = {
+    "tegrastats": ("tegrastats", "TegrastatsSource"),
+    "ina": ("ina", "InaSource"),
+    "jtop": ("jtop", "JtopSource"),
+    "nvml": ("nvml", "NvmlSource"),
+    "rapl": ("rapl", "RaplSource"),
+    "nvml+rapl": ("combined", "CombinedSource"),
+}
+_ON_JETSON = ("tegrastats", "ina", "jtop")
+_ELSEWHERE = ("nvml+rapl", "nvml", "rapl")
+
+
+def open_power_source(
+    name: str = "auto", table: Optional[RailTable] = None, interval_s: Optional[float] = None, root: str = "/"
+) -> Tuple[Optional[PowerSource], Optional[Scope], List[str]]:
+    """Find a source that works here and gives something that may be counted.
+
+    name: "auto", "none", or one of SOURCES or "nvml+rapl". table: rails of this board, from its profile.
+    Returns (source, not started; what to count; notes: for every source tried, why not). With "auto" and nothing
+    usable, source and scope are None.
+
+    Raises UserError for an unknown name, for an interval outside 0.02 to 60 s, and for a named source that does not
+    work here.
+    """
+    if name == "none":
+        return None, None, ["power is not measured: asked for none"]
+    if name != "auto" and name not in _CLASSES:
+        raise UserError("power source {!r} is not known, allowed: auto, none, {}".format(name, ", ".join(_CLASSES)))
+    if interval_s is not None and not 0.02 <= interval_s <= 60:
+        raise UserError("power interval_s={}, allowed 0.02 to 60".format(interval_s))
+    if name != "auto":
+        try:
+            return _open(name, table, interval_s, root) + ([],)
+        except (Unavailable, UserError) as error:
+            raise UserError(
+                "power source {} cannot be used here: {}. Choose another with --power, or auto".format(name, error)
+            ) from error
+    notes: List[str] = []
+    for candidate in _ON_JETSON if is_jetson(root) else _ELSEWHERE:
+        try:
+            source, scope = _open(candidate, table, interval_s, root)
+            return source, scope, notes
+        except (Unavailable, UserError) as error:
+            notes.append("{}: {}".format(candidate, error))
+    return None, None, notes
+
+
+def is_jetson(root: str = "/") -> bool:
+    """Whether this is a Tegra board, in a container as well: NVML and RAPL have nothing true to say there.
+
+    NVML starts on Orin and then answers NOT_SUPPORTED; on Thor it knows the GPU alone.
+    """
+    if os.path.exists(os.path.join(root, "etc/nv_tegra_release")):
+        return True
+    return "nvidia,tegra" in (read_text(root, "proc/device-tree/compatible") or "")
+
+
+def _open(name: str, table: Optional[RailTable], interval_s: Optional[float], root: str) -> Tuple[PowerSource, Scope]:
+    module_name, class_name = _CLASSES[name]
+    options: Dict[str, Any] = {} if interval_s is None else {"interval_s": interval_s}
+    source = getattr(importlib.import_module("." + module_name, __name__), class_name)(root=root, **options)
+    return source, source.resolve_scope(table)

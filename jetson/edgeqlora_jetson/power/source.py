@@ -1,0 +1,53 @@
+"""What every power source has in common."""
+
+import os
+from typing import Any, Dict, List, Optional, Tuple
+
+from .sample import RailTable, Sample, Scope, resolve_scope
+
+
+class Unavailable(Exception):
+    """This source cannot be used on this machine; the text says why."""
+
+
+class PowerSource(object):
+    """A sensor of electrical power or energy. Probed when made; use: start, poll every `interval_s`, stop.
+
+    Making one raises Unavailable where the machine does not have it.
+    """
+
+    name = ""  # one of SOURCES
+    kind = "power"  # "power": Sample.rails_mw; "counter": Sample.counters_j
+    interval_s = 0.2  # how often `poll` should be called, or how often the source itself samples
+    averaging_s: Optional[float] = None  # over which the sensor averages; None: not known
+
+    def __init__(self) -> None:
+        self.error: Optional[str] = None  # why it died
+        self.rails: Tuple[str, ...] = ()  # the rails seen when it was probed
+
+    def resolve_scope(self, table: Optional[RailTable]) -> Scope:
+        """What to count; raises UserError where no honest total can be had."""
+        return resolve_scope(table, self.rails)
+
+    def start(self) -> None:
+        """Begin to measure."""
+
+    def poll(self) -> List[Sample]:
+        """Samples since the last poll, oldest first; a polled source reads its sensors now."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End measuring; may be called twice."""
+
+    def describe(self) -> Dict[str, Any]:
+        """How it measures, for the report."""
+        return {"source": self.name, "kind": self.kind, "rails": list(self.rails), "interval_s": self.interval_s}
+
+
+def read_text(*parts: str) -> Optional[str]:
+    """Text of a small file such as those of /sys, stripped of blanks and NUL; None where it cannot be read."""
+    try:
+        with open(os.path.join(*parts), "rb") as file:
+            return file.read(65536).decode("utf-8", errors="replace").strip("\0 \n\t")
+    except OSError:
+        return None

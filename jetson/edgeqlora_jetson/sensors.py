@@ -1,0 +1,161 @@
+"""All sensors of one run, opened together: which board, its power, memory and heat, and what they say at the end."""
+
+import time
+from typing import Any, Dict, List, Optional
+
+from .board import Board, detect_board, load_boards, set_power_mode
+from .energy import RailVanished, mean_power, measure_energy
+from .errors import UserError
+from .figures import figure
+from .memory import MemoryMonitor
+from .power import open_power_source
+from .power.sample import rail_table
+from .telemetry import Telemetry
+from .thermal import ThermalMonitor
+
+_ENERGY_FIGURES = (
+    ("energy", "J"),
+    ("net_energy", "J"),
+    ("mean_power", "mW"),
+    ("peak_power", "mW"),
+    ("idle_power", "mW"),
+)
+
+_RAIL_FACTS = {"rails", "total_rail", "sum_rails", "energy_scope"}
+
+
+class Sensors(object):
+    """Sensors of one run. Use: open, enter (reading begins), rest, start_run, end_run; then the parts of the report.
+
+    energy, memory, thermal: parts of the report, there after end_run. problems: what makes the run not valid.
+    """
+
+    def __init__(self, board: Board, source: Any, scope: Any, notes: List[str], root: str) -> None:
+        self.board, self.source, self.scope, self.notes = board, source, scope, notes
+        self.energy: Dict[str, Any] = {}
+        self.memory: Dict[str, Any] = {}
+        self.thermal: Dict[str, Any] = {}
+        self.problems: List[str] = []
+        self.warnings: List[str] = []
+        self._root = root
+        self._memory = MemoryMonitor(root)
+        self._memory.start()
+        self._thermal = ThermalMonitor(root, board.clocks_locked)
+        self.telemetry = Telemetry(source, self._memory, period_s=source.interval_s if source else 0.25)
+        self._idle: Dict[str, Any] = figure(None, "mW", "no idle baseline was taken")
+        self._idle_s = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Any,
+        power: str = "auto",
+        power_interval_s: Optional[float] = None,
+        power_mode: Optional[str] = None,
+        root: str = "/",
+    ) -> "Sensors":
+        """Find the board and open its sensors; memory is counted from here, so open before the model is loaded.
+
+        Raises UserError when a power source was named and does not work, or the power mode cannot be set.
+        """
+        if power_mode is not None:
+            set_power_mode(power_mode, root)
+        board = detect_board(root)
+        facts = board_facts(board, bundle)
+        source, scope, notes = open_power_source(power, rail_table(facts), interval_s=power_interval_s, root=root)
+        sensors = cls(board, source, scope, notes, root)
+        doubtful = sorted(set((facts or {}).get("unsourced") or ()) & _RAIL_FACTS)
+        if source is not None and doubtful:
+            sensors.warnings.append(
+                "what the rails of {} mean is not confirmed by any public source ({}): do not compare its energy with "
+                "other boards".format(board.title, ", ".join(doubtful))
+            )
+        return sensors
+
+    @property
+    def has_power(self) -> bool:
+        return self.source is not None
+
+    def __enter__(self) -> "Sensors":
+        self.telemetry.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.telemetry.stop()
+
+    def rest(self, idle_s: float) -> None:
+        """Do nothing for idle_s and take the mean power of it as the idle baseline."""
+        if self.source is None or idle_s <= 0:
+            return
+        self.telemetry.wait_for_sample_after(0.0)  # a window needs a sample before it
+        start_s = time.monotonic()
+        time.sleep(idle_s)
+        end_s = time.monotonic()
+        self.telemetry.wait_for_sample_after(end_s)
+        self._idle, self._idle_s = mean_power(self.telemetry.samples(), start_s, end_s, self.scope), end_s - start_s
+
+    def start_run(self) -> None:
+        """Temperatures and throttle counters are compared from here."""
+        if self.source is not None:
+            self.telemetry.wait_for_sample_after(0.0)
+        self._thermal.start()
+        self.telemetry.thermal = self._thermal
+
+    def end_run(self, start_s: float, end_s: float) -> None:
+        """Stop reading and work out what the sensors say of the window (time.monotonic())."""
+        if self.source is not None:
+            self.telemetry.wait_for_sample_after(end_s)
+        self.telemetry.stop()
+        self.memory, self.thermal = self._memory.finish(), self._thermal.finish()
+        self.problems += self.memory.pop("problems", [])
+        self.energy = self._measure_energy(start_s, end_s)
+        self.warnings += self.energy.get("warnings", [])
+        for name, text in sorted(self.telemetry.errors.items()):
+            self.problems.append("the {} sensors failed during the run: {}".format(name, text))
+
+    def _measure_energy(self, start_s: float, end_s: float) -> Dict[str, Any]:
+        if self.source is None:
+            return missing_energy("no power source: " + ("; ".join(self.notes) or "none was asked for"))
+        died = self.telemetry.power_error
+        if died:
+            self.problems.append("power source {} ended during the run: {}".format(self.source.name, died))
+        try:
+            energy = measure_energy(
+                self.telemetry.samples(),
+                start_s,
+                end_s,
+                self.scope,
+                idle_power_mw=self._idle["value"],
+                averaging_s=self.source.averaging_s,
+                source_error=died,
+            )
+        except RailVanished as error:
+            self.problems.append(str(error))
+            energy = missing_energy(str(error))
+        except UserError as error:
+            energy = missing_energy(str(error))
+        if self._idle["value"] is None:
+            energy["idle_power"] = self._idle
+        energy["source"] = self.source.describe()
+        energy["idle_s"] = self._idle_s
+        energy["notes"] = self.notes
+        return energy
+
+
+def board_facts(board: Board, bundle: Any) -> Optional[Dict[str, Any]]:
+    """Rails and modes of this board: from the bundle's profile if it is for this board, else from our own table.
+
+    A user's own profile (another carrier, more rails) thereby wins over the table.
+    """
+    profile = (bundle.manifest.get("profile") or {}) if bundle is not None else {}
+    is_own = board.id is None and board.is_jetson and profile.get("rails")
+    if profile.get("rails") and (is_own or profile.get("name") == board.id):
+        return profile
+    return load_boards().get(board.id) if board.id else None
+
+
+def missing_energy(reason: str) -> Dict[str, Any]:
+    """The energy part of a report whose figures could not be had."""
+    energy: Dict[str, Any] = {name: figure(None, unit, reason) for name, unit in _ENERGY_FIGURES}
+    energy.update(energy_scope="none", rails=[], warnings=[])
+    return energy

@@ -1,0 +1,100 @@
+"""Measure what the harness claims about itself: what measuring costs, and that it neither leaks nor drifts.
+
+    python tests/benchmarks/board.py BUNDLE [--only overhead soak] [--minutes 30] [--pairs 60]
+
+There is no board here: power comes from a made-up sysfs tree of an Orin Nano and from a tegrastats that replays a
+recorded line, which cost the processor what real ones cost it, but for the I2C bus.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "jetson"))
+
+RECORDED = (
+    "05-05-2025 06:05:39 RAM 2639/7620MB (lfb 9x4MB) SWAP 0/3810MB (cached 0MB) CPU [1%@729,4%@729,8%@729,4%@729,5%@729,"
+    "4%@729] GR3D_FREQ 0% cpu@44.156C soc2@43.781C soc0@44.687C gpu@45.968C tj@45.968C soc1@45.312C "
+    "VDD_IN 5263mW/5263mW VDD_CPU_GPU_CV 717mW/717mW VDD_SOC 1794mW/1794mW"
+)
+
+
+def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> list[dict[str, Any]]:
+    """Share of the throughput that sensors take, for each source, and with none but memory and heat."""
+    from fake_boards import write_board_tree
+    from fake_power import write_tegrastats
+
+    from edgeqlora_jetson.bench import first_calls, transcribe
+    from edgeqlora_jetson.bundle import Bundle
+    from edgeqlora_jetson.overhead import measure_overhead
+    from edgeqlora_jetson.runtimes import open_runtime
+    from edgeqlora_jetson.sensors import Sensors
+    from edgeqlora_jetson.transcribe import Transcriber
+    from edgeqlora_jetson.warmup import warm_up
+    from edgeqlora_jetson.workload import load_workload
+
+    rows = []
+    bundle = Bundle.load(bundle_dir)
+    with tempfile.TemporaryDirectory() as temporary:
+        write_board_tree(temporary + "/root", "orin-nano-r36")
+        program = write_tegrastats(temporary + "/bin", [RECORDED])
+        os.environ["PATH"] = os.path.dirname(program) + os.pathsep + os.environ["PATH"]
+        transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
+        workload = load_workload(bundle.read_eval_clips(), transcriber, 0)
+        calls = [[workload.audios[i] for i in group] for group in first_calls(workload, 1)]
+
+        def run(audios: Any) -> Any:
+            return transcribe(transcriber, audios)
+
+        warm_up(run, calls, 20)
+        for power in ("none", "ina", "tegrastats"):
+            sensors = Sensors.open(bundle, power, root=temporary + "/root")
+            with sensors:
+                sensors.start_run()
+                overhead = measure_overhead(run, calls, sensors.telemetry, n_pairs=n_pairs)
+                cost = sensors.telemetry.cost()
+            rows.append({"power": power, **overhead, "sampler_cpu_share": cost["cpu_s"] / cost["active_s"]})
+            print(
+                f"{power:<11}{overhead['value']:+6.2f} %  ({overhead['low']:+.2f} to {overhead['high']:+.2f}), "
+                f"sampler thread {100 * rows[-1]['sampler_cpu_share']:.2f} % of a core",
+                flush=True,
+            )
+    return rows
+
+
+def soak(bundle_dir: Path, minutes: float, threads: int | None, output: Path) -> dict[str, Any]:
+    """The runner's own soak, in a process of its own."""
+    command = [sys.executable, "-m", "edgeqlora_jetson", "soak", str(bundle_dir), "--hours", str(minutes / 60)]
+    command += ["--output", str(output)] + (["--threads", str(threads)] if threads else [])
+    subprocess.run(command, check=False)
+    report: dict[str, Any] = json.loads(output.read_text())
+    return {"verdict": report["verdict"], "checks": report["checks"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--only", nargs="*", default=["overhead", "soak"], choices=["overhead", "soak"])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--output", type=Path, default=Path("board-claims.json"))
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {}
+    if "overhead" in arguments.only:
+        result["overhead"] = measure_overheads(arguments.bundle, arguments.pairs, arguments.threads)
+    if "soak" in arguments.only:
+        report = arguments.output.with_name("soak.json")
+        result["soak"] = soak(arguments.bundle, arguments.minutes, arguments.threads, report)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

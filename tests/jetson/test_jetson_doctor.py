@@ -1,0 +1,366 @@
+"""The doctor: every finding with its values, what it means and what mends it, on written trees of whole boards."""
+
+import os
+import types
+
+import fake_boards
+import pytest
+
+from edgeqlora_jetson.board import detect_board, load_boards
+from edgeqlora_jetson.doctor import examine, format_findings
+from edgeqlora_jetson.doctor_board import fastest_mode
+from edgeqlora_jetson.doctor_software import (
+    Software,
+    examine_onnxruntime,
+    examine_python,
+    examine_tensorrt,
+    read_software,
+)
+from edgeqlora_jetson.doctor_system import examine_disk, examine_heat, examine_memory, examine_swap
+from edgeqlora_jetson.findings import Finding, note, ok, problem, warning
+from edgeqlora_jetson.nvpmodel import PowerMode
+from edgeqlora_jetson.onnx_probe import Probe, probe_providers, tiny_model
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+SOFTWARE = Software(
+    "3.10.12", "1.26.4", "1.23.0", None, [Probe(CUDA, True, None), Probe(CPU, True, None)], "10.3.0", None
+)
+
+
+@pytest.fixture(autouse=True)
+def as_root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def nothing(argv):
+    """No program answers."""
+    return None, ""
+
+
+def look(root, kind=None, bundle=None, software=SOFTWARE):
+    if kind is not None:
+        fake_boards.write_board_tree(root, kind)
+    return examine(bundle, str(root), nothing, software)
+
+
+def find(findings, text):
+    """The one finding whose `what` holds a text."""
+    found = [finding for finding in findings if text in finding.what]
+    assert len(found) == 1, (text, [finding.what for finding in findings])
+    return found[0]
+
+
+def bundle_for(folder, **profile):
+    return types.SimpleNamespace(folder=str(folder), manifest={"profile": profile})
+
+
+@pytest.mark.parametrize("kind", sorted(set(fake_boards.TREES) - {"workstation", "container"}))
+def test_every_board_is_recognised_and_measured(tmp_path, kind):
+    findings = look(tmp_path, kind)
+    board = detect_board(str(tmp_path), run=nothing)
+    assert findings[0].level == "ok"
+    assert findings[0].what.startswith(load_boards()[board.id]["title"])
+    assert not any(finding.level == "problem" for finding in findings)
+    assert find(findings, "Power from ").level == "ok"
+
+
+def test_a_super_orin_nano_in_its_slow_mode(tmp_path):
+    findings = look(tmp_path, "orin-nano-r36")
+    mode = find(findings, "Power mode 15W")
+    assert mode.level == "note"
+    assert mode.what == (
+        "Power mode 15W (number 0 here, by /var/lib/nvpmodel/status, named by /etc/nvpmodel.conf): GPU up to 612 MHz, "
+        "6 processor cores"
+    )
+    assert "MAXN_SUPER" in mode.means
+    # By name: on this board the fastest mode is number 2, and number 0 is the 15 W one.
+    assert mode.command == "sudo nvpmodel -m 2   # MAXN_SUPER, on this board"
+    clocks = find(findings, "Clocks are free to move")
+    assert (clocks.level, clocks.command) == (
+        "warning",
+        "sudo jetson_clocks --store && sudo jetson_clocks   # undo: sudo jetson_clocks --restore",
+    )
+    assert find(findings, "L4T 36.4.3, JetPack 6.2").level == "ok"
+    heat = find(findings, "Throttled since boot")
+    assert heat.what == "Throttled since boot: oc2_event_cnt 15, oc3_event_cnt 37"
+    assert find(findings, "All swap is zram").level == "note"
+
+
+def test_the_fastest_mode_with_locked_clocks_is_fine(tmp_path):
+    findings = look(tmp_path, "thor-r39")
+    assert find(findings, "Power mode MAXN").level == "ok"
+    assert find(findings, "Clocks locked").level == "ok"
+    power = find(findings, "Power from ")
+    assert power.what == "Power from ina: VIN (system_input)"
+    assert "carrier included" in power.means
+
+
+def test_a_mode_that_switches_gpu_cores_off(tmp_path):
+    fake_boards.write_board_tree(tmp_path, "third-party-orin-nx")
+    fake_boards.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002 fmode:quiet\n")
+    finding = find(look(tmp_path), "switches off")
+    # 15W has mask 252 (6 bits), MAXN and 25W have 240 (4 bits, TPCs this module does not have).
+    assert finding.what == (
+        "Mode 15W switches off 2 groups of GPU cores that other modes of this board leave on (TPC mask 252)"
+    )
+    assert finding.level == "warning"
+    assert "rebuilt" in finding.means
+
+
+def test_without_a_mode_called_maxn_the_widest_and_fastest_wins():
+    def mode(name, gpu_max_mhz, mask):
+        return PowerMode(0, name, gpu_max_mhz, mask, None)
+
+    # On Orin NX 25W has twice the cores of 15W at two thirds of the clock.
+    assert fastest_mode([mode("15W", 612, 252), mode("25W", 408, 240)]).name == "25W"
+    assert fastest_mode([mode("MODE_15W_6CORE", 1109, 1), mode("MODE_10W_4CORE", 803, 1)]).name == "MODE_15W_6CORE"
+    assert fastest_mode([mode("A", None, None)]) is None
+    assert fastest_mode([]) is None
+
+
+def test_in_a_container(tmp_path):
+    findings = look(tmp_path, "container")
+    container = find(findings, "In a container")
+    assert container.level == "warning"
+    assert "-v /usr/bin/tegrastats:/usr/bin/tegrastats" in container.command
+    mode = find(findings, "Power mode not known")
+    assert (mode.level, mode.command.split()[0]) == ("warning", "docker")
+    assert find(findings, "L4T and JetPack are not known").level == "note"
+
+
+def test_without_root(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    finding = find(look(tmp_path, "thor-r38"), "Not root")
+    assert finding.level == "note"
+    assert finding.what == (
+        "Not root: tegrastats hides GPU load and clock and the memory clock on L4T 38.4.0; NvMap's list of GPU memory "
+        "is closed, so it is estimated from MemAvailable"
+    )
+    assert finding.command.startswith("sudo -E python3")
+
+
+def test_an_unknown_jetson_is_a_problem_of_energy_only(tmp_path):
+    fake_boards.write(tmp_path, "proc/device-tree/compatible", "nvidia,p9999-0000+p9998-0001\0nvidia,tegra999\0")
+    finding = look(tmp_path)[0]
+    assert finding.level == "problem"
+    assert finding.what.startswith("Jetson not recognised: this Jetson is not in the board table")
+    assert "no energy figure can be made; everything else works" in finding.means
+
+
+def test_a_workstation(tmp_path):
+    findings = look(tmp_path, "workstation", software=SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed"))
+    assert findings[0].what.startswith("This is no Jetson")
+    assert not any("nvpmodel" in (finding.command or "") for finding in findings)
+    assert find(findings, "TensorRT: not installed").level == "note"
+
+
+@pytest.mark.parametrize(
+    ("kind", "profile", "level", "what", "command"),
+    [
+        ("orin-nano-r36", {"name": "jetson-orin-nano", "part_numbers": ["p3767-0005"]}, "ok", "made for this board", None),
+        (
+            "orin-nano-r36",
+            {"name": "jetson-nano", "title": "NVIDIA Jetson Nano 4GB", "part_numbers": ["p3448-0000"]},
+            "warning",
+            "The bundle was made for NVIDIA Jetson Nano 4GB, this is",
+            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE",
+        ),
+        (
+            "orin-nano-r36",
+            {"name": "cpu"},
+            "note",
+            "The bundle's profile is cpu, not this board's",
+            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE",
+        ),
+        (
+            "xavier-nx-r35",
+            {"name": "jetson-xavier-nx-8gb", "part_numbers": ["p3668-0000"], "tensorrt": "10.16"},
+            "warning",
+            "The bundle was checked for TensorRT 10.16, this board has 10.3.0",
+            "edgeqlora export MERGED --target jetson-xavier-nx-8gb --output BUNDLE --jetpack 5.1.2",
+        ),
+        ("workstation", {"name": "cpu"}, "ok", "The bundle's profile is cpu", None),
+        (
+            "workstation",
+            {"name": "jetson-nano", "title": "NVIDIA Jetson Nano 4GB", "part_numbers": ["p3448-0000"]},
+            "note",
+            "The bundle was made for NVIDIA Jetson Nano 4GB",
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_whether_a_bundle_fits(tmp_path, kind, profile, level, what, command):
+    finding = find(look(tmp_path, kind, bundle_for(tmp_path, **profile)), what)
+    assert (finding.level, finding.command) == (level, command)
+
+
+def test_memory_against_the_profiles_budget(tmp_path):
+    profile = {"name": "jetson-orin-nano", "part_numbers": ["p3767-0005"], "memory_budget_mib": 6500}
+    findings = look(tmp_path, "orin-nano-r36", bundle_for(tmp_path, **profile))
+    finding = find(findings, "MiB of memory available")
+    assert finding.level == "warning"
+    assert finding.what == "6,420 of 7,620 MiB of memory available, the profile counts on 6,500 MiB"
+    assert finding.command.startswith("sudo systemctl isolate multi-user.target")
+
+
+def test_memory_in_pieces(tmp_path):
+    fake_boards.write_memory(tmp_path, 7620, 5000)
+    assert [finding.level for finding in examine_memory(str(tmp_path))] == ["ok", "ok"]
+    fake_boards.write(tmp_path, "proc/buddyinfo", "Node 0, zone   Normal  5 4 3 2 1 0 0 1 0 0 0\n")
+    lfb = examine_memory(str(tmp_path))[1]
+    page_kib = os.sysconf("SC_PAGE_SIZE") // 1024
+    assert lfb.what == "Largest free blocks of memory: 1 of {} KiB (lfb)".format(128 * page_kib)
+    assert lfb.level == "warning"
+    assert "NvMapMemAlloc error 12" in lfb.means
+
+
+def test_swap(tmp_path):
+    root = str(tmp_path)
+    fake_boards.write_memory(root, 7620, 5000)
+    assert examine_swap(root)[0].what == "No swap"
+    fake_boards.write_memory(root, 7620, 5000, (("/dev/zram0", 635, 400), ("/swapfile", 4096, 0)))
+    finding = examine_swap(root)[0]
+    assert finding.level == "warning"
+    assert finding.what == ("Swap: 400 of 4,731 MiB in use, in 2 areas (1 zram, which is memory itself, compressed)")
+    assert finding.command.startswith("sudo swapoff -a && sudo swapon -a")
+    fake_boards.write_memory(root, 7620, 5000, (("/swapfile", 4096, 0),))
+    assert examine_swap(root) == [ok("Swap: 0 of 4,096 MiB in use, in 1 area")]
+
+
+def test_a_warm_start(tmp_path):
+    fake_boards.write_board_tree(tmp_path, "thor-r38")
+    assert examine_heat(str(tmp_path))[0] == ok("Warmest zone tj-thermal at 38.9 degC, 4 zones readable")
+    fake_boards.write(tmp_path, fake_boards.zone_path("thor-r38", "cpu-thermal"), "81500\n")
+    finding = examine_heat(str(tmp_path))[0]
+    assert (finding.level, finding.what) == ("warning", "Warmest zone cpu-thermal at 81.5 degC, 4 zones readable")
+    assert examine_heat(str(tmp_path / "none"))[0].what == "No temperature can be read"
+
+
+def test_disk(tmp_path, monkeypatch):
+    def statvfs(free_mib):
+        return lambda folder: types.SimpleNamespace(f_bavail=free_mib, f_frsize=2**20)
+
+    for free_mib, level in ((100, "problem"), (1000, "warning"), (9000, "ok")):
+        monkeypatch.setattr(os, "statvfs", statvfs(free_mib))
+        finding = examine_disk(str(tmp_path))[0]
+        assert finding.level == level
+        assert finding.what.startswith("{:,} MiB free on the disk of {}".format(free_mib, tmp_path))
+    monkeypatch.undo()
+    assert examine_disk(str(tmp_path / "gone"))[0].level == "problem"
+
+
+def test_python_of_the_jetpack():
+    profile = {"python": "3.8", "tensorrt": "8.5"}
+    finding = examine_python(SOFTWARE, profile)[1]
+    assert (finding.level, finding.what) == ("warning", "JetPack's Python is 3.8, this is 3.10.12")
+    assert finding.command == "/usr/bin/python3 edgeqlora-jetson.pyz doctor"
+    assert [f.level for f in examine_python(SOFTWARE, {"python": "3.10", "tensorrt": "10.3"})] == ["ok", "ok"]
+    # The cpu profile's Python is the oldest one that works, not the one to use.
+    assert [f.level for f in examine_python(SOFTWARE, {"python": "3.6", "tensorrt": None})] == ["ok", "ok"]
+    assert examine_python(SOFTWARE._replace(numpy=None))[1].level == "problem"
+
+
+def test_a_provider_that_is_listed_but_does_not_run():
+    software = SOFTWARE._replace(probes=[Probe(CUDA, False, "listed, but not loaded"), Probe(CPU, True, None)])
+    findings = examine_onnxruntime(software, True, "pip install x")
+    assert findings[0] == ok("onnxruntime 1.23.0, run and checked: CPUExecutionProvider")
+    assert findings[1].level == "warning"
+    assert findings[1].what == "CUDAExecutionProvider: listed, but not loaded"
+    assert findings[2].what == "onnxruntime has no provider for the GPU here"
+
+
+def test_onnxruntime_that_is_missing_or_broken():
+    software = SOFTWARE._replace(onnxruntime=None, onnxruntime_error="not installed", probes=[])
+    finding = examine_onnxruntime(software, True, "pip install x")[0]
+    assert (finding.level, finding.what, finding.command) == ("problem", "onnxruntime: not installed", "pip install x")
+    broken = SOFTWARE._replace(probes=[Probe(CPU, False, "21 + 21 gave 0.0")])
+    assert examine_onnxruntime(broken, False, "pip install x")[0].level == "problem"
+
+
+def test_tensorrt():
+    assert examine_tensorrt(SOFTWARE, True) == [ok("TensorRT 10.3.0")]
+    assert "fp16 needs a graph" in examine_tensorrt(SOFTWARE._replace(tensorrt="11.4.1"), True)[1].means
+    missing = SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed")
+    finding = examine_tensorrt(missing, True, {"python": "3.10"})[0]
+    assert (finding.level, finding.command) == ("warning", "sudo apt-get install python3-libnvinfer")
+    assert "its own Python only (3.10)" in finding.means
+
+
+def test_the_software_of_this_machine_is_really_tried():
+    pytest.importorskip("onnxruntime")
+    software = read_software()
+    assert Probe(CPU, True, None) in software.probes
+    assert software.numpy is not None
+
+
+def test_a_broken_module_is_a_reason_not_a_crash(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.8: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    software = read_software()
+    assert software.tensorrt is None
+    assert software.tensorrt_error == ("does not import: OSError: libnvinfer.so.8: cannot open shared object file")
+
+
+def test_the_tiny_model_is_a_valid_model():
+    onnx = pytest.importorskip("onnx")
+    onnx.checker.check_model(onnx.load_from_string(tiny_model()), full_check=True)
+
+
+class FakeOnnxruntime(object):
+    """onnxruntime built for CUDA on a machine without it: lists the provider, then falls back in silence."""
+
+    def __init__(self, active, result=42.0, error=None):
+        self.active, self.result, self.error, self.entries = active, result, error, []
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "AzureExecutionProvider"]
+
+    def SessionOptions(self):
+        return types.SimpleNamespace(add_session_config_entry=lambda *entry: self.entries.append(entry))
+
+    def InferenceSession(self, model, options, providers):
+        if self.error is not None:
+            raise self.error
+        return types.SimpleNamespace(
+            get_providers=lambda: self.active, run=lambda outputs, inputs: [inputs["x"] * 0 + self.result]
+        )
+
+
+def test_probes_see_through_a_silent_fallback():
+    fake = FakeOnnxruntime([CPU])
+    assert probe_providers(fake) == [
+        Probe(CUDA, False, "listed, but not loaded: a library is missing or of another version; the CPU ran instead")
+    ]
+    assert fake.entries == [("session.disable_cpu_ep_fallback", "1")]
+    assert probe_providers(FakeOnnxruntime([CUDA, CPU])) == [Probe(CUDA, True, None)]
+    assert probe_providers(FakeOnnxruntime([CUDA], result=41.0)) == [Probe(CUDA, False, "21 + 21 gave 41.0")]
+    error = RuntimeError("libcublas.so.12: cannot open shared object file\nmore")
+    assert probe_providers(FakeOnnxruntime([], error=error)) == [
+        Probe(CUDA, False, "libcublas.so.12: cannot open shared object file")
+    ]
+
+
+def test_the_text():
+    findings = [
+        ok("All of 3 things are well"),
+        note("Something", "It is like that."),
+        warning("Clocks are free", "Latency " + "wanders " * 20, "sudo jetson_clocks"),
+        problem("Disk full", "Nothing fits."),
+        problem("No numpy", "Nothing runs.", "sudo apt-get install python3-numpy"),
+    ]
+    text = format_findings(findings, width=60)
+    assert text.splitlines()[:4] == [
+        "[ok]      All of 3 things are well",
+        "[note]    Something",
+        "          It is like that.",
+        "[warning] Clocks are free",
+    ]
+    assert "          -> sudo jetson_clocks\n" in text
+    assert all(len(line) <= 60 for line in text.splitlines())
+    assert text.endswith("\n\n2 problems, 1 warning.")
+    assert format_findings([ok("x")]).endswith("Nothing stands in the way.")
+
+
+def test_levels_are_the_four():
+    assert [finding("a", "b").level for finding in (note, warning, problem)] == ["note", "warning", "problem"]
+    assert Finding("ok", "a", "", None) == ok("a")

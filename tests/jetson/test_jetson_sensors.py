@@ -1,0 +1,100 @@
+"""A whole bench run on made-up boards: power, energy, memory and heat end in the report, or say why not."""
+
+import os
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from fake_boards import write_board_tree
+from fake_power import break_rail, write_tegrastats
+
+from edgeqlora_jetson.bench import Settings, run_bench
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.table import format_table
+
+
+@pytest.fixture
+def orin_nano(tmp_path):
+    root = str(tmp_path / "root")
+    write_board_tree(root, "orin-nano-r36")
+    return root
+
+
+def bench(fixture_folder, root, **settings):
+    bundle = Bundle.load(fixture_folder)
+    settings = Settings(
+        **dict({"warmup": 1, "min_duration_s": 1.0, "idle_s": 0.5, "power_interval_s": 0.05}, **settings)
+    )
+    return run_bench(bundle, bundle.read_eval_clips(), settings, root=root)
+
+
+def test_an_orin_nano_by_its_sysfs(fixture_folder, orin_nano):
+    """VDD_IN stands at 5.000 V x 1.050 A = 5.25 W throughout, idle and run."""
+    report = bench(fixture_folder, orin_nano, power="ina")
+    energy = report["energy"]
+    assert report["board"]["id"] == "jetson-orin-nano"
+    assert (energy["energy_scope"], energy["rails"]) == ("module_input", ["VDD_IN"])
+    assert energy["mean_power"]["value"] == pytest.approx(5250.0)
+    assert energy["idle_power"]["value"] == pytest.approx(5250.0)
+    assert energy["energy"]["value"] == pytest.approx(5.25 * report["throughput"]["run_s"]["value"], rel=1e-3)
+    assert energy["net_energy"]["value"] == pytest.approx(0.0, abs=0.01)
+    audio_s = report["clips"]["audio_s"] * len(report["utterances"][0]["latency_ms"])
+    assert energy["energy_per_audio_s"]["value"] == pytest.approx(energy["energy"]["value"] / audio_s)
+    assert energy["coverage"] == 1.0
+    assert energy["source"]["source"] == "ina"
+    table = format_table(report)
+    assert "at the module's input (VDD_IN), source ina" in table
+    assert "Board     jetson-orin-nano" in table
+    assert any("the run took" in warning for warning in report["validity"]["warnings"])
+
+
+def test_tegrastats_that_dies_in_the_run_is_said(fixture_folder, orin_nano, tmp_path, monkeypatch):
+    line = (
+        "RAM 2639/7620MB (lfb 9x4MB) SWAP 0/3810MB (cached 0MB) CPU [1%@729,4%@729,8%@729,4%@729,5%@729,4%@729] "
+        "GR3D_FREQ 0% cpu@44.156C gpu@45.968C VDD_IN 5263mW/5263mW VDD_CPU_GPU_CV 717mW/717mW VDD_SOC 1794mW/1794mW"
+    )
+    program = write_tegrastats(str(tmp_path / "bin"), [line], die_after=30, stderr="nvgpu went away")
+    monkeypatch.setenv("PATH", os.path.dirname(program) + os.pathsep + os.environ["PATH"])
+    report = bench(fixture_folder, orin_nano, power="tegrastats", min_duration_s=3.0)
+    assert not report["validity"]["is_valid"]
+    assert any("power source tegrastats ended during the run" in text for text in report["validity"]["problems"])
+    assert report["energy"]["energy"]["value"] is None
+    assert report["latency_ms"]["total"]["p50"]["value"] > 0
+
+
+def test_a_rail_that_vanishes_makes_the_run_not_valid(fixture_folder, orin_nano, monkeypatch):
+    from edgeqlora_jetson import sensors as sensors_module
+
+    start_run = sensors_module.Sensors.start_run
+
+    def start_run_and_break_the_rail(self):
+        start_run(self)
+        break_rail(orin_nano, "VDD_IN")
+
+    monkeypatch.setattr(sensors_module.Sensors, "start_run", start_run_and_break_the_rail)
+    report = bench(fixture_folder, orin_nano, power="ina")
+    assert not report["validity"]["is_valid"]
+    assert "power rail VDD_IN vanished" in report["validity"]["problems"][0]
+    assert "VDD_IN vanished" in report["energy"]["energy"]["reason"]
+
+
+def test_a_container_without_tegrastats_reads_the_rails_of_sys(fixture_folder, tmp_path):
+    root = str(tmp_path / "root")
+    write_board_tree(root, "container")
+    report = bench(fixture_folder, root)
+    assert report["energy"]["source"]["source"] == "ina"
+    assert report["energy"]["notes"][0].startswith("tegrastats: there is no program tegrastats")
+
+
+def test_a_machine_without_sensors_says_what_was_tried(fixture_folder, tmp_path):
+    report = bench(fixture_folder, str(tmp_path), min_duration_s=0.0)
+    assert report["energy"]["energy"]["value"] is None
+    assert report["energy"]["energy"]["reason"].startswith("no power source: nvml")
+    assert report["validity"]["is_valid"]
+
+
+def test_a_source_asked_for_that_is_not_there_is_refused_before_any_work(fixture_folder, tmp_path):
+    with pytest.raises(UserError, match="power source ina cannot be used here"):
+        bench(fixture_folder, str(tmp_path), power="ina")

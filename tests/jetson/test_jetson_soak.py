@@ -1,0 +1,156 @@
+"""Soak: slope and drift by hand, the histogram, and a soak of the tiny bundle with the settings' floor lifted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.figures import nearest_rank
+from edgeqlora_jetson.histogram import LatencyHistogram
+from edgeqlora_jetson.soak import Interval, Soak, SoakSettings, check_soak
+from edgeqlora_jetson.soak_checks import judge_soak, rss_slope_mib_per_h
+from edgeqlora_jetson.soak_report import format_time
+
+
+def row(start_s, rss_mib=100.0, energy=None, throttled=False):
+    return Interval(start_s, start_s + 60.0, 10, 1.0, 2.0, rss_mib, energy, energy, 50.0, throttled, 0)
+
+
+def test_slope_by_hand():
+    """3 MiB in 30 minutes, evenly: 6 MiB/h, no scatter."""
+    rows = [row(60.0 * i, 100.0 + 0.1 * i) for i in range(31)]
+    slope = rss_slope_mib_per_h(rows)
+    assert slope["slope"] == pytest.approx(6.0)
+    assert slope["standard_error"] == pytest.approx(0.0, abs=1e-9)
+    assert rss_slope_mib_per_h(rows[:2]) is None
+
+
+def test_slope_of_noise_comes_with_its_error():
+    rows = [row(60.0 * i, 100.0 + (1.0 if i % 2 else -1.0)) for i in range(40)]
+    slope = rss_slope_mib_per_h(rows)
+    assert abs(slope["slope"]) < 3 * slope["standard_error"]
+
+
+def test_histogram_percentiles_are_within_a_tenth_of_a_percent():
+    values = np.random.RandomState(0).gamma(3.0, 20.0, 5000)
+    histogram = LatencyHistogram()
+    for value in values:
+        histogram.add(value)
+    for percent in (1, 50, 90, 99, 100):
+        assert histogram.percentile(percent) == pytest.approx(nearest_rank(values, percent), rel=1.1e-3)
+    histogram.clear()
+    assert histogram.n == 0
+    with pytest.raises(ValueError, match="no latency"):
+        histogram.percentile(50)
+
+
+def test_histogram_keeps_what_lies_outside():
+    histogram = LatencyHistogram()
+    histogram.add(0.0)
+    histogram.add(1e12)
+    assert histogram.n == 2
+    assert histogram.percentile(50) < 1.01e-3
+
+
+def checks_of(soak):
+    return {check["name"]: check for check in judge_soak(soak)}
+
+
+def soaked(last_ms=10.0, rss_step=0.0, energy_step=0.0, throttled=False):
+    """100 s of settling, then three thirds of 300 s."""
+    soak = Soak(SoakSettings(duration_s=1000.0, settle_s=100.0))
+    for _ in range(100):
+        soak.count(50.0, 1000.0)  # while settling: forgotten
+        soak.count(200.0, 10.0)
+        soak.count(500.0, 500.0)  # the middle third
+        soak.count(900.0, last_ms)
+    for i in range(17):
+        soak.rows.append(row(60.0 * i, 100.0 + rss_step * i, 2.0 + energy_step * i, throttled and i == 3))
+    return soak
+
+
+def test_a_quiet_soak_passes():
+    checks = checks_of(soaked())
+    assert {name: check["passed"] for name, check in checks.items()} == {
+        "memory growth": True,
+        "p50 drift": True,
+        "p99 drift": True,
+        "energy drift": True,
+        "throttling": True,
+    }
+    assert checks["p99 drift"]["value"]["value"] == pytest.approx(0.0)
+
+
+def test_each_fault_fails_its_own_check_and_no_other():
+    for fault, name in (
+        ({"last_ms": 10.6}, ("p50 drift", "p99 drift")),
+        ({"rss_step": 0.02}, ("memory growth",)),  # 1.2 MiB/h
+        ({"energy_step": 0.05}, ("energy drift",)),
+        ({"throttled": True}, ("throttling",)),
+    ):
+        failed = tuple(n for n, check in checks_of(soaked(**fault)).items() if check["passed"] is False)
+        assert failed == name
+
+
+def test_becoming_faster_is_no_failure():
+    assert checks_of(soaked(last_ms=5.0))["p99 drift"]["passed"] is True
+
+
+def test_what_was_not_measured_is_not_passed():
+    soak = Soak(SoakSettings(duration_s=1000.0))
+    soak.rows.append(row(0.0, None, None, None))
+    for check in judge_soak(soak):
+        assert check["passed"] is None
+        assert check["value"]["value"] is None
+        assert check["value"]["reason"]
+
+
+def test_a_vanished_rail_fails_the_soak():
+    soak = soaked()
+    soak.problems.append("rail VDD_IN vanished")
+    assert checks_of(soak)["sensors"]["passed"] is False
+
+
+def test_settings_out_of_range(fixture_folder):
+    clips = Bundle.load(fixture_folder).read_eval_clips()
+    with pytest.raises(UserError, match=r"duration_s=1, allowed 60 to"):
+        check_soak(SoakSettings(duration_s=1.0), clips)
+    with pytest.raises(UserError, match=r"settle_s=90, allowed 0 to 50"):
+        check_soak(SoakSettings(duration_s=100.0, settle_s=90.0), clips)
+    with pytest.raises(UserError, match="at least one"):
+        check_soak(SoakSettings(duration_s=100.0), [])
+
+
+def test_time_is_read_by_people():
+    assert format_time(309.4) == "5:09"
+    assert format_time(3909) == "1:05:09"
+
+
+def test_a_soak_of_the_tiny_bundle_writes_rows_and_a_verdict(fixture_folder, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from edgeqlora_jetson import soak
+    from edgeqlora_jetson.soak import run_soak
+    from edgeqlora_jetson.soak_report import build_soak_report, format_soak
+
+    monkeypatch.setattr(soak, "MIN_DURATION_S", 0.1)
+    bundle = Bundle.load(fixture_folder)
+    saved = []
+    settings = SoakSettings(duration_s=1.5, settle_s=0.2, interval_s=0.1, power="none", threads=1)
+    done, runtime, sensors = run_soak(
+        bundle,
+        bundle.read_eval_clips(),
+        settings,
+        save=lambda s, r, t: saved.append(build_soak_report(bundle, s, r, t, False)),
+    )
+    report = build_soak_report(bundle, done, runtime, sensors, True)
+    json.dumps(report, allow_nan=False)
+    assert saved[0]["verdict"] in ("not complete", "failed")
+    assert len(saved) == len(report["rows"]) >= 5
+    assert report["rows"][-1]["end_s"] >= 1.5
+    assert sum(r["n"] for r in report["rows"]) % 3 == 0  # whole passes over three clips
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["p99 drift"]["passed"] is not None
+    assert checks["energy drift"]["value"]["reason"]
+    assert "Verdict: " + report["verdict"] in format_soak(report)

@@ -1,0 +1,261 @@
+"""The TensorRT runtime over stand-ins of four releases: the same tokens as a numpy model, and no misuse of the API."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from cudart_library import compile_cudart
+from engine_fixture import ask_for_engines, build_all
+from fake_cuda import FakeCuda, HostMemory, Misuse
+from fake_tensorrt import VERSIONS, make_tensorrt
+
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.runtimes import open_runtime
+from edgeqlora_jetson.runtimes.cudart import Cudart
+from edgeqlora_jetson.runtimes.tensorrt import TensorRt, describe_engines
+from edgeqlora_jetson.transcribe import Transcriber
+
+
+@pytest.fixture
+def bundle(bundle_copy):
+    return ask_for_engines(bundle_copy)
+
+
+@pytest.fixture
+def opened(bundle, tmp_path):
+    """Function that opens the bundle in a release's stand-in, its engines built before."""
+
+    def open_it(release, integrated=True, precision="fp32", **changes):
+        cuda = FakeCuda(integrated=integrated)
+        trt = make_tensorrt(release, cuda)
+        cache_dir, root = str(tmp_path / ("engines" + release)), str(tmp_path)
+        build_all(bundle, cache_dir, trt, cuda, root, precision)
+        cuda.n_allocations = 0
+        return TensorRt(bundle, trt=trt, cuda=cuda, cache_dir=cache_dir, root=root, **changes), cuda
+
+    return open_it
+
+
+@pytest.mark.parametrize("integrated", [True, False], ids=["jetson", "desktop"])
+@pytest.mark.parametrize("release", sorted(VERSIONS))
+def test_the_same_tokens_as_the_numpy_model(opened, bundle, clips, expected, release, integrated):
+    runtime, _ = opened(release, integrated)
+    transcriber = Transcriber(bundle, runtime)
+    alone = [transcriber.transcribe(clip) for clip in clips]
+    together = transcriber.transcribe_batch(clips)
+    for transcripts in (alone, together):
+        assert [t.tokens for t in transcripts] == expected["tokens"]
+        assert [t.text for t in transcripts] == expected["texts"]
+    assert runtime.api == ("bindings" if release == "8.2" else "tensors")
+    assert (runtime.name, runtime.providers, runtime.threads) == ("tensorrt", ["TensorRT"], 1)
+    assert runtime.version == VERSIONS[release]
+
+
+def test_logits_are_those_of_onnxruntime(opened, bundle):
+    runtime, _ = opened("8.2")
+    other = open_runtime(bundle, "onnxruntime", threads=1)
+    mel = np.random.RandomState(0).normal(0, 1, (3, 16, 100)).astype(np.float32)
+    states = [r.start(r.encode(mel)) for r in (runtime, other)]
+    for tokens in ([[36, 37]] * 3, [[1], [2], [3]], [[4], [5], [6]]):
+        ours, theirs = (state.step(np.array(tokens, dtype=np.int32)) for state in states)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert states[0].n_past == 4
+
+
+def test_nothing_is_allocated_while_decoding_and_only_logits_come_back(opened, bundle, clips):
+    runtime, cuda = opened("10", integrated=False)
+    at_start, copies = cuda.n_allocations, cuda.n_copies
+    transcript = Transcriber(bundle, runtime).transcribe(clips[2])
+    assert cuda.n_allocations == at_start
+    # Mel up; then for each run tokens up and logits down. Keys and values never move.
+    assert cuda.n_copies - copies == 1 + 2 * transcript.n_steps
+    runtime, cuda = opened("10", integrated=True)
+    Transcriber(bundle, runtime).transcribe(clips[2])
+    assert runtime.zero_copy
+    assert cuda.n_copies == 0
+
+
+def test_logits_are_ones_own(opened):
+    runtime, _ = opened("8.5")
+    state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
+    first = state.step(np.array([[36, 37]], dtype=np.int32))
+    kept = first.copy()
+    first[:] = -np.inf  # as greedy decoding does with suppressed tokens
+    assert np.isfinite(state.step(np.array([[1]], dtype=np.int32))).all()
+    again = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
+    np.testing.assert_array_equal(again.step(np.array([[36, 37]], dtype=np.int32)), kept)
+
+
+def test_a_batch_or_window_that_was_not_asked_for(opened):
+    runtime, _ = opened("8.2")
+    with pytest.raises(
+        UserError, match=r"input mel has shape \(5, 16, 50\), this engine takes window 0.5 s: \(1, 16, 50"
+    ):
+        runtime.encode(np.zeros((5, 16, 50), dtype=np.float32))
+    with pytest.raises(UserError, match=r"\(1, 16, 60\).*Export with a larger batch or window"):
+        runtime.encode(np.zeros((1, 16, 60), dtype=np.float32))
+
+
+def test_positions_that_were_not_asked_for(opened):
+    runtime, _ = opened("10")
+    state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
+    state.step(np.array([[36, 37]], dtype=np.int32))
+    for _ in range(10):
+        state.step(np.array([[1]], dtype=np.int32))
+    with pytest.raises(UserError, match=r"position 13 is beyond the 12 that the engines were asked for"):
+        state.step(np.array([[1]], dtype=np.int32))
+
+
+def test_fp16_is_said_with_what_stayed_fp32(opened):
+    runtime, _ = opened("10", precision="fp16")
+    assert runtime.precision == "fp16"
+    line = describe_engines(runtime)[0]
+    assert line == "decoder: fp16, 7 layers kept in fp32, built 2026-01-01T00:00:00Z in 1 s"
+    runtime, _ = opened("11", precision="fp16")
+    assert runtime.precision == "fp32"
+
+
+def test_without_engines_the_build_command_is_said(bundle, tmp_path):
+    cuda = FakeCuda()
+    trt = make_tensorrt("8.2", cuda)
+    with pytest.raises(
+        UserError,
+        match=r"no encoder engine for this bundle in .*: none was built yet. Build it .*: python3 .* build .*",
+    ):
+        TensorRt(bundle, trt=trt, cuda=cuda, cache_dir=str(tmp_path / "none"), root=str(tmp_path))
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_engine_of_another_tensorrt_is_explained_not_run(bundle, tmp_path, opened):
+    opened("8.2")
+    cuda = FakeCuda(n_sms=4)
+    with pytest.raises(UserError) as caught:
+        TensorRt(
+            bundle,
+            trt=make_tensorrt("8.5", cuda),
+            cuda=cuda,
+            cache_dir=str(tmp_path / "engines8.2"),
+            root=str(tmp_path),
+            precision="fp32",
+        )
+    text = str(caught.value)
+    assert "TensorRT 8.2.1.8, here it is 8.5.2.2" in text
+    assert "streaming multiprocessors 8, here it is 4" in text
+    assert "build" in text
+    assert "--precision fp32" in text
+
+
+def test_a_damaged_engine_is_named(bundle, tmp_path, opened):
+    opened("8.2")
+    path = next((tmp_path / "engines8.2").glob("decoder-*.engine"))
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    cuda = FakeCuda()
+    arguments = {"cuda": cuda, "cache_dir": str(path.parent), "root": str(tmp_path)}
+    with pytest.raises(UserError, match=r"decoder-fp32.*expected sha256 .*damaged. Build it again with --force"):
+        TensorRt(bundle, trt=make_tensorrt("8.2", cuda), **arguments)
+
+
+def test_a_bundle_without_request_and_providers(fixture_folder, bundle):
+    from edgeqlora_jetson.bundle import Bundle
+
+    with pytest.raises(UserError, match=r"asks for no TensorRT engines \(engine_request is null\)"):
+        open_runtime(Bundle.load(fixture_folder), "tensorrt")
+    with pytest.raises(UserError, match=r"providers=CUDAExecutionProvider belong to the onnxruntime runtime"):
+        open_runtime(bundle, "tensorrt", providers=["CUDAExecutionProvider"])
+
+
+def test_without_tensorrt_the_package_is_named(bundle, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UserError, match=r"sudo apt install python3-libnvinfer"):
+        open_runtime(bundle, "tensorrt")
+
+
+def test_the_stand_in_of_cuda_has_the_methods_of_the_real_one():
+    def methods(cls):
+        return {
+            name: list(inspect.signature(function).parameters)
+            for name, function in vars(cls).items()
+            if inspect.isfunction(function) and not name.startswith("_")
+        }
+
+    real, fake = methods(Cudart), methods(FakeCuda)
+    assert {name: fake.get(name) for name in real} == real
+
+
+class Spoiled(object):
+    """A FakeCuda in which one method does nothing."""
+
+    def __init__(self, cuda, method):
+        self._cuda, self._method = cuda, method
+
+    def __getattr__(self, name):
+        if name == self._method:
+            return lambda *arguments: None
+        return getattr(self._cuda, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "integrated", "message"),
+    [
+        ("synchronize", True, "used while work on it is pending"),
+        ("synchronize", False, "used while work on it is pending"),
+        ("copy_to_device", False, "input mel was never written"),
+    ],
+)
+def test_the_stand_in_notices_what_is_left_out(bundle, tmp_path, clips, method, integrated, message):
+    """The tests above prove something only if misuse is seen: leave a call out, and it must be."""
+    cuda = FakeCuda(integrated=integrated)
+    trt = make_tensorrt("10", cuda)
+    build_all(bundle, str(tmp_path / "e"), trt, cuda, str(tmp_path))
+    runtime = TensorRt(
+        bundle, trt=trt, cuda=Spoiled(cuda, method), cache_dir=str(tmp_path / "e"), root=str(tmp_path), precision="fp32"
+    )
+    with pytest.raises(Misuse, match=message):
+        Transcriber(bundle, runtime).transcribe(clips[0])
+
+
+@pytest.mark.parametrize(
+    ("release", "left_out", "message"),
+    [
+        ("8.2", "set_shape", "before the shape of"),
+        ("10", "set_shape", "before the shape of"),
+        ("8.2", "set_address", "before the address of"),
+        ("10", "set_address", "before the address of"),
+        ("8.2", "select", "is outside"),
+        ("10", "select", "is outside"),
+    ],
+)
+def test_the_stand_in_notices_what_the_adapter_leaves_out(
+    opened, monkeypatch, clips, bundle, release, left_out, message
+):
+    runtime, _ = opened(release)
+    for context in (runtime._encoder, runtime._prefill, runtime._step):
+        monkeypatch.setattr(context._context, left_out, lambda *arguments: None)
+    with pytest.raises(Misuse, match=message):
+        Transcriber(bundle, runtime).transcribe(clips[2])
+
+
+def test_what_tensorrt_refuses_is_an_error_with_its_words(opened, monkeypatch):
+    runtime, _ = opened("10")
+    context = runtime._encoder._context._context
+    monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
+    runtime._encoder._context._logger.errors.append("3: [executionContext.cpp] out of memory\nmore")
+    with pytest.raises(UserError, match=r"TensorRT refused the execution: 3: \[executionContext.cpp\] out of memory"):
+        runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+
+
+def test_over_the_real_cuda_calls(bundle, tmp_path, clips, expected):
+    """The runtime, Cudart by ctypes and a C library: no stand-in between them."""
+    trt = make_tensorrt("10", HostMemory())
+    cuda = Cudart(compile_cudart(tmp_path))
+    build_all(bundle, str(tmp_path / "e"), trt, cuda, str(tmp_path))
+    runtime = TensorRt(bundle, trt=trt, cuda=cuda, cache_dir=str(tmp_path / "e"), root=str(tmp_path))
+    transcriber = Transcriber(bundle, runtime)
+    assert [t.tokens for t in transcriber.transcribe_batch(clips)] == expected["tokens"]
