@@ -190,8 +190,8 @@ def doctor(
     from edgeqlora_jetson.bundle import Bundle
     from edgeqlora_jetson.doctor import examine, format_findings
 
-    findings = [] if detect_board().is_jetson else list(examine_workstation())
-    findings += examine(Bundle.load(bundle) if bundle is not None else None)
+    opened = Bundle.load(bundle) if bundle is not None else None
+    findings = examine(opened) if detect_board().is_jetson else examine_workstation(opened)
     typer.echo(format_findings(findings))
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)

@@ -198,23 +198,23 @@ def examine_nf4(device: str) -> Finding:
             "python -m pip install --upgrade bitsandbytes",
         )
     try:
-        error = nf4_error(device)
-    except Exception as failure:
+        rounding = nf4_error(device)
+    except Exception as error:
         return problem(
             f"NF4 does not run on {device} with bitsandbytes {bitsandbytes.__version__}: "
-            f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else 'no text'}",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}",
             "method qlora does not work here; lora and full do.",
             "python -m bitsandbytes",
         )
-    if not error < 0.2:
+    if not rounding < 0.2:
         return problem(
-            f"NF4 on {device} gives wrong results: relative error {error:.2f}, at most 0.2 is quantisation",
+            f"NF4 on {device} gives wrong results: relative error {rounding:.2f}, at most 0.2 is quantisation",
             "Training with method qlora would learn against noise.",
             "python -m pip install --upgrade bitsandbytes torch",
         )
     return ok(
         f"NF4 runs on {device}: bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}, "
-        f"relative error {error:.3f} of a 64 x 64 layer"
+        f"relative error {rounding:.3f} of a 64 x 64 layer"
     )
 
 

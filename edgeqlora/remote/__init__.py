@@ -6,7 +6,7 @@ try:
     import asyncssh  # noqa: F401 (an extra: said here, once for all modules of this folder)
 except ImportError as error:
     raise UserError(
-        f"benching on other machines needs asyncssh ({error}): pip install 'edgeqlora[remote]', or pip install asyncssh"
+        f"benching on other machines needs asyncssh ({error}): pip install asyncssh"
     ) from error
 
 from edgeqlora.remote.bench import HostResult, bench_hosts

@@ -45,18 +45,13 @@ async def connect(host: Host, settings: SshSettings) -> AsyncIterator[asyncssh.S
     """A connection to `host`, closed at the end. Raises UserError where it cannot be had, with the next step."""
     keys = _HostKeys(host, settings)
     try:
-        options = await asyncssh.SSHClientConnectionOptions.construct(**_options(host, settings))
-        keys.load(options.known_hosts)
-        extra: dict[str, Any] = {}
-        if options.config.get("HostKeyAlgorithms") is None:
-            extra["server_host_key_algs"] = _HOST_KEY_ALGORITHMS
-        connection = await asyncssh.connect(
-            host.host,
-            options=options,
-            known_hosts=keys.trusted,
-            client_factory=lambda: _Client(keys),
-            **extra,
-        )
+        options = _options(host, settings)
+        # What the configuration says of this host; the connection below reads it again, for itself and for jump hosts.
+        configured = await asyncssh.SSHClientConnectionOptions.construct(**options)
+        keys.load(configured.known_hosts)
+        if configured.config.get("HostKeyAlgorithms") is None:
+            options["server_host_key_algs"] = _HOST_KEY_ALGORITHMS
+        connection = await asyncssh.connect(**options, known_hosts=keys.trusted, client_factory=lambda: _Client(keys))
     except UserError:
         raise
     except (asyncssh.Error, OSError, ValueError, asyncio.TimeoutError) as error:
@@ -215,6 +210,10 @@ def _explain(error: Exception, host: Host, settings: SshSettings, keys: _HostKey
         return (
             f"{written}: no SSH server answers there ({error.strerror or error}). "
             "On that machine: sudo systemctl start ssh; for a port other than 22: host:port"
+        )
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"{written}: the ssh configuration names the file {error.filename}, which is not there: correct that line"
         )
     if isinstance(error, ValueError) and not isinstance(error, asyncssh.Error):
         return f"{written}: the ssh configuration cannot be used: {error}"

@@ -18,6 +18,8 @@ from edgeqlora_jetson.bundle import MANIFEST
 
 BLOCK = 1 << 20
 """Bytes sent and waited for at a time; what was sent before the last block is there in one piece."""
+_REQUEST_BYTES = 16 << 10
+"""Of one write request: what every SFTP server takes."""
 SPARE_BYTES = 64 << 20
 """Room left on the far disk for the report and for what the runner writes."""
 
@@ -142,7 +144,7 @@ async def _send(
         async with sftp.open(part, "r+b" if piece.offset else "wb") as target:
             offset = piece.offset
             while data := await asyncio.to_thread(source.read, BLOCK):
-                await target.write(data, offset)
+                await _write_block(target, data, offset)
                 offset += len(data)
                 tally.copied_bytes += len(data)
                 progress(tally.skipped_bytes + tally.copied_bytes, tally.total_bytes)
@@ -153,6 +155,21 @@ async def _send(
             f"{far.host.written}: {piece.name} arrived with sha256 {reply['found']}, expected {piece.sha256}: it changed "
             "here during the copy, or that disk is failing. Check the bundle (edgeqlora-jetson.pyz info) and run again"
         )
+
+
+async def _write_block(target: asyncssh.SFTPClientFile, data: bytes, offset: int) -> None:
+    """Write a block with all its requests under way at once.
+
+    asyncssh would split a long write itself, but leaves the failures of all parts but one to be found by the garbage
+    collector, which prints them.
+    """
+    outcomes = await asyncio.gather(
+        *(target.write(data[i : i + _REQUEST_BYTES], offset + i) for i in range(0, len(data), _REQUEST_BYTES)),
+        return_exceptions=True,
+    )
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _prefix_sha256(path: Path, n_bytes: int) -> str:

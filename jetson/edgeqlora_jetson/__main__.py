@@ -1,4 +1,4 @@
-"""Command line of the runner: info, transcribe, bench, soak."""
+"""Command line of the runner: info, doctor, build, transcribe, bench, soak."""
 
 import argparse
 import io
@@ -9,6 +9,7 @@ from typing import Any, List, Optional
 from . import __version__
 from .commands import command_name, run_info, run_transcribe
 from .errors import UserError
+from .setup_commands import run_build, run_doctor
 
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 
@@ -25,11 +26,21 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say what the bundle holds and check its files")
     info.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
 
+    doctor = commands.add_parser("doctor", help="say what stands in the way of a sound measurement, and what mends it")
+    doctor.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+
+    build = commands.add_parser("build", help="build the bundle's TensorRT engines on this board")
+    build.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    build.add_argument("--precision", help="fp16 or fp32 (default: what the bundle asks for first)")
+    build.add_argument("--workspace-mib", type=int, help="most scratch memory (default: as the bundle says)")
+    build.add_argument("--cache", help="folder for engines (default ~/.cache/edgeqlora/engines)")
+    build.add_argument("--force", action="store_true", help="build again what is there")
+
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV file (FLAC, Ogg, MP3 if soundfile is here)")
     transcribe.add_argument("--bundle", help=_BUNDLE_HELP)
     transcribe.add_argument("--json", action="store_true", help="one JSON object a file, with times")
-    transcribe.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
+    _add_runtime(transcribe)
 
     _add_bench(commands)
     _add_soak(commands)
@@ -88,11 +99,15 @@ def _add_clips(command: Any) -> None:
 
 
 def _add_how(command: Any) -> None:
-    command.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
     command.add_argument(
         "--power", default="auto", help="power source: auto, none, tegrastats, ina, jtop, nvml, rapl (default auto)"
     )
     command.add_argument("--power-mode", help="set this nvpmodel mode first, by name (default: left as it is)")
+    _add_runtime(command)
+
+
+def _add_runtime(command: Any) -> None:
+    command.add_argument("--threads", type=int, help="threads (default: as the bundle's profile says)")
     command.add_argument("--runtime", default="onnxruntime", help="onnxruntime or tensorrt (default onnxruntime)")
     command.add_argument(
         "--provider",
@@ -128,7 +143,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
         return run_info(args.bundle)
     if args.command == "transcribe":
-        return run_transcribe(args.files, args.bundle, args.json, args.threads)
+        return run_transcribe(args.files, args.bundle, args.json, args.threads, args.runtime, args.provider)
+    if args.command == "doctor":
+        return run_doctor(args.bundle)
+    if args.command == "build":
+        return run_build(args.bundle, args.precision, args.workspace_mib, args.cache, args.force)
     if args.command == "bench":
         return _bench(args)
     return _soak(args)

@@ -50,7 +50,7 @@ def tnspec_part_number(tnspec: str) -> Optional[str]:
 def identify(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> Identity:
     """Which board of the table the evidence means.
 
-    Order: part number in the device tree, part number of the boot control file, names in both, model text, SoC; where
+    Order: part number in the device tree, part number of the boot control file, names in both, model text, its words, SoC; where
     one of them leaves several boards, the memory decides. Memory overrules a part number as well: NVIDIA's
     device trees say p2888-0001 on every AGX Xavier and p3668-0001 on Xavier NX of both sizes.
     """
@@ -64,16 +64,18 @@ def identify(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> Identi
         for number in numbers:
             if any(number in part_numbers(board.get("part_numbers") or []) for board in boards.values()):
                 return _by_number(number, where, evidence, boards)
+    if not is_tegra(evidence) and not evidence.tnspec:
+        # Other makers' boards are called nano as well.
+        return Identity(None, "no Tegra in {}".format(tree), None, [])
     for found, how in (
         (_by_names(evidence.compatible, boards), "compatible string in " + tree),
         (_by_names([evidence.tnspec or ""], boards), "TNSPEC in " + boot),
         (_by_model(evidence.model, boards), 'model "{}"'.format(evidence.model)),
+        (_by_model_words(evidence, boards), 'words of the model "{}"'.format(evidence.model)),
         (_by_soc(evidence, boards), "SoC {} in {}".format(_soc(evidence.compatible), tree)),
     ):
         if found:
             return _choose(found, how, None, evidence, boards)
-    if not is_tegra(evidence):
-        return Identity(None, "no Tegra in {}".format(tree), None, [])
     unknown = part_numbers(evidence.compatible)
     how = "this Jetson is not in the board table ({} boards): {}".format(
         len(boards), ", ".join(unknown) or evidence.model or "no part number is readable"
@@ -153,10 +155,15 @@ def _by_names(texts: List[str], boards: Mapping[str, Dict[str, Any]]) -> List[st
     if names:
         return names
     # The boot control file has jetson-agx-thor-t4000 for our jetson-thor-t4000, and no memory size.
+    return _by_words([text.split("-") for text in texts], boards)
+
+
+def _by_words(texts: List[List[str]], boards: Mapping[str, Dict[str, Any]]) -> List[str]:
+    """Boards all words of whose name, but jetson and the memory size, are in one text; those with the most words."""
     scores = {}
     for name in boards:
         words = [word for word in name.split("-") if word != "jetson" and not re.match(r"^\d+gb$", word)]
-        if any(set(words) <= set(text.split("-")) for text in texts):
+        if any(set(words) <= set(text) for text in texts):
             scores[name] = len(words)
     return [name for name, score in scores.items() if score == max(scores.values())]
 
@@ -174,16 +181,16 @@ def _by_model(model: Optional[str], boards: Mapping[str, Dict[str, Any]]) -> Lis
     return [name for length, name in lengths if length == longest]
 
 
+def _by_model_words(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> List[str]:
+    """Boards that a third party's model text names ("NVIDIA Orin NX T801-16GB"), of this SoC and memory."""
+    fitting = {name: boards[name] for name in _by_soc(evidence, boards)} if _soc(evidence.compatible) else boards
+    return _by_words([re.findall(r"[a-z]+|\d+", (evidence.model or "").lower())], fitting)
+
+
 def _by_soc(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> List[str]:
-    """Boards with this SoC and memory; the words of a third party's model text (Orin NX, AGX, ...) narrow them."""
+    """Boards with this SoC and memory."""
     soc = _soc(evidence.compatible)
-    found = [name for name, b in boards.items() if soc and b.get("soc") == soc and _fits(b, evidence.memory_total_mib)]
-    words = re.findall(r"[a-z]+|\d+", (evidence.model or "").lower())
-    for kind in ("nx", "nano", "agx"):
-        named = [name for name in found if kind in name.split("-")]
-        if kind in words and named:
-            return named
-    return found
+    return [name for name, b in boards.items() if soc and b.get("soc") == soc and _fits(b, evidence.memory_total_mib)]
 
 
 def _soc(compatible: List[str]) -> Optional[str]:

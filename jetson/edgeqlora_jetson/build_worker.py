@@ -6,7 +6,7 @@ Started by build.py with a job file; writes a result file. Not a command for use
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 from .engines import OptimizationProfile
 from .errors import UserError
@@ -84,9 +84,9 @@ def build(job: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def _read(path: str) -> Optional[bytes]:
+def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
     except OSError:
-        return None
+        return b""  # the first build here

@@ -107,14 +107,21 @@ def format_info(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, threads: Optional[int]) -> int:
+def run_transcribe(
+    files: Sequence[str],
+    folder: Optional[str],
+    as_json: bool,
+    threads: Optional[int],
+    runtime: str = "onnxruntime",
+    providers: Optional[Sequence[str]] = None,
+) -> int:
     """Print the text of each file; a file that cannot be read is named on stderr and the others go on (exit code 2)."""
     from .audio import load_audio
     from .runtimes import open_runtime
     from .transcribe import Transcriber
 
     bundle = open_bundle(folder)
-    transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
+    transcriber = Transcriber(bundle, open_runtime(bundle, runtime, threads=threads, providers=providers))
     exit_code = 0
     for path in files:
         try:

@@ -45,7 +45,7 @@ def examine(
         examine_board(board, boards)
         + examine_fit(board, profile, software.tensorrt)
         + examine_release(board)
-        + examine_power_mode(board, read_conf(root))
+        + examine_power_mode(board, read_conf(root), boards.get(board.id or ""))
         + examine_clocks(board)
         + examine_hidden(board)
         + examine_heat(root)

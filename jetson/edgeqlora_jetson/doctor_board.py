@@ -22,7 +22,8 @@ def examine_board(board: Board, boards: Mapping[str, Dict[str, Any]]) -> List[Fi
                 "edgeqlora profiles show jetson-orin-nano > my-board.toml",
             )
         ]
-    found = [ok("{}, {}: {}".format(board.title, memory, board.how))]
+    known = board.title if "MiB of memory" in board.how else "{}, {}".format(board.title, memory)
+    found = [ok("{}: {}".format(known, board.how))]
     unsourced = [key for key in boards.get(board.id, {}).get("unsourced") or [] if key.split(".")[0] in _USED]
     if unsourced:
         found.append(
@@ -49,8 +50,11 @@ def examine_release(board: Board) -> List[Finding]:
     return [ok("L4T {}, JetPack {}".format(board.l4t, board.jetpack))]
 
 
-def examine_power_mode(board: Board, conf: Conf) -> List[Finding]:
-    """The power mode by name, what it takes away, and which mode is the fastest. Never by number."""
+def examine_power_mode(board: Board, conf: Conf, facts: Optional[Mapping[str, Any]] = None) -> List[Finding]:
+    """The power mode by name, what it takes away, and which mode is the fastest. Never by number.
+
+    facts: the board's entry in the board table, for its Super modes.
+    """
     if not board.is_jetson:
         return []
     means = "Speed and energy depend on it more than on anything else: figures without it cannot be compared."
@@ -90,7 +94,23 @@ def examine_power_mode(board: Board, conf: Conf) -> List[Finding]:
                 "for another.",
             )
         )
-    return found
+    return found + _examine_super(conf, facts or {})
+
+
+def _examine_super(conf: Conf, facts: Mapping[str, Any]) -> List[Finding]:
+    """Super modes come with the -super device tree (JetPack 6.2, L4T 35.6), not with an update of packages."""
+    modes = facts.get("power_modes") or []
+    plain = {mode["name"] for mode in modes if mode.get("variant") != "super"}
+    missing = [mode["name"] for mode in modes if mode.get("variant") == "super" and mode["name"] not in plain]
+    if not missing or not conf.modes or any(mode.name in missing for mode in conf.modes):
+        return []
+    return [
+        note(
+            "This image is without the Super modes of this module ({})".format(", ".join(missing)),
+            "The module can run faster than any mode offered here, after flashing the -super configuration of "
+            "JetPack 6.2 or newer.",
+        )
+    ]
 
 
 def examine_clocks(board: Board) -> List[Finding]:

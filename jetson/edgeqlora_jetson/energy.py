@@ -97,7 +97,8 @@ def integrate_rail(samples: Sequence[Sample], rail: str, start_s: float, end_s: 
     for (t0, y0), (t1, y1) in _pairs(points):
         a, b = max(t0, start_s), min(t1, end_s)
         is_whole = a == t0 and b == t1
-        if b <= a or (t1 - t0 > max_gap_s and not (is_counter and is_whole)):
+        is_reset = is_counter and y1 < y0
+        if b <= a or is_reset or (t1 - t0 > max_gap_s and not (is_counter and is_whole)):
             continue
         slope = (y1 - y0) / (t1 - t0)
         energy_j += slope * (b - a) if is_counter else (b - a) * (y0 + slope * ((a + b) / 2 - t0))

@@ -52,3 +52,38 @@ def format_progress(label: str, n_done: int, n_total: int, elapsed_s: float) -> 
         left_s = int(elapsed_s / n_done * (n_total - n_done) + 0.5)
         text += ", {}:{:02d} left".format(left_s // 60, left_s % 60)
     return text
+
+
+class Elapsed(object):
+    """Shows what is being done and for how long, where nobody knows how long it will take.
+
+    stream: where to write, default stderr. On a terminal rewritten in place, in a log one line every 10 s and at
+    every change of what is done.
+    """
+
+    def __init__(self, stream: Optional[Any] = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._label = ""
+        self._shown_s = 0.0
+        self._width = 0
+
+    def update(self, label: str, elapsed_s: float) -> None:
+        """Show `label` and the seconds it has taken so far."""
+        is_new = label != self._label
+        if not is_new and elapsed_s - self._shown_s < (_TERMINAL_EVERY_S if self._is_terminal else _LOG_EVERY_S):
+            return
+        self._label, self._shown_s = label, elapsed_s
+        text = "{}, {}:{:02d}".format(label, int(elapsed_s) // 60, int(elapsed_s) % 60)
+        if self._is_terminal:
+            self._stream.write(("\n" if is_new and self._width else "\r") + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the line, so that what follows starts on its own."""
+        if self._is_terminal and self._width:
+            self._stream.write("\n")
+            self._stream.flush()

@@ -46,11 +46,14 @@ def join(root: str, path: str) -> str:
 
 
 class KeptFile(object):
-    """A file kept open, to be read again and again: opening costs more than reading in /proc and /sys."""
+    """A file kept open, to be read again and again: opening costs more than reading in /proc and /sys.
 
-    def __init__(self, root: str, path: str, size: int = 4096) -> None:
+    is_long: it may be longer than a page, which the kernel gives in pieces (/proc/zoneinfo zone by zone).
+    """
+
+    def __init__(self, root: str, path: str, is_long: bool = False) -> None:
         self.path = path
-        self._size = size
+        self._is_long = is_long
         self._descriptor: Optional[int] = None
         try:
             self._descriptor = os.open(join(root, path), os.O_RDONLY | os.O_CLOEXEC)
@@ -62,9 +65,13 @@ class KeptFile(object):
         if self._descriptor is None:
             return None
         try:
-            return os.pread(self._descriptor, self._size, 0).decode("utf-8", errors="replace").strip("\0 \n")
+            text = piece = os.pread(self._descriptor, 4096, 0)
+            while self._is_long and piece:
+                piece = os.pread(self._descriptor, 1 << 16, len(text))
+                text += piece
         except OSError:
             return None
+        return text.decode("utf-8", errors="replace").strip("\0 \n")
 
     def read_int(self) -> Optional[int]:
         """The number the file says now."""

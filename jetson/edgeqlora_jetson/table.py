@@ -18,6 +18,9 @@ _SCOPES = {
     "module_input": "at the module's input",
     "system_input": "at the board's input, carrier and peripherals included",
     "sum_of_rails": "sum of rails",
+    "cpu_package": "processor packages alone",
+    "gpu_board": "GPU boards alone",
+    "cpu_package+gpu_board": "processor packages and GPU boards",
 }
 
 

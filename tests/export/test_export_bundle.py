@@ -58,8 +58,11 @@ def test_the_runner_reads_the_bundle_and_every_gate_passed(exported):
     assert "past 0/1/7; past 200 skipped: the model holds 64 positions" in manifest["gates"][2]["detail"]
     assert manifest["gates"][3]["detail"].startswith("4 clips, ")
     assert manifest["decoding"]["prompt_ids"] == [SOT, NO_TIMESTAMPS]
-    assert (manifest["engine_request"], manifest["parents"], manifest["name"]) == (None, {"merged": "abc"}, "tiny")
-    assert "TensorRT 8.2 is not asked for yet" in manifest["profile"]["note"]
+    assert (manifest["parents"], manifest["name"]) == ({"merged": "abc"}, "tiny")
+    request = manifest["engine_request"]
+    assert (request["tensorrt"], request["precisions"], request["max_batch"]) == ("8.2", ["fp32"], 4)
+    assert [p["name"] for p in request["graphs"]["encoder"]["optimization_profiles"]] == ["window 1 s", "window 2 s"]
+    assert "the board builds them for TensorRT 8.2 (fp32)" in manifest["profile"]["note"]
     assert summary["bytes"] == sum(entry["bytes"] for entry in manifest["files"].values())
     assert any("TensorRT 8.2's operator table" in message for message in messages)
     assert sorted(p.name for p in out.parent.iterdir()) == ["bundle"]
@@ -79,7 +82,19 @@ def test_the_files_are_those_of_the_contract(exported):
     }  # fmt: skip
     filters = np.load(out / "mel_filters.npy", allow_pickle=False)
     assert (filters.shape, filters.dtype) == ((201, 80), np.float32)
-    assert "python3 edgeqlora-jetson.pyz bench\n" in (out / "README.txt").read_text()
+    readme = (out / "README.txt").read_text()
+    assert "python3 edgeqlora-jetson.pyz bench\n" in readme
+    assert "With TensorRT 8.2 (once, minutes" in readme
+    assert "python3 edgeqlora-jetson.pyz build\n" in readme
+    assert "This was not run on the board itself" in readme
+
+
+def test_a_profile_without_tensorrt_asks_for_no_engines(merged, clips, tmp_path):
+    _export(merged, tmp_path / "bundle", clips, windows_s=[1.0], profile={"name": "cpu", "threads": 1})
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    assert manifest["engine_request"] is None
+    assert "engine_request is null: the profile names no TensorRT" in manifest["profile"]["note"]
+    assert "TensorRT" not in (tmp_path / "bundle" / "README.txt").read_text()
 
 
 def test_eval_clips_are_what_was_given(exported, clips):
@@ -173,7 +188,7 @@ def test_a_failed_gate_writes_no_bundle(merged, clips, tmp_path, monkeypatch):
 
 
 def test_an_operator_outside_the_table_stops_the_export(merged, clips, tmp_path):
-    with pytest.raises(UserError, match=r"encoder\.onnx is outside TensorRT 8\.2's operator table"):
+    with pytest.raises(UserError, match=r"encoder\.onnx is outside the operator table of TensorRT 8\.2"):
         _export(merged, tmp_path / "bundle", clips, opset=17)
     assert list(tmp_path.iterdir()) == []
 

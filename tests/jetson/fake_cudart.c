@@ -62,16 +62,18 @@ int cudaStreamDestroy(void *stream) { free(stream); return fail("cudaStreamDestr
 
 int cudaStreamSynchronize(void *stream) { return stream ? fail("cudaStreamSynchronize") : 400; }
 
-int cudaMalloc(void **pointer, size_t size) {
-    if (size > LIMIT) return 2;
-    return posix_memalign(pointer, 256, size ? size : 1) ? 2 : fail("cudaMalloc");
+/* Not cudaMalloc itself: in a process that has loaded a real libcudart, the call would go there. */
+static int allocate(void **pointer, size_t size) {
+    return size > LIMIT || posix_memalign(pointer, 256, size ? size : 1) ? 2 : 0;
 }
+
+int cudaMalloc(void **pointer, size_t size) { return allocate(pointer, size) ? 2 : fail("cudaMalloc"); }
 
 int cudaFree(void *pointer) { free(pointer); return fail("cudaFree"); }
 
 int cudaHostAlloc(void **pointer, size_t size, unsigned flags) {
     if (flags & ~2u) return 1;
-    return cudaMalloc(pointer, size) ? 2 : fail("cudaHostAlloc");
+    return allocate(pointer, size) ? 2 : fail("cudaHostAlloc");
 }
 
 int cudaFreeHost(void *pointer) { free(pointer); return fail("cudaFreeHost"); }

@@ -1,4 +1,8 @@
-"""Made-up /sys trees and a replaying tegrastats for the power tests. Layouts: reference in each function's comment."""
+"""Made-up /sys trees and a replaying tegrastats for the power tests. Nothing here comes from a board.
+
+The layouts are those that kernel documentation and users of the boards describe (ina3221x in iio, ina3221 and ina238 in
+hwmon, powercap); the values are made up, the first bytes of proc/device-tree/compatible too.
+"""
 
 import json
 import os
@@ -139,12 +143,12 @@ def channel_prefix(root: object, label: str) -> str:
 
 
 def write_file(folder: str, name: str, text: str) -> None:
+    """Write a small file in one piece: those of /sys are never seen empty."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
-    if os.path.islink(path):
-        os.unlink(path)
-    with open(path, "w") as file:
+    with open(path + ".new", "w") as file:
         file.write(text + "\n")
+    os.replace(path + ".new", path)
 
 
 def write_broken(folder: str, name: str) -> None:

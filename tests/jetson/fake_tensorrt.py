@@ -416,6 +416,9 @@ def add_builder(module, release, version):
         def __init__(self, text):
             self._text = text
 
+        def node(self):
+            return 3
+
         def desc(self):
             return self._text
 

@@ -273,7 +273,9 @@ def evidence(compatible=(), tnspec=None, model=None, memory_mib=None):
         (evidence([], None, "NVIDIA Jetson AGX Thor Developer Kit", 62800), "jetson-thor-t4000", 'model "NVIDIA Jetson AGX'),
         (evidence(["nvidia,tegra264"], memory_mib=125772), "jetson-thor-t5000", "SoC tegra264 in"),
         # 8 GB of tegra234 is an Orin Nano or an Orin NX: the carrier's text tells, or nothing does.
-        (evidence(["nvidia,tegra234"], None, "Forecr Orin NX board", 7337), "jetson-orin-nx-8gb", "SoC tegra234"),
+        (evidence(["nvidia,tegra234"], None, "Forecr Orin NX board", 7337), "jetson-orin-nx-8gb", 'words of the model "Forecr Orin NX board"'),
+        # The same in a container, which sees the model text alone.
+        (evidence([], None, "NVIDIA Orin NX T801-16GB", 15650), "jetson-orin-nx-16gb", "words of the model"),
         (evidence(["nvidia,tegra234"], None, "Some box", 7337), None, "SoC tegra234 in /proc/device-tree/compatible, which several"),
     ],
 )  # fmt: skip
@@ -302,6 +304,12 @@ def test_a_jetson_that_is_not_in_the_table():
     assert identity.id is None
     assert identity.how == "this Jetson is not in the board table (14 boards): p9999-0000, p9998-0001"
     assert identity.notes == ["the rails of a board not in the table cannot be added up: no energy figure"]
+
+
+def test_another_makers_nano_is_no_jetson():
+    for compatible, model in ((["friendlyarm,neo-nano", "rockchip,rk3328"], "FriendlyElec NEO nano"), ([], "Nano 4GB")):
+        identity = identify(evidence(compatible, None, model, 3900), BOARDS)
+        assert (identity.id, identity.how) == (None, "no Tegra in /proc/device-tree/compatible")
 
 
 def test_part_numbers_in_texts():

@@ -177,7 +177,9 @@ def test_ctrl_c_ends_the_worker(bundle, machine, monkeypatch, tmp_path):
 def test_a_graph_that_tensorrt_cannot_read(bundle, machine):
     with open(bundle.graph_path("decoder"), "wb") as file:
         file.write(b"no graph")
-    with pytest.raises(UserError, match=r"decoder.onnx: TensorRT 8.5.2.2 cannot read this graph: Failed to parse"):
+    with pytest.raises(
+        UserError, match=r"decoder.onnx: TensorRT 8.5.2.2 cannot read this graph: node 3: Failed to parse"
+    ):
         build_engines(bundle, **machine)
 
 

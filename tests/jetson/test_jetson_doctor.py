@@ -107,6 +107,13 @@ def test_a_mode_that_switches_gpu_cores_off(tmp_path):
     assert "rebuilt" in finding.means
 
 
+def test_an_image_without_the_super_modes(tmp_path):
+    assert find(look(tmp_path, "third-party-orin-nx"), "without the Super modes").what == (
+        "This image is without the Super modes of this module (MAXN_SUPER, 40W)"
+    )
+    assert not any("Super modes" in finding.what for finding in look(tmp_path / "super", "orin-nano-r36"))
+
+
 def test_without_a_mode_called_maxn_the_widest_and_fastest_wins():
     def mode(name, gpu_max_mhz, mask):
         return PowerMode(0, name, gpu_max_mhz, mask, None)

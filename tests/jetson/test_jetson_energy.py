@@ -228,6 +228,14 @@ def test_counter_of_a_burst():
     assert value(result["peak_power"]) == pytest.approx(50000)
 
 
+def test_a_counter_that_falls_is_not_counted_there():
+    # A driver loaded anew starts its counter again: 1 of 30 s is not covered, and nothing is negative.
+    samples = counter(grid(0, 30, 1), lambda t: 10 * t + (1000 if t < 15 else 0))
+    result = measure_energy(samples, 0, 30, PACKAGE)
+    assert result["coverage"] == pytest.approx(29 / 30, abs=1e-4)
+    assert value(result["energy"]) == pytest.approx(300)
+
+
 def test_power_and_counters_together():
     samples = [Sample(float(t), {"gpu0": 30000.0}, {"package-0": 10.0 * t}) for t in range(31)]
     result = measure_energy(samples, 0, 30, Scope("cpu_package+gpu_board", ("gpu0", "package-0")))

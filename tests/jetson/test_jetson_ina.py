@@ -163,6 +163,8 @@ def test_an_ina238_without_label_is_vin_on_thor_alone(tree, tmp_path):
     source = InaSource(root=root)
     assert "VIN" not in source.rails
     assert "no label: it cannot be known which rail this is" in source.describe()["skipped"].values()
+    fake_power.write_file(str(tmp_path / "sys/devices/soc0"), "machine", "NVIDIA Jetson AGX Thor Developer Kit")
+    assert "VIN" in InaSource(root=root).rails
     fake_power.write_file(str(tmp_path / "sys/class/hwmon/hwmon5"), "label", "CARRIER_12V")
     assert "CARRIER_12V" in InaSource(root=root).rails
 
@@ -186,7 +188,7 @@ def test_channels_without_label_and_the_sum_of_shunts_are_no_rails(tree, tmp_pat
 def test_description_names_files_and_averaging(tree):
     description = InaSource(root=tree("xavier-nx-r35"), interval_s=0.5).describe()
     assert [os.path.basename(path) for path in description["paths"]["VDD_IN"]] == ["in1_input", "curr1_input"]
-    assert description["averaging_from"] == "update_interval in /sys"
+    assert description["averaging_from"] == "update_interval of ina3221 in /sys; an INA238 does not say"
     assert description["interval_s"] == 0.5
 
 

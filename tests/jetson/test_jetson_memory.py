@@ -12,6 +12,7 @@ from edgeqlora_jetson.gpu_memory import GpuMemory, NvmapClient, parse_nvmap
 from edgeqlora_jetson.memory import (
     MemoryMonitor,
     Swap,
+    parse_free_lists_mib,
     parse_lfb,
     parse_meminfo,
     parse_swaps,
@@ -37,10 +38,10 @@ Node 0, zone   Normal    201   4060   2563    811    314    138     75     39   
 def test_meminfo():
     text = "MemTotal:        7803072 kB\nMemFree:          100 kB\nMemAvailable:    1024000 kB\nSwapTotal: 2048 kB\nSwapFree: 1024 kB\n"
     info = parse_meminfo(text)
-    assert info.used_mib == (7803072 - 1024000) / 1024.0
+    assert (info.total_mib, info.available_mib) == (7803072 / 1024.0, 1000.0)
     assert info.swap_used_mib == 1.0
     # Linux before 3.14 has no MemAvailable; MemFree is not it, as caches can be given up.
-    assert parse_meminfo("MemTotal: 1 kB\nMemFree: 1 kB\n").used_mib is None
+    assert parse_meminfo("MemTotal: 1 kB\nMemFree: 1 kB\n").available_mib is None
     assert parse_meminfo("").swap_used_mib is None
 
 
@@ -89,7 +90,7 @@ def test_peak_over_baseline(tmp_path):
     assert result["least_available"] == {"value": 3100.0, "unit": "MiB"}
     assert result["lfb"] == {"value": os.sysconf("SC_PAGE_SIZE") / 1024.0, "unit": "MiB", "n": 22}
     assert result["problems"] == []
-    assert result["method"].startswith("peak of MemTotal - MemAvailable over 4 readings of /proc/meminfo")
+    assert result["method"].startswith("peak of MemTotal - MemAvailable over 4 readings, less that before the run")
 
 
 def test_a_second_start_keeps_the_baseline(tmp_path):
@@ -155,19 +156,63 @@ def test_poll_before_start_is_our_mistake():
 
 
 def test_memory_that_this_process_takes_is_seen():
-    monitor = MemoryMonitor()
-    monitor.start()
-    if monitor._baseline.used_mib is None:
+    if parse_meminfo(read_text("/", "proc/meminfo") or "").available_mib is None:
         pytest.skip("no /proc/meminfo")
-    block = bytearray(400 * 2**20)
-    block[::4096] = b"x" * len(block[::4096])
-    monitor.poll()
-    del block
-    result = monitor.finish()
-    # Others on this machine may give memory back meanwhile: the lower limit is loose.
-    assert 100 < result["peak_over_baseline"]["value"] < 4000
+    rises_mib = []
+    # Twice at least: the second time it is given what was just freed, which MemAvailable alone does not see on Linux
+    # 6.7 and newer. More often where others on this machine give memory back meanwhile.
+    while len(rises_mib) < 8 and sum(300 < rise < 600 for rise in rises_mib[1:]) < 1:
+        monitor = MemoryMonitor()
+        monitor.start()
+        block = bytearray(400 * 2**20)
+        block[::4096] = b"x" * len(block[::4096])
+        monitor.poll()
+        del block
+        result = monitor.finish()
+        rises_mib.append(result["peak_over_baseline"]["value"])
+    assert any(300 < rise < 600 for rise in rises_mib[1:]), rises_mib
     assert result["peak_rss"]["value"] > 400
     assert result["pss"]["value"] < result["peak_rss"]["value"]
+
+
+# As Linux 6.18 prints it, shortened to two processors; values chosen.
+ZONEINFO = """Node 0, zone   Normal
+  per-node stats
+      nr_inactive_anon 1234
+  pages free     2200
+        high     20
+  pagesets
+    cpu: 0
+              count:    25600
+              high:     30000
+              batch:    63
+              high_min: 1000
+              high_max: 99999
+    cpu: 1
+              count:    512
+              high:     30000
+              batch:    63
+              high_min: 1000
+              high_max: 99999
+"""
+
+
+def test_free_pages_held_for_each_processor_are_free(tmp_path):
+    assert parse_free_lists_mib(ZONEINFO) == 102.0
+    # Linux 5.15 keeps a few hundred pages and does not tune their number.
+    assert parse_free_lists_mib("    cpu: 0\n              count:    25600\n              high:     30000\n") is None
+    page_mib = os.sysconf("SC_PAGE_SIZE") / 2.0**20
+    fake_boards.write_memory(tmp_path, 7620, available_mib=5000)
+    fake_boards.write(tmp_path, "proc/zoneinfo", ZONEINFO)
+    monitor = MemoryMonitor(str(tmp_path))
+    monitor.start()
+    # The run takes 100 MiB from these lists: MemAvailable stays as it was.
+    fake_boards.write(tmp_path, "proc/zoneinfo", ZONEINFO.replace("25600", "0"))
+    monitor.poll()
+    result = monitor.finish()
+    assert result["baseline_system_used"]["value"] == 2620.0 - 26112 * page_mib
+    assert result["peak_over_baseline"]["value"] == 25600 * page_mib
+    assert "- free pages held for each processor over 2 readings" in result["method"]
 
 
 def test_a_poll_is_cheap():
@@ -288,6 +333,6 @@ def test_kept_files_are_closed():
     before = open_files()
     monitor = MemoryMonitor()
     monitor.start()
-    assert open_files() == before + 1
+    assert before + 1 <= open_files() <= before + 2
     monitor.finish()
     assert open_files() == before

@@ -6,6 +6,7 @@ import fake_power
 import pytest
 from test_jetson_tegrastats import LINES, TABLES
 
+from edgeqlora_jetson.board import load_boards
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.power import RailTable, is_jetson, open_power_source, rail_table, resolve_scope
 
@@ -33,6 +34,23 @@ def test_a_profile_with_wrong_rails():
         rail_table({"energy_scope": "wall"})
     with pytest.raises(UserError, match=r"total_rail='VDD_IN' in the profile contradicts energy_scope='sum_of_rails'"):
         rail_table({"energy_scope": "sum_of_rails", "total_rail": "VDD_IN"})
+
+
+@pytest.mark.parametrize(
+    ("board_id", "name"),
+    [
+        ("jetson-nano", "nano"),
+        ("jetson-tx2", "tx2"),
+        ("jetson-xavier-nx-16gb", "xavier-nx"),
+        ("jetson-agx-xavier-64gb", "agx-xavier"),
+        ("jetson-orin-nano", "orin-nano"),
+        ("jetson-orin-nx-8gb", "orin-nx"),
+        ("jetson-agx-orin-32gb", "agx-orin"),
+        ("jetson-thor-t5000", "thor"),
+    ],
+)
+def test_the_shipped_boards_have_the_rails_of_their_recorded_lines(board_id, name):
+    assert rail_table(load_boards()[board_id]) == TABLES[name]
 
 
 def test_the_total_rail_alone_is_counted():
@@ -187,3 +205,12 @@ def test_is_jetson(tmp_path):
     assert not is_jetson(board(tmp_path / "c", "workstation"))
     fake_power.write_file(str(tmp_path / "d/etc"), "nv_tegra_release", "# R32 (release)")
     assert is_jetson(str(tmp_path / "d"))
+    fake_power.write_file(str(tmp_path / "e/sys/devices/soc0"), "family", "Tegra")
+    assert is_jetson(str(tmp_path / "e"))
+
+
+def test_a_known_board_needs_no_other_sign_of_a_jetson(tmp_path, no_path):
+    root = board(tmp_path, "orin-nano-r36")
+    os.unlink(os.path.join(root, "proc/device-tree/compatible"))
+    assert open_power_source("auto", None, root=root)[0] is None
+    assert open_power_source("auto", TABLES["orin-nano"], root=root)[0].name == "ina"

@@ -223,7 +223,7 @@ def test_death_in_the_middle_of_a_line_is_said_and_the_piece_is_dropped(tegrasta
     samples += source.poll()
     assert len(samples) == 4
     assert all(len(sample.rails_mw) == 3 for sample in samples)
-    assert source.error == ('tegrastats ended during the measurement, exit code 3; it said "Unable to read /dev/nvmap"')
+    assert source.error == ('tegrastats died, exit code 3; it said "Unable to read /dev/nvmap"')
     source.stop()
 
 
@@ -233,7 +233,7 @@ def test_death_by_signal_is_said(tegrastats, tmp_path):
     collect(source, 1)
     os.kill(int((tmp_path / "bin" / "tegrastats.pid").read_text()), 9)
     wait_for(lambda: source.poll() is not None and source.error)
-    assert source.error == "tegrastats ended during the measurement, killed by signal 9"
+    assert source.error == "tegrastats died, killed by signal 9"
     source.stop()
 
 
@@ -279,7 +279,7 @@ def test_hidden_rails(tegrastats, tmp_path, monkeypatch, line):
 
 
 def test_a_program_that_dies_at_once(tegrastats, tmp_path):
-    with pytest.raises(Unavailable, match='ended during the measurement, exit code 1; it said "must be root"'):
+    with pytest.raises(Unavailable, match='it died at once, exit code 1; it said "must be root"'):
         TegrastatsSource(
             interval_s=0.02, program=tegrastats([ORIN_NANO], die_after=0, stderr="must be root\n"), root=str(tmp_path)
         )

@@ -55,16 +55,16 @@ def open_power_source(
     if name != "auto":
         try:
             return _open(name, table, interval_s, root) + ([],)
-        except (Unavailable, UserError) as error:
+        except UserError as error:
             raise UserError(
                 "power source {} cannot be used here: {}. Choose another with --power, or auto".format(name, error)
             ) from error
     notes: List[str] = []
-    for candidate in _ON_JETSON if is_jetson(root) else _ELSEWHERE:
+    for candidate in _ON_JETSON if table is not None or is_jetson(root) else _ELSEWHERE:
         try:
             source, scope = _open(candidate, table, interval_s, root)
             return source, scope, notes
-        except (Unavailable, UserError) as error:
+        except UserError as error:
             notes.append("{}: {}".format(candidate, error))
     return None, None, notes
 
@@ -76,7 +76,9 @@ def is_jetson(root: str = "/") -> bool:
     """
     if os.path.exists(os.path.join(root, "etc/nv_tegra_release")):
         return True
-    return "nvidia,tegra" in (read_text(root, "proc/device-tree/compatible") or "")
+    # A container hides /proc/device-tree, as Docker masks /sys/firmware; /sys/devices/soc0 is the host's.
+    about = (read_text(root, "proc/device-tree/compatible"), read_text(root, "sys/devices/soc0/family"))
+    return "nvidia,tegra" in (about[0] or "") or "tegra" in (about[1] or "").lower()
 
 
 def _open(name: str, table: Optional[RailTable], interval_s: Optional[float], root: str) -> Tuple[PowerSource, Scope]:

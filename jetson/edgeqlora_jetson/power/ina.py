@@ -77,7 +77,9 @@ class InaSource(PowerSource):
             super().describe(),
             paths={channel.label: list(channel.paths) for channel in self.channels},
             averaging_s=self.averaging_s,
-            averaging_from="update_interval in /sys" if self.averaging_s else "not known",
+            averaging_from="update_interval of ina3221 in /sys; an INA238 does not say"
+            if self.averaging_s
+            else "not known",
             skipped=self.skipped,
         )
 
@@ -140,7 +142,9 @@ def _chip_folders(root: str) -> Iterator[str]:
 
 
 def _is_thor(root: str) -> bool:
-    about = (read_text(root, "proc/device-tree/compatible") or "") + (read_text(root, "proc/device-tree/model") or "")
+    # The last for containers, which hide /proc/device-tree.
+    paths = ("proc/device-tree/compatible", "proc/device-tree/model", "sys/devices/soc0/machine")
+    about = " ".join(read_text(root, path) or "" for path in paths)
     return "tegra264" in about or "Thor" in about
 
 

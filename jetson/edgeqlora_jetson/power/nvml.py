@@ -26,23 +26,17 @@ class NvmlSource(PowerSource):
         if root != "/":
             raise Unavailable("NVML speaks for this machine only, not for root={}".format(root))
         self._nvml = _import_nvml()
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
         self._is_open = False
-        self._handles: Dict[str, Any] = {}
-        self._start_mj: Dict[str, int] = {}
+        self._handles: Dict[str, Any] = {}  # valid while NVML is open
+        self._first_mj: Dict[str, int] = {}
         self.names: Dict[str, str] = {}
         self.driver = "not known"
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
         try:
-            self._open(visible)
+            self.start()
             self.kind = self._probe()
-            if self.kind == "counter":
-                self.start()
-        except Unavailable:
+        finally:
             self.stop()
-            raise
-        except Exception as error:  # NVMLError is known only once the package is there
-            self.stop()
-            raise Unavailable("NVML does not work here: {}".format(error)) from error
         self.rails = tuple(self._handles)
 
     def resolve_scope(self, table: Optional[RailTable]) -> Scope:
@@ -50,13 +44,18 @@ class NvmlSource(PowerSource):
         return Scope("gpu_board", self.rails)
 
     def start(self) -> None:
-        """Count from now."""
+        """Open NVML. Raises Unavailable where it does not answer or lists no GPU for this process."""
         self.error = None
-        if not self._is_open:
-            self._nvml.nvmlInit()
-            self._is_open = True
-        if self.kind == "counter":
-            self._start_mj = {rail: self._read_mj(rail) for rail in self._handles}
+        if self._is_open:
+            return
+        try:
+            self._open()
+        except Unavailable:
+            self.stop()
+            raise
+        except Exception as error:  # NVMLError, and what its loading of a library may raise
+            self.stop()
+            raise Unavailable("NVML does not work here: {}".format(error)) from error
 
     def poll(self) -> List[Sample]:
         """One reading, now. A GPU that does not answer is missing from it."""
@@ -67,7 +66,7 @@ class NvmlSource(PowerSource):
         for rail, handle in self._handles.items():
             try:
                 if self.kind == "counter":
-                    counters_j[rail] = (self._read_mj(rail) - self._start_mj[rail]) / 1000.0
+                    counters_j[rail] = (self._read_mj(rail) - self._first_mj[rail]) / 1000.0
                 else:
                     power_mw[rail] = float(self._nvml.nvmlDeviceGetPowerUsage(handle))
             except self._nvml.NVMLError as error:
@@ -91,28 +90,27 @@ class NvmlSource(PowerSource):
             averaging_from="a counter does not average" if self.kind == "counter" else "not known",
         )
 
-    def _open(self, visible: Optional[str]) -> None:
+    def _open(self) -> None:
         nvml = self._nvml
         nvml.nvmlInit()
         self._is_open = True
         self.driver = _text(nvml.nvmlSystemGetDriverVersion())
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        for i in parse_visible_devices(visible, uuids):
+        for i in parse_visible_devices(self._visible, uuids):
             rail = "gpu{}".format(i)
             self._handles[rail] = handles[i]
             self.names[rail] = _text(nvml.nvmlDeviceGetName(handles[i]))
         if not self._handles:
             raise Unavailable(
-                "NVML lists {} GPUs and CUDA_VISIBLE_DEVICES={} leaves none".format(len(handles), visible)
+                "NVML lists {} GPUs and CUDA_VISIBLE_DEVICES={} leaves none".format(len(handles), self._visible)
             )
 
     def _probe(self) -> str:
         """Read every GPU once: "counter" if all have it, else "power"."""
         nvml = self._nvml
         try:
-            for rail in self._handles:
-                self._read_mj(rail)
+            self._first_mj = {rail: self._read_mj(rail) for rail in self._handles}
             return "counter"
         except nvml.NVMLError:
             pass

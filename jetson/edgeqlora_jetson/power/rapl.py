@@ -31,10 +31,8 @@ class RaplSource(PowerSource):
         self._zones = _find_zones(root)
         if not self._zones:
             raise Unavailable("no energy counter: /sys/class/powercap has no intel-rapl package")
-        self._last_uj: Dict[str, int] = {}
-        self._total_uj: Dict[str, int] = {}
         try:
-            self.start()
+            self._last_uj = {zone.name: _read_uj(zone) for zone in self._zones}
         except (OSError, ValueError) as error:
             # Linux made the counters readable for root alone in 2020 (CVE-2020-8694).
             raise Unavailable(
@@ -42,17 +40,12 @@ class RaplSource(PowerSource):
                     getattr(error, "strerror", None) or error
                 )
             ) from error
+        self._total_uj = dict.fromkeys(self._last_uj, 0)
         self.rails = tuple(zone.name for zone in self._zones)
 
     def resolve_scope(self, table: Optional[RailTable]) -> Scope:
         """The packages, whatever the profile says of rails."""
         return Scope("cpu_package", self.rails)
-
-    def start(self) -> None:
-        """Count from now."""
-        self.error = None
-        self._last_uj = {zone.name: _read_uj(zone) for zone in self._zones}
-        self._total_uj = dict.fromkeys(self._last_uj, 0)
 
     def poll(self) -> List[Sample]:
         """One reading, now. A counter that cannot be read is missing from it."""

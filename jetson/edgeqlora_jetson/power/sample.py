@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from ..errors import UserError
 
+# What a board's profile may say. Workstations' sources have their own: cpu_package, gpu_board, cpu_package+gpu_board.
 ENERGY_SCOPES = ("module_input", "system_input", "sum_of_rails", "none")
 
 # Input rails whose name means the same on every board it is known from (jetson.md 3.2): used where the board itself is
@@ -16,7 +17,7 @@ class Sample(NamedTuple):
 
     time_s: float  # time.monotonic() when it was read, or when its line arrived
     rails_mw: Dict[str, float]  # present power of each rail; negative values occur (Thor's VDD_GPU at idle)
-    counters_j: Dict[str, float]  # energy of each rail since the source started, wrap-around undone
+    counters_j: Dict[str, float]  # energy of each rail since the source was opened; never falls
 
 
 class RailTable(NamedTuple):

@@ -3,10 +3,11 @@
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
+from ..errors import UserError
 from .sample import RailTable, Sample, Scope, resolve_scope
 
 
-class Unavailable(Exception):
+class Unavailable(UserError):
     """This source cannot be used on this machine; the text says why."""
 
 
@@ -30,7 +31,7 @@ class PowerSource(object):
         return resolve_scope(table, self.rails)
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Begin to measure; again after stop. Counters go on from where they were. Raises Unavailable."""
 
     def poll(self) -> List[Sample]:
         """Samples since the last poll, oldest first; a polled source reads its sensors now."""

@@ -81,7 +81,7 @@ class TegrastatsSource(PowerSource):
         samples = []
         while self._samples:
             samples.append(self._samples.popleft())
-        self.error = self._death or self._silence()
+        self.error = "tegrastats died, " + self._death if self._death else self._silence()
         return samples
 
     def stop(self) -> None:
@@ -107,7 +107,9 @@ class TegrastatsSource(PowerSource):
             super().describe(),
             program=self.program,
             averaging_s=self.averaging_s,
-            averaging_from="update_interval of ina3221 in /sys" if self.averaging_s else "not known",
+            averaging_from="update_interval of ina3221 in /sys; an INA238 does not say"
+            if self.averaging_s
+            else "not known",
             n_lines=self._n_lines,
             n_messages=self._n_messages,  # lines that are no statistics
             n_together=self._n_together,  # lines that came with the one before: their times are late
@@ -127,7 +129,7 @@ class TegrastatsSource(PowerSource):
             self.stop()
         if self.latest is None:
             waited = "it printed no line of statistics in {:.0f} s".format(5.0 + 3 * self.interval_s)
-            raise Unavailable(self._death or "{}{}".format(waited, self._said()))
+            raise Unavailable("it died at once, " + self._death if self._death else waited + self._said())
         self.rails = tuple(self.latest.rails)
         self._samples.clear()
         if not self.rails:
@@ -155,7 +157,7 @@ class TegrastatsSource(PowerSource):
                     self._take(line.decode("utf-8", errors="replace"), time_s)
             code = process.wait()
             if not self._stopping:
-                self._death = "tegrastats ended during the measurement, {}{}".format(_ending(code), self._said(stderr))
+                self._death = "{}{}".format(_ending(code), self._said(stderr))
         finally:
             stderr.close()
             process.stdout.close()

@@ -1,23 +1,53 @@
 """Execution by onnxruntime, 1.10 to current: one encoder session, one decoder session."""
 
 import os
+import shutil
 import sys
-from typing import Any, List, Optional, Sequence
+import tempfile
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
+from ..engine_cache import build_command, default_cache_dir, read_power_mode
+from ..engines import GRAPHS, PRECISIONS
 from ..errors import UserError
+from ..windows import window_samples
+from .cudart import CudaError, Cudart
+from .providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    choose_providers,
+    explain_idle,
+    has_engine,
+    heard_stderr,
+    is_auto,
+    open_session,
+    provider_cache_dir,
+    read_placement,
+    tensorrt_options,
+)
 
 
 class OnnxRuntime(object):
     """The two graphs of a bundle, loaded.
 
-    providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads.
+    providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads. precision: of
+    the graphs, or what the TensorRT provider was asked for. notes: providers that were passed over, and why.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Any, threads: Optional[int] = None, providers: Optional[Sequence[str]] = None) -> None:
+    def __init__(
+        self,
+        bundle: Any,
+        threads: Optional[int] = None,
+        providers: Optional[Sequence[str]] = None,
+        precision: Optional[str] = None,
+        cache_dir: Optional[str] = None,
+        place_nodes: bool = False,
+        allow_build: bool = False,
+    ) -> None:
         onnxruntime = _import_onnxruntime()
         model = bundle.manifest["model"]
         self.version = onnxruntime.__version__
@@ -25,10 +55,105 @@ class OnnxRuntime(object):
         self.n_layers = model["n_layers"]
         self._kv_shape = (model["n_heads"], model["head_dim"])
         self._onnxruntime = onnxruntime
-        self._encoder = _open_session(onnxruntime, bundle.graph_path("encoder"), self.threads, providers)
-        self._decoder = _open_session(onnxruntime, bundle.graph_path("decoder"), self.threads, providers)
+        self._placement: Optional[Dict[str, Dict[str, int]]] = None
+        self.notes: List[str] = []
+        wanted = choose_providers(providers, onnxruntime.get_available_providers())
+        if TENSORRT in wanted:
+            self.precision = _engine_precision(bundle, precision)
+        elif precision not in (None, "fp32"):
+            raise UserError(
+                "precision {!r} is TensorRT's to give: the graphs are fp32. Ask for the tensorrt provider or "
+                "runtime".format(precision)
+            )
+        else:
+            self.precision = "fp32"
+        while True:
+            options = self._provider_options(bundle, wanted, cache_dir or default_cache_dir(), allow_build)
+            idle = self._open(bundle, wanted, options, place_nodes)
+            if idle is None:
+                break
+            if not is_auto(providers):
+                raise UserError(idle[1])
+            self.notes.append(idle[1])
+            wanted = [name for name in wanted if name != idle[0]]
         self.providers = list(self._encoder.get_providers())
-        self._device = "cuda" if "CUDAExecutionProvider" in self.providers else "cpu"
+        self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
+        self._check_graphs(bundle)
+
+    def node_placement(self) -> Optional[Dict[str, Dict[str, int]]]:
+        """Graph -> provider -> nodes it really ran, counted in a warm-up run; None when nobody asked for it."""
+        return self._placement
+
+    def _provider_options(
+        self, bundle: Any, wanted: Sequence[str], cache_dir: str, allow_build: bool
+    ) -> Dict[str, Dict[str, Dict[str, str]]]:
+        """Options by graph and provider. Raises UserError where the TensorRT provider would begin to build engines."""
+        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in GRAPHS}
+        if TENSORRT not in wanted:
+            return options
+        place = [self.version] + _read_gpu() + [read_power_mode()]
+        for graph in GRAPHS:
+            sha256 = bundle.manifest["files"][bundle.manifest["graphs"][graph]["file"]]["sha256"]
+            folder = provider_cache_dir(cache_dir, sha256, self.precision, place)
+            if not allow_build and not has_engine(folder):
+                raise UserError(
+                    "no {} engine of onnxruntime's TensorRT provider in {}: it would be built now, for minutes. Build "
+                    "it first: {} --runtime onnxruntime".format(graph, folder, build_command(bundle, self.precision))
+                )
+            os.makedirs(folder, exist_ok=True)
+            request = bundle.manifest.get("engine_request")
+            options[graph] = {TENSORRT: tensorrt_options(request, graph, self.precision, folder)}
+        return options
+
+    def _open(
+        self, bundle: Any, wanted: List[str], options: Dict[str, Dict[str, Dict[str, str]]], place_nodes: bool
+    ) -> Optional[List[str]]:
+        """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
+        accelerators = [name for name in wanted if name != CPU]
+        if not accelerators and not place_nodes:
+            self._encoder, self._decoder = (
+                _open_graph(self._onnxruntime, bundle.graph_path(graph), self.threads, wanted, {}) for graph in GRAPHS
+            )
+            return None
+        folder = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
+        try:
+            with heard_stderr() as heard:
+                self._encoder, self._decoder = (
+                    _open_graph(
+                        self._onnxruntime,
+                        bundle.graph_path(graph),
+                        self.threads,
+                        wanted,
+                        options[graph],
+                        profile_prefix=os.path.join(folder, graph),
+                    )
+                    for graph in GRAPHS
+                )
+            self.providers = list(self._encoder.get_providers())
+            self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
+            self._check_graphs(bundle)
+            self._warm_up(bundle)
+            self._placement = {
+                graph: read_placement(session.end_profiling())
+                for graph, session in zip(GRAPHS, (self._encoder, self._decoder))
+            }
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        # Of several, the best one counts: behind TensorRT, CUDA may rightly be left without a node.
+        best = accelerators[0] if accelerators else CPU
+        if any(best in nodes for nodes in self._placement.values()):
+            return None
+        return [best, explain_idle(best, heard[0])]
+
+    def _warm_up(self, bundle: Any) -> None:
+        """One run of each graph as decoding does it: smallest window, prompt, one step."""
+        audio, decoding = bundle.manifest["audio"], bundle.manifest["decoding"]
+        n_frames = window_samples(min(audio["windows_s"]), audio["sample_rate_hz"]) // audio["hop_length"]
+        state = self.start(self.encode(np.zeros((1, audio["n_mels"], n_frames), dtype=np.float32)))
+        state.step(np.array([decoding["prompt_ids"]], dtype=np.int32))
+        state.step(np.array([[decoding["eos_id"]]], dtype=np.int32))
+
+    def _check_graphs(self, bundle: Any) -> None:
         layers = range(self.n_layers)
         self._cross_names = [name.format(i) for i in layers for name in ("cross_k_{}", "cross_v_{}")]
         self._past_names = [name.format(i) for i in layers for name in ("past_k_{}", "past_v_{}")]
@@ -122,14 +247,30 @@ def _choose_threads(bundle: Any, threads: Optional[int]) -> int:
     return int(threads) if threads else n_usable
 
 
-def _open_session(onnxruntime: Any, path: str, threads: int, providers: Optional[Sequence[str]]) -> Any:
-    available = onnxruntime.get_available_providers()
-    wanted = list(providers) if providers else ["CPUExecutionProvider"]
-    for provider in wanted:
-        if provider not in available:
-            raise UserError(
-                "execution provider {!r} is not in this onnxruntime, allowed: {}".format(provider, ", ".join(available))
-            )
+def _engine_precision(bundle: Any, precision: Optional[str]) -> str:
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
+    request = bundle.manifest.get("engine_request")
+    return precision or (request["precisions"][0] if request else "fp32")
+
+
+def _read_gpu() -> List[Optional[str]]:
+    """What engines depend on: the GPU, where CUDA says it."""
+    try:
+        gpu = Cudart().gpu()
+    except (UserError, CudaError):
+        return [None, None, None]
+    return [gpu.name, gpu.compute_capability, str(gpu.n_sms)]
+
+
+def _open_graph(
+    onnxruntime: Any,
+    path: str,
+    threads: int,
+    providers: Sequence[str],
+    provider_options: Dict[str, Dict[str, str]],
+    profile_prefix: Optional[str] = None,
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -139,8 +280,12 @@ def _open_session(onnxruntime: Any, path: str, threads: int, providers: Optional
     # (a 2 s clip beside other work on two cores: 160 ms spinning, 60 ms sleeping), and spinning costs energy.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
+        options.log_severity_level = 2  # warnings say why a provider cannot be had; they are heard, not printed
     try:
-        return onnxruntime.InferenceSession(path, sess_options=options, providers=wanted)
+        return open_session(onnxruntime, path, options, providers, provider_options)
     except Exception as error:  # onnxruntime's own exception classes differ from release to release
         raise UserError(
             "{}: onnxruntime {} cannot load this graph: {}".format(

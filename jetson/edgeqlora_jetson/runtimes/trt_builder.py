@@ -42,6 +42,7 @@ def build_plan(
 ) -> Built:
     """Build the engine of a graph file; takes seconds to many minutes and far more memory than running it.
 
+    timing_cache: kernels measured by an earlier build, b"" for none yet, None: keep none.
     configure: called with the builder's configuration last (the compile check names its GPU there).
     Raises UserError when the parser or the builder refuses, with TensorRT's own words.
     """
@@ -69,7 +70,7 @@ def build_plan(
         fp32_layers = keep_fp32(trt, config, network)
         if not fp32_layers:
             notes.append("no layer could be kept in fp32: compare the error rate with onnxruntime's")
-    cache = load_timing_cache(config, timing_cache)
+    has_cache = timing_cache is not None and load_timing_cache(config, timing_cache)
     if configure is not None:
         configure(config)
     plan = builder.build_serialized_network(network, config)
@@ -78,7 +79,7 @@ def build_plan(
             "{}: TensorRT {} cannot build this engine: {}".format(onnx_path, trt.__version__, first_error(logger))
         )
     del parser
-    measured = bytes(memoryview(config.get_timing_cache().serialize())) if cache else None
+    measured = bytes(memoryview(config.get_timing_cache().serialize())) if has_cache else None
     return Built(plan, precision, fp32_layers, measured, notes)
 
 
@@ -92,7 +93,7 @@ def parse_network(
     parser: "tensorrt.OnnxParser" = trt.OnnxParser(network, logger)
     # By path, not by content: weights beside the graph are found that way.
     if not parser.parse_from_file(onnx_path):
-        errors = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+        errors = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
         raise UserError(
             "{}: TensorRT {} cannot read this graph: {}. Export the bundle for the profile of this board".format(
                 onnx_path, trt.__version__, "; ".join(errors[:3]) or first_error(logger)
@@ -101,13 +102,23 @@ def parse_network(
     return network, parser
 
 
+def _describe(error: "tensorrt.ParserError") -> str:
+    """A parser's error in words; from 10.x on it names the operator, whose description alone may be "false"."""
+    parts = ["node {}".format(error.node())]
+    for attribute in ("node_operator", "node_name"):
+        if hasattr(error, attribute) and getattr(error, attribute)():
+            parts.append(str(getattr(error, attribute)()))
+    return "{}: {}".format(" ".join(parts), error.desc())
+
+
 def set_workspace(trt: Any, config: "tensorrt.IBuilderConfig", workspace_mib: Optional[int]) -> None:
     """Cap the scratch memory of kernels; None: TensorRT's own cap."""
     if hasattr(config, "set_memory_pool_limit"):
         if workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     else:
-        config.max_workspace_size = (workspace_mib or _DEFAULT_WORKSPACE_MIB) << 20
+        old: Any = config  # the name is gone in 10.x
+        old.max_workspace_size = (workspace_mib or _DEFAULT_WORKSPACE_MIB) << 20
 
 
 def add_profile(
@@ -124,7 +135,7 @@ def add_profile(
             "engine_request: optimization profile {!r} differs from the graph's inputs in {}: export the bundle "
             "again".format(wanted.name, ", ".join(sorted(names ^ set(wanted.inputs))))
         )
-    profile = builder.create_optimization_profile()
+    profile: Any = builder.create_optimization_profile()  # its stub wants Dims, the library takes tuples
     for name, shapes in sorted(wanted.inputs.items()):
         profile.set_shape(name, *(tuple(shapes[bound]) for bound in BOUNDS))
     if config.add_optimization_profile(profile) < 0:
@@ -155,14 +166,14 @@ def keep_fp32(trt: Any, config: "tensorrt.IBuilderConfig", network: "tensorrt.IN
     return [layer.name for layer in sensitive]
 
 
-def load_timing_cache(config: "tensorrt.IBuilderConfig", data: Optional[bytes]) -> bool:
+def load_timing_cache(config: "tensorrt.IBuilderConfig", data: bytes) -> bool:
     """Let the builder use and fill a cache of measured kernels; False where this TensorRT has none.
 
     Data of another TensorRT or GPU is dropped: it is refused by TensorRT, and an empty one begins.
     """
     if not hasattr(config, "create_timing_cache"):
         return False
-    for content in (data or b"", b""):
+    for content in (data, b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False) is not False:
             return True

@@ -1,0 +1,47 @@
+"""The commands that prepare a measurement: doctor and build. Each takes plain values and prints."""
+
+import sys
+from typing import Optional
+
+from .bundle import Bundle
+from .commands import bundle_flag, command_name, open_bundle
+from .progress import Elapsed
+from .pyz import find_pyz
+
+HAS_PROBLEM = 1
+"""Exit code of a doctor that found something that must be mended."""
+
+
+def run_doctor(folder: Optional[str]) -> int:
+    """Print what stands in the way of a sound measurement. A bundle is looked at where there is one."""
+    from .doctor import examine, format_findings
+
+    bundle = open_bundle(folder) if folder is not None or find_pyz() is not None else None
+    findings = examine(bundle)
+    print(format_findings(findings))
+    return HAS_PROBLEM if any(finding.level == "problem" for finding in findings) else 0
+
+
+def run_build(
+    folder: Optional[str], precision: Optional[str], workspace_mib: Optional[int], cache: Optional[str], force: bool
+) -> int:
+    """Build the bundle's TensorRT engines, with the time it takes shown."""
+    from .build import build_engines, format_engines
+
+    bundle: Bundle = open_bundle(folder)
+    elapsed = Elapsed()
+    try:
+        records = build_engines(
+            bundle,
+            cache_dir=cache,
+            progress=elapsed.update,
+            precision=precision,
+            workspace_mib=workspace_mib,
+            force=force,
+        )
+    finally:
+        elapsed.close()
+    print(format_engines(records))
+    sys.stdout.flush()
+    print("Next: {} bench --runtime tensorrt{}".format(command_name(), bundle_flag(folder).replace(" --bundle", "")))
+    return 0

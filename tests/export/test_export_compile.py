@@ -1,0 +1,151 @@
+"""NVIDIA's own parser and compiler (TensorRT-RTX, which needs no GPU) on real graphs with the real engine request."""
+
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from export_tiny import tiny_generation_config, tiny_whisper
+from onnx import TensorProto, helper
+from transformers import WhisperForConditionalGeneration
+
+from edgeqlora_export.compile_check import compile_graphs, import_compiler
+from edgeqlora_export.decoding import decoding_spec
+from edgeqlora_export.engine_request import engine_request
+from edgeqlora_export.graphs import export_whisper
+from edgeqlora_export.whisper import model_constants
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.engines import OptimizationProfile, optimization_profiles
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.runtimes import trt_builder
+from edgeqlora_jetson.runtimes.trt_adapters import make_logger
+
+FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixture_bundle"
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu12)")
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer, tmp_path_factory):
+    """A tiny Whisper with two layers at opset 13 and 17, and the manifest's parts that the check reads."""
+    model = tiny_whisper()
+    spec = decoding_spec(model, tokenizer, tiny_generation_config(), [1.0, 2.0])
+    constants = model_constants(model)
+    request = engine_request(
+        model=constants,
+        windows_s=[1.0, 2.0],
+        n_prompt=len(spec["prompt_ids"]),
+        max_new_tokens=spec["max_new_tokens"],
+        max_batch=4,
+        precisions=["fp16", "fp32"],
+        tensorrt="10.3",
+        workspace_mib=64,
+    )
+    out = {}
+    for opset in (13, 17):
+        folder = tmp_path_factory.mktemp(f"opset{opset}")
+        paths = export_whisper(model, folder, opset)
+        manifest = {
+            "model": constants,
+            "audio": {"windows_s": [1.0, 2.0]},
+            "decoding": spec,
+            "graphs": {graph: {"file": path.name} for graph, path in paths.items()},
+            "engine_request": request,
+        }
+        out[opset] = (folder, manifest)
+    return out
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_both_graphs_compile_with_every_shape_asked_for(trt, exported, opset):
+    folder, manifest = exported[opset]
+    said = []
+    results = compile_graphs(folder, manifest, said.append)
+    assert [(r.graph, r.n_optimization_profiles) for r in results] == [("encoder", 2), ("decoder", 2)]
+    assert all(r.bytes > 10_000 and r.seconds > 0 for r in results)
+    assert said[0] == f"encoder: TensorRT-RTX {trt.__version__} for SM86 compiles it, 2 optimization profiles"
+    assert compile_graphs(folder, {**manifest, "engine_request": None})[1].n_optimization_profiles == 2
+
+
+def test_the_boards_tiny_bundle_compiles(trt):
+    bundle = Bundle.load(FIXTURE)
+    assert len(compile_graphs(bundle.folder, bundle.manifest)) == 2
+
+
+def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
+    """Found in the network that NVIDIA's parser makes, by type and neighbours: 6 parts a layer norm, 1 a softmax."""
+    folder, _ = exported[13]
+    counts = {}
+    for graph in ("encoder", "decoder"):
+        logger = make_logger(trt)
+        builder = trt.Builder(logger)
+        network, parser = trt_builder.parse_network(trt, builder, str(folder / f"{graph}.onnx"), logger)
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        chosen = trt_builder._sensitive(trt, layers)
+        counts[graph] = len(chosen)
+        assert all("norm" in layer.name.lower() or "softmax" in layer.name.lower() for layer in chosen)
+        del parser
+    # encoder: 2 norms a layer and one last, 1 softmax a layer; decoder: 3 norms a layer and one last, 2 softmaxes.
+    assert counts == {"encoder": 6 * (2 * 2 + 1) + 2, "decoder": 6 * (3 * 2 + 1) + 4}
+
+
+def test_fp16_is_refused_politely_without_precision_flags(trt, exported):
+    folder, manifest = exported[13]
+    profiles = optimization_profiles(manifest["engine_request"], "encoder")
+
+    def target(config):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+        assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+        assert config.num_optimization_profiles == 2
+
+    built = trt_builder.build_plan(trt, str(folder / "encoder.onnx"), profiles, "fp16", 64, configure=target)
+    assert built.precision == "fp32"
+    assert built.fp32_layers == []
+    assert "has no precision flags" in built.notes[0]
+
+
+def test_a_shape_that_the_graph_cannot_have_is_refused(trt, exported):
+    folder, manifest = exported[13]
+    profile = optimization_profiles(manifest["engine_request"], "encoder")[0]
+    wrong = OptimizationProfile("wrong", {"mel": dict.fromkeys(("min", "opt", "max"), (1, 81, 100))})
+    with pytest.raises(UserError, match=r"cannot build this engine: .*mel|refuses optimization profile 'wrong'"):
+        trt_builder.build_plan(trt, str(folder / "encoder.onnx"), [wrong])
+    with pytest.raises(UserError, match=r"differs from the graph's inputs in .*tokens"):
+        trt_builder.build_plan(trt, str(folder / "decoder.onnx"), [profile])
+
+
+def test_an_operator_it_does_not_know_is_named(trt, tmp_path):
+    x = helper.make_tensor_value_info("mel", TensorProto.FLOAT, ["batch", 4, "n_frames"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    node = helper.make_node("DynamicQuantizeLinear", ["mel"], ["q", "scale", "zero"])
+    cast = helper.make_node("Cast", ["q"], ["y"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node, cast], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "encoder.onnx")
+    profile = OptimizationProfile("p", {"mel": dict.fromkeys(("min", "opt", "max"), (1, 4, 8))})
+    with pytest.raises(UserError, match=r"encoder.onnx: TensorRT .* cannot read this graph: .*DynamicQuantizeLinear"):
+        trt_builder.build_plan(trt, str(tmp_path / "encoder.onnx"), [profile])
+
+
+def test_without_the_compiler_the_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(UserError, match="python -m pip install tensorrt-rtx-cu12"):
+        import_compiler()
+
+
+@pytest.mark.real
+def test_whisper_tiny_compiles(trt, shared, tmp_path):
+    model = WhisperForConditionalGeneration.from_pretrained(shared / "models" / "whisper-tiny.en", dtype=torch.float32)
+    paths = export_whisper(model, tmp_path, 13)
+    manifest = {
+        "model": model_constants(model),
+        "audio": {"windows_s": [2.0, 30.0]},
+        "decoding": {"prompt_ids": [50257, 50362], "max_new_tokens": {"2.0": 60, "30.0": 224}},
+        "graphs": {graph: {"file": path.name} for graph, path in paths.items()},
+    }
+    assert [r.graph for r in compile_graphs(tmp_path, manifest)] == ["encoder", "decoder"]
