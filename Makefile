@@ -49,7 +49,7 @@ check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for th
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/vermin --quiet --no-tips -t=3.6- --violations jetson/edgeqlora_jetson
+	$(BIN)/vermin --quiet --no-tips -t=3.6- --violations jetson/edgeqlora_jetson edgeqlora/remote/far.py
 
 bench: $(VENV)/.dev ## Measure the claims of README on ../shared (about 30 minutes)
 	@$(BIN)/python tests/benchmarks/claims.py

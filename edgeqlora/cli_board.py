@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeqlora.messages import done
+from edgeqlora.errors import UserError
+from edgeqlora.messages import done, say
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
 Manifest = Annotated[Path | None, typer.Option(help="Clips; default: the bundle's own.")]
@@ -55,6 +56,8 @@ def bench(
     remote_python: Annotated[str, typer.Option(help="--host: Python there.")] = "python3",
     identity: Annotated[Path | None, typer.Option(help="--host: private key.")] = None,
     known_hosts: Annotated[Path | None, typer.Option(help="--host: file of host keys.")] = None,
+    ssh_config: Annotated[Path | None, typer.Option(help="--host: instead of ~/.ssh/config.")] = None,
+    build_first: Annotated[bool, typer.Option("--build", help="--host: build TensorRT engines there first.")] = False,
 ) -> None:
     """Latency, throughput, power, Joules, memory, heat and WER in one run, here or on boards over SSH."""
     arguments = _arguments(
@@ -81,44 +84,30 @@ def bench(
     if not host:
         _run(["bench", str(bundle), *arguments, *_arguments(("--manifest", manifest), ("--output", output))])
         return
-    _bench_hosts(bundle, host, manifest, arguments, output, remote_dir, remote_python, identity, known_hosts)
-
-
-def _bench_hosts(
-    bundle: Path,
-    hosts: list[str],
-    manifest: Path | None,
-    arguments: list[str],
-    output: Path | None,
-    remote_dir: str,
-    remote_python: str,
-    identity: Path | None,
-    known_hosts: Path | None,
-) -> None:
-    from edgeqlora.errors import UserError
-    from edgeqlora.messages import say
-    from edgeqlora.remote import bench_hosts, format_comparison
-
     if manifest is not None:
         raise UserError(
             "--manifest names clips on this machine and --host measures on another: export the bundle with the clips "
             "(edgeqlora export --data ... --eval-clips N)"
         )
+    from edgeqlora.remote import bench_hosts, format_comparison
+
     folder = output or Path("reports")
     results = bench_hosts(
         bundle,
-        hosts,
+        host,
         ["bench", *arguments],
         folder,
         remote_dir=remote_dir,
         python=remote_python,
         identity=identity,
         known_hosts=known_hosts,
+        config=ssh_config,
+        before=[["build"]] if build_first else [],
         say=say,
     )
     typer.echo(format_comparison(results))
     n_good = sum(result.ok for result in results)
-    done(f"{n_good} of {len(results)} reports in {folder}", "the same command again resumes what failed")
+    done(f"{n_good} of {len(results)} reports in {folder} are good", "the same command again resumes what failed")
     if n_good < len(results):
         raise typer.Exit(3)
 

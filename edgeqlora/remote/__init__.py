@@ -5,9 +5,7 @@ from edgeqlora.errors import UserError
 try:
     import asyncssh  # noqa: F401 (an extra: said here, once for all modules of this folder)
 except ImportError as error:
-    raise UserError(
-        f"benching on other machines needs asyncssh ({error}): pip install asyncssh"
-    ) from error
+    raise UserError(f"benching on other machines needs asyncssh ({error}): pip install asyncssh") from error
 
 from edgeqlora.remote.bench import HostResult, bench_hosts
 from edgeqlora.remote.compare import format_comparison

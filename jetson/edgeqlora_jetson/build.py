@@ -97,6 +97,41 @@ def build_engines(
     return records
 
 
+def build_provider_engines(
+    bundle: Any,
+    cache_dir: Optional[str] = None,
+    progress: Optional[Progress] = None,
+    precision: Optional[str] = None,
+    check_memory: bool = True,
+    root: str = "/",
+) -> Dict[str, Any]:
+    """Build the engines of onnxruntime's TensorRT provider; returns onnxruntime, precision, placement, build_s.
+
+    It keeps them itself, in a folder for this graph, GPU and onnxruntime; what it does not take goes to CUDA and CPU.
+    Raises UserError as build_engines does, and when the provider runs no node.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
+    cache_dir = cache_dir or default_cache_dir()
+    check_writable(os.path.join(cache_dir, "engine"))
+    workspace = (bundle.manifest.get("engine_request") or {}).get("workspace_mib")
+    memory = read_free_memory(root)
+    if check_memory:
+        verify_memory("both graphs", sum(estimate_build_mib(bundle, graph, workspace) for graph in GRAPHS), memory)
+    return _work(
+        "onnxruntime: building both engines",
+        {
+            "do": "build_providers",
+            "bundle": os.path.abspath(bundle.folder),
+            "providers": ["tensorrt"],
+            "precision": precision,
+            "cache_dir": os.path.abspath(cache_dir),
+        },
+        progress,
+        functools.partial(explain_death, "onnxruntime", memory, workspace),
+    )
+
+
 def format_engines(records: List[Dict[str, Any]]) -> str:
     """What was built, one line an engine, notes below."""
     lines = []

@@ -30,10 +30,13 @@ def worker_command(job_path: str) -> List[str]:
 
 
 def main(arguments: List[str]) -> int:
-    """Do the job of a file: {"do": "probe" or "build", "result": path, ...}."""
+    """Do the job of a file: {"do": "probe", "build" or "build_providers", "result": path, ...}."""
     job = read_json(arguments[0], "job")
     try:
-        result = probe() if job["do"] == "probe" else build(job)
+        if job["do"] == "probe":
+            result = probe()
+        else:
+            result = build(job) if job["do"] == "build" else build_providers(job)
     except UserError as error:
         write_json(job["result"], {"error": str(error)})
         return USER_ERROR
@@ -80,6 +83,30 @@ def build(job: Dict[str, Any]) -> Dict[str, Any]:
         "n_fp32_layers": len(built.fp32_layers),
         "notes": built.notes,
         "workspace_mib": job["workspace_mib"],
+        "build_s": time.monotonic() - start_s,
+    }
+
+
+def build_providers(job: Dict[str, Any]) -> Dict[str, Any]:
+    """Let onnxruntime's TensorRT provider build its engines of both graphs into its own cache."""
+    from .bundle import Bundle
+    from .runtimes.onnxruntime import OnnxRuntime
+    from .runtimes.providers import format_placement
+
+    start_s = time.monotonic()
+    runtime = OnnxRuntime(
+        Bundle.load(job["bundle"], verify=False),
+        providers=job["providers"],
+        precision=job["precision"],
+        cache_dir=job["cache_dir"],
+        allow_build=True,
+    )
+    placement = runtime.node_placement()
+    return {
+        "onnxruntime": runtime.version,
+        "precision": runtime.precision,
+        "placement": placement,
+        "placement_text": format_placement(placement),
         "build_s": time.monotonic() - start_s,
     }
 

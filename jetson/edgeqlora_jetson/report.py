@@ -63,8 +63,7 @@ def build_report(
             "name": bundle.name,
             "base_model": manifest["model"].get("base_model"),
             "profile": (manifest.get("profile") or {}).get("name"),
-            "precision": getattr(runtime, "precision", None)
-            or {graph: entry.get("precision") for graph, entry in manifest["graphs"].items()},
+            "precision": _precision(runtime, manifest),
             "windows_s": bundle.windows_s,
             "manifest_sha256": bundle.manifest_sha256,
         },
@@ -122,6 +121,15 @@ def build_report(
 def figure_of(value: Any, how: Optional[str]) -> Dict[str, Any]:
     """A fact without unit, with how it was known, or null with the reason."""
     return {"value": value, "unit": None, "reason" if value is None else "how": how or "this system does not say"}
+
+
+def _precision(runtime: Any, manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """What each graph really runs in: as its engine was built, else as it was exported."""
+    engines = getattr(runtime, "engines", None) or {}
+    return {
+        graph: (engines.get(graph) or {}).get("precision") or entry.get("precision")
+        for graph, entry in manifest["graphs"].items()
+    }
 
 
 def write_report(path: Any, report: Dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from ..errors import UserError
 
-# Name of the runtime -> (module beside this one, class). A class takes (bundle, threads, providers).
+# Name of the runtime -> (module beside this one, class).
 RUNTIMES: Dict[str, Tuple[str, str]] = {
     "onnxruntime": ("onnxruntime", "OnnxRuntime"),
     "tensorrt": ("tensorrt", "TensorRt"),
@@ -14,13 +14,22 @@ RUNTIMES: Dict[str, Tuple[str, str]] = {
 
 
 def open_runtime(
-    bundle: Any, name: str = "onnxruntime", threads: Optional[int] = None, providers: Optional[Sequence[str]] = None
+    bundle: Any,
+    name: str = "onnxruntime",
+    threads: Optional[int] = None,
+    providers: Optional[Sequence[str]] = None,
+    precision: Optional[str] = None,
+    cache_dir: Optional[str] = None,
+    place_nodes: bool = False,
 ) -> Any:
-    """Open the bundle's graphs in a runtime.
+    """Open the bundle's graphs in a runtime. Engines are never built here: without them, the error says how.
 
     threads: intra-op threads, None: as the bundle's profile says, else one per core.
-    providers: execution providers in order of preference, None: CPU.
-    Raises UserError for an unknown runtime, a missing library, a graph it cannot load.
+    providers: onnxruntime's execution providers in order of preference (tensorrt, cuda, cpu, or ["auto"] for the best
+    that works), None: CPU. precision: of TensorRT's engines, fp32 or fp16, None: the bundle's preference.
+    cache_dir: where engines are kept, None: ~/.cache/edgeqlora/engines. place_nodes: count in a warm-up run which
+    provider ran each node, for node_placement(); always done where a provider other than CPU is asked for.
+    Raises UserError for an unknown runtime, a missing library or engine, a graph it cannot load.
     """
     if name not in RUNTIMES:
         near = difflib.get_close_matches(name, RUNTIMES, n=1)
@@ -33,4 +42,12 @@ def open_runtime(
         raise UserError("threads={}, allowed 1 to 1024".format(threads))
     module_name, class_name = RUNTIMES[name]
     module = importlib.import_module("." + module_name, __name__)
-    return getattr(module, class_name)(bundle, threads=threads, providers=providers)
+    settings: Dict[str, Any] = {
+        "threads": threads,
+        "providers": providers,
+        "precision": precision,
+        "cache_dir": cache_dir,
+    }
+    if name == "onnxruntime":
+        settings["place_nodes"] = place_nodes
+    return getattr(module, class_name)(bundle, **settings)

@@ -76,9 +76,6 @@ class OnnxRuntime(object):
                 raise UserError(idle[1])
             self.notes.append(idle[1])
             wanted = [name for name in wanted if name != idle[0]]
-        self.providers = list(self._encoder.get_providers())
-        self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
-        self._check_graphs(bundle)
 
     def node_placement(self) -> Optional[Dict[str, Dict[str, int]]]:
         """Graph -> provider -> nodes it really ran, counted in a warm-up run; None when nobody asked for it."""
@@ -111,39 +108,47 @@ class OnnxRuntime(object):
         """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
         accelerators = [name for name in wanted if name != CPU]
         if not accelerators and not place_nodes:
-            self._encoder, self._decoder = (
-                _open_graph(self._onnxruntime, bundle.graph_path(graph), self.threads, wanted, {}) for graph in GRAPHS
-            )
+            self._open_sessions(bundle, wanted, options, None)
             return None
         folder = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
         try:
             with heard_stderr() as heard:
-                self._encoder, self._decoder = (
-                    _open_graph(
-                        self._onnxruntime,
-                        bundle.graph_path(graph),
-                        self.threads,
-                        wanted,
-                        options[graph],
-                        profile_prefix=os.path.join(folder, graph),
-                    )
-                    for graph in GRAPHS
-                )
-            self.providers = list(self._encoder.get_providers())
-            self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
-            self._check_graphs(bundle)
+                self._open_sessions(bundle, wanted, options, folder)
             self._warm_up(bundle)
-            self._placement = {
-                graph: read_placement(session.end_profiling())
-                for graph, session in zip(GRAPHS, (self._encoder, self._decoder))
-            }
+            profiles = [session.end_profiling() for session in (self._encoder, self._decoder)]
+            self._placement = {graph: read_placement(path) for graph, path in zip(GRAPHS, profiles)}
+        except Exception as error:  # of onnxruntime, whose exception classes differ from release to release
+            if not accelerators:
+                raise
+            return [accelerators[0], explain_idle(accelerators[0], str(error))]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         # Of several, the best one counts: behind TensorRT, CUDA may rightly be left without a node.
-        best = accelerators[0] if accelerators else CPU
-        if any(best in nodes for nodes in self._placement.values()):
+        if not accelerators or any(accelerators[0] in nodes for nodes in self._placement.values()):
             return None
-        return [best, explain_idle(best, heard[0])]
+        return [accelerators[0], explain_idle(accelerators[0], heard[0])]
+
+    def _open_sessions(
+        self,
+        bundle: Any,
+        wanted: List[str],
+        options: Dict[str, Dict[str, Dict[str, str]]],
+        profile_folder: Optional[str],
+    ) -> None:
+        self._encoder, self._decoder = (
+            _open_graph(
+                self._onnxruntime,
+                bundle.graph_path(graph),
+                self.threads,
+                wanted,
+                options[graph],
+                os.path.join(profile_folder, graph) if profile_folder else None,
+            )
+            for graph in GRAPHS
+        )
+        self.providers = list(self._encoder.get_providers())
+        self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
+        self._check_graphs(bundle)
 
     def _warm_up(self, bundle: Any) -> None:
         """One run of each graph as decoding does it: smallest window, prompt, one step."""
