@@ -26,6 +26,7 @@ def export(
     language: str | None = None,
     task: str | None = None,
     name: str | None = None,
+    compile_check: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def export(
         base_model=card.get("base_model"),
         parents={"merged": folder_sha256(Path(merged)), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
+        compile_check=compile_check,
         overwrite=overwrite,
         progress=say,
     )

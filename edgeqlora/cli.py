@@ -215,6 +215,9 @@ def export(
     language: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
+    compile_check: Annotated[
+        bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Export to ONNX for a board, prove parity with torch on real clips, write a self-contained bundle."""
@@ -231,6 +234,7 @@ def export(
         language=language,
         task=task,
         name=name,
+        compile_check=compile_check,
         overwrite=overwrite,
         say=say,
     )

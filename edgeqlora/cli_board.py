@@ -16,6 +16,8 @@ Power = Annotated[str, typer.Option(help="auto, none, tegrastats, ina, jtop, nvm
 PowerMode = Annotated[str | None, typer.Option(help="Set this nvpmodel mode first, by name.")]
 Runtime = Annotated[str, typer.Option(help="onnxruntime or tensorrt.")]
 Provider = Annotated[list[str] | None, typer.Option(help="onnxruntime: cpu, cuda, tensorrt, auto; may be repeated.")]
+Precision = Annotated[str | None, typer.Option(help="Of TensorRT: fp16 or fp32; default: the bundle's first.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of TensorRT engines.")]
 Host = Annotated[list[str] | None, typer.Option(help="Run on user@board over SSH; may be repeated.")]
 Seed = Annotated[int, typer.Option(min=0, help="Order of clips and arrivals.")]
 
@@ -48,6 +50,8 @@ def bench(
     measure_overhead: Annotated[bool, typer.Option("--measure-overhead", help="And what measuring costs.")] = False,
     runtime: Runtime = "onnxruntime",
     provider: Provider = None,
+    precision: Precision = None,
+    cache: Cache = None,
     limit: Limit = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="report.json to write; with --host: a folder.")
@@ -79,6 +83,8 @@ def bench(
         ("--measure-overhead", measure_overhead),
         ("--runtime", runtime),
         ("--provider", provider),
+        ("--precision", precision),
+        ("--cache", cache),
         ("--limit", limit),
     )
     if not host:
@@ -102,7 +108,7 @@ def bench(
         identity=identity,
         known_hosts=known_hosts,
         config=ssh_config,
-        before=[["build"]] if build_first else [],
+        before=[["build", *_arguments(("--precision", precision), ("--cache", cache))]] if build_first else [],
         say=say,
     )
     typer.echo(format_comparison(results))
@@ -126,6 +132,8 @@ def soak(
     power_mode: PowerMode = None,
     runtime: Runtime = "onnxruntime",
     provider: Provider = None,
+    precision: Precision = None,
+    cache: Cache = None,
     limit: Limit = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="soak.json to write.")] = None,
 ) -> None:
@@ -147,6 +155,8 @@ def soak(
                 ("--power-mode", power_mode),
                 ("--runtime", runtime),
                 ("--provider", provider),
+                ("--precision", precision),
+                ("--cache", cache),
                 ("--limit", limit),
                 ("--output", output),
             ),
@@ -156,16 +166,26 @@ def soak(
 
 def build(
     bundle: BundleArgument,
-    precision: Annotated[str | None, typer.Option(help="fp16 or fp32; default: the bundle's first.")] = None,
+    precision: Precision = None,
     workspace_mib: Annotated[int | None, typer.Option(min=16, help="Most workspace; default: the profile's.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for engines.")] = None,
+    cache: Cache = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
+    no_memory_check: Annotated[bool, typer.Option("--no-memory-check", help="Though little memory is free.")] = False,
+    runtime: Annotated[str, typer.Option(help="tensorrt, or onnxruntime for its provider.")] = "tensorrt",
 ) -> None:
     """Build the bundle's TensorRT engines on this machine (engines do not run on other GPUs or versions)."""
     _run(
         [
             "build",
             str(bundle),
-            *_arguments(("--precision", precision), ("--workspace-mib", workspace_mib), ("--cache", cache)),
+            *_arguments(
+                ("--precision", precision),
+                ("--workspace-mib", workspace_mib),
+                ("--cache", cache),
+                ("--force", force),
+                ("--no-memory-check", no_memory_check),
+                ("--runtime", runtime),
+            ),
         ]
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora.profile_fields import PRECISIONS, JetpackRelease, PowerMode, Profile
 from edgeqlora.profile_rules import parse_profile
-from edgeqlora.profile_text import format_profile, format_profiles
+from edgeqlora.profile_text import format_profile, format_profiles, profile_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +29,8 @@ __all__ = [
     "list_profiles",
     "load_profile",
     "parse_profile",
+    "profile_path",
+    "profile_toml",
     "profiles_dir",
     "unsourced_of",
 ]
@@ -82,18 +84,22 @@ def load_profile(name_or_path: str | Path, jetpack: str | None = None) -> Profil
     Raises UserError for an unknown name (lists the known ones and suggests the nearest), an unreadable file,
     an unknown or missing key, a wrong type, a value out of range, a value without a source, or an unknown release.
     """
-    text = str(name_or_path)
-    if text.endswith(".toml") or "/" in text or "\\" in text:
-        path = Path(text)
-    else:
-        known = list_profiles()
-        if text not in known:
-            near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.4)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"profile {text!r} is not known; the known ones are {', '.join(known)}{guess}")
-        path = profiles_dir() / f"{text}.toml"
+    path = profile_path(name_or_path)
     profile = parse_profile(_read_toml(path), path)
     return profile if jetpack is None else choose_jetpack(profile, jetpack)
+
+
+def profile_path(name_or_path: str | Path) -> Path:
+    """File of a shipped profile by name, or the path itself. Raises UserError for an unknown name."""
+    text = str(name_or_path)
+    if text.endswith(".toml") or "/" in text or "\\" in text:
+        return Path(text)
+    known = list_profiles()
+    if text not in known:
+        near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.4)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"profile {text!r} is not known; the known ones are {', '.join(known)}{guess}")
+    return profiles_dir() / f"{text}.toml"
 
 
 def choose_jetpack(profile: Profile, jetpack: str) -> Profile:

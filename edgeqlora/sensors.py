@@ -83,18 +83,21 @@ class EnergyMeter:
             )
         if reason is not None or self._first is None or self._last is None:
             return missing(str(reason))
+        # What was not covered is filled with the mean power: left out, the figure would be too low.
+        power_j = self._power_j * duration_s / self._covered_s if has_power else 0.0
         counted_j = sum(
             self._last.counters_j[rail] - self._first.counters_j[rail]
             for rail in self._scope.rails
             if rail in self._last.counters_j
         )
         return measured(
-            round(counted_j + self._power_j, 3),
+            round(counted_j + power_j, 3),
             "J",
             energy_scope=self._scope.energy_scope,
             source=self._source.name,
             meaning=_MEANING.get(self._scope.energy_scope, "input or rails of this board"),
             duration_s=round(duration_s, 3),
+            coverage=round(self._covered_s / duration_s, 4) if has_power else 1.0,
         )
 
     def _add(self, sample: Sample) -> None:

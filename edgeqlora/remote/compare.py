@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeqlora.remote.farcall import printable
+
 if TYPE_CHECKING:
     from edgeqlora.remote.bench import HostResult
 
@@ -72,6 +74,7 @@ def _wrap(text: str) -> list[str]:
 
 def _shown(cell: Cell, notes: list[str]) -> str:
     """A cell's text; its reason, if it has one, becomes a numbered note, the same reason the same number."""
+    cell = Cell(printable(cell.text or ""), printable(cell.reason))
     if not cell.reason:
         return cell.text or "-"
     if cell.reason not in notes:

@@ -63,7 +63,7 @@ class Far:
                     "close other programs on that machine, or add swap, and run again"
                 )
             raise ConnectionResetError("the connection was lost")
-        message: dict[str, Any] = json.loads(line)
+        message: dict[str, Any] = _printable_texts(json.loads(line))
         return message
 
     async def beat(self) -> None:
@@ -147,6 +147,17 @@ def _far_word(text: str) -> str:
     if text.startswith("~/"):
         return "~/" + shlex.quote(text[2:])
     return shlex.quote(text)
+
+
+def _printable_texts(value: Any) -> Any:
+    """A message of the other machine with every text in it made printable."""
+    if isinstance(value, str):
+        return "\n".join(printable(line) for line in value.split("\n"))
+    if isinstance(value, list):
+        return [_printable_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _printable_texts(item) for key, item in value.items()}
+    return value
 
 
 def printable(text: str) -> str:

@@ -80,6 +80,22 @@ def compile_graphs(
     return results
 
 
+def compile_gate(
+    folder: Path | str, manifest: Mapping[str, Any], say: Callable[[str], None] = lambda message: None
+) -> dict[str, Any]:
+    """The compile check as a gate of the manifest; a graph that is refused raises UserError instead."""
+    results = compile_graphs(folder, manifest, say)
+    n_profiles = sum(result.n_optimization_profiles for result in results)
+    return {
+        "name": "compile",
+        "passed": True,
+        "measured": 0.0,
+        "limit": 0.0,
+        "detail": f"graphs refused by {results[0].compiler}, {n_profiles} optimization profiles; "
+        "it is not the board's TensorRT, and nothing was run on hardware",
+    }
+
+
 def _set_target(trt: Any, config: Any) -> None:
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, TARGET), 0)

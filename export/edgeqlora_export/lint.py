@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from edgeqlora_jetson.errors import UserError
 
 TABLES = Path(__file__).parent / "trt_ops"
 
-_AXES_INPUT = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1, "ReduceMean": 1}
-"""Input that holds the axes, from the opset on at which they became an input."""
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+_AXES_INPUT = {
+    "Slice": 3,
+    "Squeeze": 1,
+    "Unsqueeze": 1,
+    "Pad": 3,
+    "CumSum": 1,
+    **{f"Reduce{name}": 1 for name in _REDUCTIONS},
+}
+"""Input that holds the axes, where they are one (ReduceSum since opset 13, other reductions and Pad since 18)."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +87,14 @@ def parse_operators(version: str, text: str, asked: str = "") -> OperatorTable:
 def find_problems(graph: onnx.ModelProto, table: OperatorTable) -> list[str]:
     """What the table's TensorRT would refuse, one line a problem; empty when all is well.
 
-    Looked at: the opset, every operator's name, rank and constancy of convolution weights, constancy of axes.
+    Looked at: the opset, every operator's name, rank and constancy of convolution weights, constancy of axes; in the
+    branches of If and the bodies of Loop and Scan as well.
     """
     problems = []
     opset = max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset > table.max_opset:
         problems.append(f"opset {opset}; {table.title} reads up to {table.max_opset}")
-    constants = {tensor.name: len(tensor.dims) for tensor in graph.graph.initializer}
-    constants |= {
-        node.output[0]: len(node.attribute[0].t.dims) for node in graph.graph.node if node.op_type == "Constant"
-    }
-    inputs = {value.name for value in graph.graph.input} - set(constants)
-    for node in graph.graph.node:
+    for node, constants, inputs in walk_nodes(graph.graph):
         problems += [
             f"{node.op_type} (node {node.name or node.output[0]}): {why}"
             for why in _why(node, table, constants, inputs)
@@ -97,8 +102,28 @@ def find_problems(graph: onnx.ModelProto, table: OperatorTable) -> list[str]:
     return problems
 
 
+def walk_nodes(
+    graph: onnx.GraphProto, constants: Mapping[str, int] | None = None, inputs: Set[str] = frozenset()
+) -> Iterator[tuple[onnx.NodeProto, Mapping[str, int], Set[str]]]:
+    """Every node, those of subgraphs after the node that holds them, with what is visible to it.
+
+    Gives (node, rank of each constant by name, names of graph inputs); arguments: those of the graph around this one.
+    """
+    own = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    own |= {node.output[0]: len(node.attribute[0].t.dims) for node in graph.node if node.op_type == "Constant"}
+    # A name inside hides the same name outside.
+    named = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+    constants = {**{name: rank for name, rank in (constants or {}).items() if name not in named}, **own}
+    inputs = (inputs - named | {value.name for value in graph.input}) - own.keys()
+    for node in graph.node:
+        yield node, constants, inputs
+        for attribute in node.attribute:
+            for subgraph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from walk_nodes(subgraph, constants, inputs)
+
+
 def lint_graph(onnx_path: Path | str, table: OperatorTable) -> int:
-    """Check a graph file; weights beside it are not read. Returns the number of nodes.
+    """Check a graph file; weights beside it are not read. Returns the number of nodes, subgraphs' included.
 
     Raises UserError naming the file and each operator and node that TensorRT would refuse (the first five).
     """
@@ -111,10 +136,10 @@ def lint_graph(onnx_path: Path | str, table: OperatorTable) -> int:
             f"{Path(onnx_path).name} is outside the operator table of {table.title}: {shown}{more}. "
             f"Lower the profile's opset (this TensorRT reads up to {table.max_opset}) or choose a newer target"
         )
-    return len(graph.graph.node)
+    return sum(1 for _ in walk_nodes(graph.graph))
 
 
-def _why(node: onnx.NodeProto, table: OperatorTable, constants: dict[str, int], inputs: set[str]) -> Iterator[str]:
+def _why(node: onnx.NodeProto, table: OperatorTable, constants: Mapping[str, int], inputs: Set[str]) -> Iterator[str]:
     restriction = table.operators.get(node.op_type)
     if restriction is None or node.domain not in ("", "ai.onnx"):
         yield "not supported"
@@ -125,11 +150,11 @@ def _why(node: onnx.NodeProto, table: OperatorTable, constants: dict[str, int], 
             yield "its weights must be constant"
         elif rank not in (4, 5):
             yield f"{rank - 2}-D convolution; only 2-D and 3-D are supported"
-    if restriction.startswith("`axes` must be"):
+    if restriction.startswith(("`axes` must be", "`axis` must be")):
         index = _AXES_INPUT.get(node.op_type)
         axes = node.input[index] if index is not None and index < len(node.input) else ""
-        # "resolvable to a constant" (10.7 and newer) takes what the parser can fold; only an input surely is not that.
-        bad = axes in inputs if "resolvable" in restriction else axes not in constants
+        # What is resolvable to, or at build time, a constant (10.7 and newer) the parser folds; only an input surely is not.
+        bad = axes in inputs if re.search("resolvable|build-time", restriction) else axes not in constants
         if axes and bad:
             yield "its axes must be constant"
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.bundle import draft_manifest, write_bundle
+from edgeqlora_export.compile_check import compile_gate
 from edgeqlora_export.decoding import decoding_spec, is_multilingual
 from edgeqlora_export.detokenizer import detokenizer_table
 from edgeqlora_export.engine_request import engine_request
@@ -52,6 +53,7 @@ def export_bundle(
     normaliser: str = "basic",
     n_parity: int = 8,
     overwrite: bool = False,
+    compile_check: bool = False,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Make a bundle of a merged Whisper folder, proven against torch, or raise and leave nothing.
@@ -59,8 +61,11 @@ def export_bundle(
     merged_dir: transformers folder with tokenizer and preprocessor_config.json. windows_s: audio seconds that the
     encoder may see, multiples of 0.02 up to the model's native window. profile: plain values of the hardware
     profile; all are recorded, and read are `name`, `threads`, `tensorrt` (a version, whose operator table the graphs
-    must fit, or None) and, for the engines asked of that TensorRT, `max_batch`, `precisions`, `workspace_mib`. clips: (audio float32 (n_samples,) at 16 kHz, reference); the first
-    `n_parity` are used for the parity gates, the first `n_eval` travel with the bundle.
+    must fit, or None) and, for the engines asked of that TensorRT, `max_batch`, `precisions`, `workspace_mib`.
+    clips: (audio float32 (n_samples,) at 16 kHz, reference); the first `n_parity` are used for the parity gates, the
+    first `n_eval` travel with the bundle.
+
+    compile_check: also compile both graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
     Raises UserError for a wrong window, folder, language, existing `out_dir`, or a gate that failed.
@@ -112,6 +117,8 @@ def export_bundle(
         runtime = open_runtime(Bundle(temporary, manifest), "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = [_mel_gate(filters, audios, mels)]
         manifest["gates"] += measure_parity(model, runtime, mels, spec, progress=progress)
+        if compile_check:
+            manifest["gates"].append(compile_gate(folder, manifest, progress))
         verify_gates(manifest["gates"])
         spelling = getattr(tokenizer, "english_spelling_normalizer", None)
         if spelling:  # so that `whisper-english` scores a bundle as it scores the folder

@@ -3,7 +3,9 @@
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 from typing import Any, List, Optional
 
 from . import __version__
@@ -35,6 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--workspace-mib", type=int, help="most scratch memory (default: as the bundle says)")
     build.add_argument("--cache", help="folder for engines (default ~/.cache/edgeqlora/engines)")
     build.add_argument("--force", action="store_true", help="build again what is there")
+    build.add_argument("--no-memory-check", action="store_true", help="build though little memory is free")
+    build.add_argument(
+        "--runtime", default="tensorrt", help="tensorrt, or onnxruntime for its TensorRT provider (default tensorrt)"
+    )
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV file (FLAC, Ogg, MP3 if soundfile is here)")
@@ -114,6 +120,8 @@ def _add_runtime(command: Any) -> None:
         action="append",
         help="onnxruntime: cpu, cuda, tensorrt or auto; may be repeated, best first (default cpu)",
     )
+    command.add_argument("--precision", help="of TensorRT: fp16 or fp32 (default: what the bundle asks for first)")
+    command.add_argument("--cache", help="folder of TensorRT engines (default ~/.cache/edgeqlora/engines)")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -122,6 +130,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     0, 2 for bad input, 3 for a measurement that is not valid, 130 for Ctrl-C, 141 when the reader went away.
     """
     _use_utf8_output()
+    _stop_like_ctrl_c()
     args = build_parser().parse_args(argv)
     try:
         code = _run(args)
@@ -143,11 +152,26 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
         return run_info(args.bundle)
     if args.command == "transcribe":
-        return run_transcribe(args.files, args.bundle, args.json, args.threads, args.runtime, args.provider)
+        runtime = {
+            "name": args.runtime,
+            "threads": args.threads,
+            "providers": args.provider,
+            "precision": args.precision,
+            "cache_dir": args.cache,
+        }
+        return run_transcribe(args.files, args.bundle, args.json, runtime)
     if args.command == "doctor":
         return run_doctor(args.bundle)
     if args.command == "build":
-        return run_build(args.bundle, args.precision, args.workspace_mib, args.cache, args.force)
+        return run_build(
+            args.bundle,
+            args.precision,
+            args.workspace_mib,
+            args.cache,
+            force=args.force,
+            check_memory=not args.no_memory_check,
+            runtime=args.runtime,
+        )
     if args.command == "bench":
         return _bench(args)
     return _soak(args)
@@ -176,6 +200,8 @@ def _bench(args: argparse.Namespace) -> int:
         measure_overhead=args.measure_overhead,
         runtime=args.runtime,
         providers=args.provider,
+        precision=args.precision,
+        cache_dir=args.cache,
     )
     return run_bench_command(args.bundle, args.manifest, args.limit, args.output, settings)
 
@@ -196,8 +222,23 @@ def _soak(args: argparse.Namespace) -> int:
         power_mode=args.power_mode,
         runtime=args.runtime,
         providers=args.provider,
+        precision=args.precision,
+        cache_dir=args.cache,
     )
     return run_soak_command(args.bundle, args.manifest, args.limit, args.output, settings)
+
+
+def _stop_like_ctrl_c() -> None:
+    """SIGTERM and SIGHUP (an SSH session that ends) stop a run as Ctrl-C does: what was measured is kept."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name)
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and is right
+                signal.signal(number, stop)
 
 
 def _use_utf8_output() -> None:

@@ -7,8 +7,10 @@ import numpy as np
 
 from .bundle import Bundle, EvalClip
 from .errors import UserError
+from .figures import figure
 from .machine import measure_rss_mib
 from .overhead import measure_overhead
+from .power import MAX_INTERVAL_S, MIN_INTERVAL_S
 from .report import build_report
 from .runtimes import open_runtime
 from .scenarios import (
@@ -67,6 +69,10 @@ class Settings(NamedTuple):
     """Measure what the measuring costs: alternate calls with and without sensors."""
     runtime: str = "onnxruntime"
     providers: Optional[Sequence[str]] = None
+    precision: Optional[str] = None
+    """Of TensorRT's engines; None: what the bundle asks for first."""
+    cache_dir: Optional[str] = None
+    """Folder of TensorRT's engines; None: ~/.cache/edgeqlora/engines."""
 
 
 class Loading(NamedTuple):
@@ -87,6 +93,7 @@ class Run(NamedTuple):
     scenario: str
     batch_size: int
     rate_per_s: Optional[float]
+    offered_per_s: Optional[float]  # the rate that was really drawn
     overhead: Optional[Dict[str, Any]]
 
 
@@ -95,32 +102,46 @@ def run_bench(
     clips: Sequence[EvalClip],
     settings: Settings = Settings(),
     progress: Optional[Callable[[int, int], None]] = None,
+    say: Callable[[str], None] = lambda text: None,
     root: str = "/",
     open_model: Callable[..., Any] = open_runtime,
 ) -> Dict[str, Any]:
     """Transcribe the clips under a scenario and report (schema "edgeqlora.report/2", see report.py).
 
-    Clips are decoded before; log-mel to text is inside the measured time. progress(n_done, n_total) in clips, or in
-    seconds where the length of the run decides.
+    Clips are decoded before; log-mel to text is inside the measured time. progress(n_done, n_total) in clips;
+    say(text) tells what is done before that.
+    Ctrl-C during the run ends it early: the report has what was measured, marked as cut short.
     Raises UserError for settings out of range, no clips, an audio file that cannot be read, a power source that was
     asked for and does not work.
     """
     check_settings(settings, clips, bundle)
     sensors = Sensors.open(bundle, settings.power, settings.power_interval_s, settings.power_mode, root)
-    rss_before_mib = measure_rss_mib()
-    start_s = time.perf_counter()
-    opened = open_model(bundle, settings.runtime, threads=settings.threads, providers=settings.providers)
-    transcriber = Transcriber(bundle, opened)
-    loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
-    workload = load_workload(clips, transcriber, settings.seed)
-    untimed = [
-        Measurement(clip, 0, -1, transcript, transcript.total_ms, 0.0, is_timed=False)
-        for clip, transcript in transcribe_others(clips, workload, transcriber)
-    ]
-    with sensors:
+    with sensors:  # from before the model is loaded: the most memory may be taken while it is
+        say("loading the model")
+        rss_before_mib = measure_rss_mib()
+        start_s = time.perf_counter()
+        opened = open_model(
+            bundle,
+            settings.runtime,
+            threads=settings.threads,
+            providers=settings.providers,
+            precision=settings.precision,
+            cache_dir=settings.cache_dir,
+            place_nodes=True,
+        )
+        transcriber = Transcriber(bundle, opened)
+        loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
+        workload = load_workload(clips, transcriber, settings.seed)
+        untimed = [
+            Measurement(clip, 0, -1, transcript, transcript.total_ms, 0.0, is_timed=False)
+            for clip, transcript in transcribe_others(clips, workload, transcriber)
+        ]
+        if sensors.has_power and settings.idle_s:
+            say("resting for {:g} s to measure idle power".format(settings.idle_s))
         sensors.rest(settings.idle_s)
-        run = measure(transcriber, workload, settings, sensors, progress)
+        run = measure(transcriber, workload, settings, sensors, progress, say)
     run = run._replace(measurements=untimed + run.measurements)
+    sensors.memory["held_audio"] = figure(sum(audio.nbytes for audio in workload.audios) / 2.0**20, "MiB")
     return build_report(bundle, opened, clips, run, settings, loading, sensors)
 
 
@@ -135,7 +156,7 @@ def check_settings(settings: Settings, clips: Sequence[EvalClip], bundle: Bundle
         ("rate_per_s", 1e-3, 1e5),
         ("target_latency_ms", 1e-3, 1e7),
         ("seed", 0, 2**32 - 1),
-        ("power_interval_s", 0.01, 60),
+        ("power_interval_s", MIN_INTERVAL_S, MAX_INTERVAL_S),
         ("idle_s", 0, 3600),
     ):
         value = getattr(settings, name)
@@ -176,6 +197,7 @@ def measure(
     settings: Settings,
     sensors: Sensors,
     progress: Optional[Callable[[int, int], None]] = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Warm up, then run the scenario over the clips held in memory. Sensors are already running."""
     scenario, batch_size = choose_scenario(settings), choose_batch(settings, transcriber.bundle)
@@ -184,14 +206,20 @@ def measure(
         return transcribe(transcriber, audios)
 
     calls = [[workload.audios[i] for i in group] for group in first_calls(workload, batch_size)]
-    warmed = warm_up(run, calls, settings.warmup)
-    overhead = measure_overhead(run, calls, sensors.telemetry) if settings.measure_overhead else None
+    say("warming up")
+    warmed = warm_up(run, calls, settings.warmup, n_kinds=len(kinds_of_calls(workload, batch_size)))
+    overhead = None
+    if settings.measure_overhead:
+        say("measuring what the measuring costs")
+        sensors.start_run()
+        overhead = measure_overhead(run, calls, sensors.telemetry)
     sensors.start_run()
     min_s = settings.min_duration_s
     if min_s is None:
         min_s = ENERGY_MIN_S if sensors.has_power else 0.0
     start_s = time.monotonic()
     least = max(settings.repeats * len(workload.audios), settings.min_count)
+    offered_per_s = None
     rate_per_s = settings.rate_per_s or warmed.clips_per_s / 2 if scenario == "server" else None
 
     def is_enough(n_passes: int, n_done: int) -> bool:
@@ -203,19 +231,33 @@ def measure(
         groups = run_offline(run, workload.audios, workload.windows, batch_size, settings.seed, is_enough)
     else:
         assert rate_per_s is not None
-        queries = server_queries(
-            len(workload.audios), max(least, int(np.ceil(rate_per_s * min_s))), rate_per_s, settings.seed
-        )
+        queries = server_queries(len(workload.audios), least, min_s, rate_per_s, settings.seed)
         least = len(queries)
+        offered_per_s = len(queries) / queries[-1].arrival_s
         groups = run_server(run, workload.audios, workload.windows, batch_size, queries)
     measurements: List[Measurement] = []
-    for group in groups:
-        measurements.extend(m._replace(clip=workload.clips[m.clip]) for m in group)
-        if progress is not None:
-            progress(*how_far(len(measurements), least, time.monotonic() - start_s, min_s))
+    first: Dict[int, Transcript] = {}
+    try:
+        for group in groups:
+            measurements.extend(_kept(m._replace(clip=workload.clips[m.clip]), first) for m in group)
+            if progress is not None:
+                progress(*how_far(len(measurements), least, time.monotonic() - start_s, min_s))
+    except KeyboardInterrupt:
+        if not measurements:
+            raise
+        sensors.problems.append("cut short by Ctrl-C or a signal after {:,} clips".format(len(measurements)))
     end_s = time.monotonic()
     sensors.end_run(start_s, end_s)
-    return Run(start_s, end_s, measurements, warmed, scenario, batch_size, rate_per_s, overhead)
+    return Run(start_s, end_s, measurements, warmed, scenario, batch_size, rate_per_s, offered_per_s, overhead)
+
+
+def _kept(measurement: Measurement, first: Dict[int, Transcript]) -> Measurement:
+    """A measurement whose text and tokens are those of the clip's first pass where they are equal: held once."""
+    transcript = measurement.transcript
+    known = first.setdefault(measurement.clip, transcript)
+    if known is transcript or known.tokens != transcript.tokens:
+        return measurement
+    return measurement._replace(transcript=transcript._replace(text=known.text, tokens=known.tokens))
 
 
 def how_far(n_done: int, least: int, elapsed_s: float, min_s: float) -> Tuple[int, int]:
@@ -231,8 +273,16 @@ def transcribe(transcriber: Transcriber, audios: List[np.ndarray]) -> List[Trans
     return transcriber.transcribe_batch(audios)
 
 
+def kinds_of_calls(workload: Workload, batch_size: int) -> Dict[Any, List[int]]:
+    """(window, number of clips) -> the first such call of a pass: each is a shape the model may see for the first time."""
+    kinds: Dict[Any, List[int]] = {}
+    for call in batches(range(len(workload.audios)), workload.windows, batch_size):
+        kinds.setdefault((workload.windows[call[0]], len(call)), call)
+    return kinds
+
+
 def first_calls(workload: Workload, batch_size: int) -> List[List[int]]:
-    """Calls to warm up with: every window that occurs is among the first."""
-    calls = list(batches(range(len(workload.audios)), workload.windows, batch_size))
-    first = [next(c for c in calls if workload.windows[c[0]] == window) for window in dict.fromkeys(workload.windows)]
+    """Calls to warm up with: one of every kind comes first."""
+    first = list(kinds_of_calls(workload, batch_size).values())
+    calls = batches(range(len(workload.audios)), workload.windows, batch_size)
     return first + [call for call in calls if call not in first]

@@ -6,9 +6,9 @@ import pkgutil
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
-from .board_identity import Evidence, identify, is_tegra, parse_tnspec
+from .board_identity import Evidence, identify, is_tegra, parse_tnspec, soc_of
 from .clocks import judge_lock, read_clocks
-from .l4t import read_release
+from .l4t import Release, read_release
 from .machine import parse_meminfo_mib
 from .nvpmodel import read_mode, set_power_mode
 from .sysfs import Run, find, read_text
@@ -70,11 +70,12 @@ def detect_board(
     release = read_release(root, boards, run)
     is_jetson = bool(identity.id or release.l4t) or is_tegra(evidence)
     mode = read_mode(root, run) if is_jetson else None
-    lock = judge_lock(read_clocks(root))
+    lock = judge_lock(read_clocks(root), is_jetson)
     is_root, in_container = os.geteuid() == 0, is_container(root)
     notes = list(identity.notes)
     if is_jetson:
-        notes += hidden(release.l4t, release.how, is_root, in_container)
+        soc = boards[identity.id].get("soc") if identity.id else soc_of(evidence.compatible)
+        notes += hidden(release, soc, is_root, in_container)
     return Board(
         id=identity.id,
         title=boards[identity.id].get("title") or identity.id if identity.id else evidence.model or "no Jetson",
@@ -118,30 +119,36 @@ def is_container(root: str = "/") -> bool:
     return bool(re.search(r"docker|kubepods|containerd|lxc|libpod", read_text(root, "proc/1/cgroup") or ""))
 
 
-def hidden(l4t: Optional[str], how: str, is_root: bool, in_container: bool) -> List[str]:
-    """What this user cannot see on this release. Recorded tegrastats lines of root and others show the difference."""
+def hidden(release: Release, soc: Optional[str], is_root: bool, in_container: bool) -> List[str]:
+    """What this user cannot see on this release. Recorded tegrastats lines of root and others show the difference.
+
+    soc: such as "tegra264". A Thor hides more than an Orin with the same release.
+    """
     notes = []
-    if l4t is None:
-        notes.append("L4T and JetPack are not known: {}".format(how))
+    if release.l4t is None:
+        notes.append("L4T and JetPack are not known: {}".format(release.how))
     if in_container:
         notes.append(
             "in a container: nvpmodel, tegrastats and /etc/nv_* are the host's and are seen only where they are mounted"
         )
     if is_root:
         return notes
-    major = int((l4t or "0").split(".")[0])
-    if major in (32, 34, 35):
+    major = int((release.l4t or "0").split(".")[0])
+    if soc == "tegra264":
         notes.append(
-            "not root: on L4T {} tegrastats may hide power rails, memory clock and GPU clock".format(l4t)
+            "not root: on a Thor tegrastats hides GPU load and clock, the memory clock and the engines; power rails "
+            "stay visible"
+        )
+    elif major in (32, 34, 35):
+        notes.append(
+            "not root: on L4T {} tegrastats may hide power rails, memory clock and GPU clock".format(release.l4t)
             + "; the sensors in /sys are read instead where their files allow it"
         )
-    elif major in (36, 39):
+    elif major >= 36:
         notes.append(
             "not root: tegrastats hides the memory clock, the GPU's clock and the engines on L4T {}; power rails stay "
-            "visible".format(l4t)
+            "visible".format(release.l4t)
         )
-    elif major == 38:
-        notes.append("not root: tegrastats hides GPU load and clock and the memory clock on L4T {}".format(l4t))
     notes.append("not root: NvMap's list of GPU memory is closed, so it is estimated from MemAvailable")
     return notes
 

@@ -72,7 +72,7 @@ def identify(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> Identi
         (_by_names([evidence.tnspec or ""], boards), "TNSPEC in " + boot),
         (_by_model(evidence.model, boards), 'model "{}"'.format(evidence.model)),
         (_by_model_words(evidence, boards), 'words of the model "{}"'.format(evidence.model)),
-        (_by_soc(evidence, boards), "SoC {} in {}".format(_soc(evidence.compatible), tree)),
+        (_by_soc(evidence, boards), "SoC {} in {}".format(soc_of(evidence.compatible), tree)),
     ):
         if found:
             return _choose(found, how, None, evidence, boards)
@@ -80,13 +80,15 @@ def identify(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> Identi
     how = "this Jetson is not in the board table ({} boards): {}".format(
         len(boards), ", ".join(unknown) or evidence.model or "no part number is readable"
     )
-    return Identity(None, how, None, ["the rails of a board not in the table cannot be added up: no energy figure"])
+    return Identity(
+        None, how, None, ["the rails of a board not in the table are not added up: energy takes one known input rail"]
+    )
 
 
 def is_tegra(evidence: Evidence) -> bool:
     """Whether the evidence names NVIDIA's SoC."""
     model = evidence.model or ""
-    return bool(_soc(evidence.compatible) or re.search(r"\bJetson\b|\bNVIDIA Orin\b", model))
+    return bool(soc_of(evidence.compatible) or re.search(r"\bJetson\b|\bNVIDIA Orin\b", model))
 
 
 def _by_number(number: str, where: str, evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> Identity:
@@ -183,17 +185,18 @@ def _by_model(model: Optional[str], boards: Mapping[str, Dict[str, Any]]) -> Lis
 
 def _by_model_words(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> List[str]:
     """Boards that a third party's model text names ("NVIDIA Orin NX T801-16GB"), of this SoC and memory."""
-    fitting = {name: boards[name] for name in _by_soc(evidence, boards)} if _soc(evidence.compatible) else boards
+    fitting = {name: boards[name] for name in _by_soc(evidence, boards)} if soc_of(evidence.compatible) else boards
     return _by_words([re.findall(r"[a-z]+|\d+", (evidence.model or "").lower())], fitting)
 
 
 def _by_soc(evidence: Evidence, boards: Mapping[str, Dict[str, Any]]) -> List[str]:
     """Boards with this SoC and memory."""
-    soc = _soc(evidence.compatible)
+    soc = soc_of(evidence.compatible)
     return [name for name, b in boards.items() if soc and b.get("soc") == soc and _fits(b, evidence.memory_total_mib)]
 
 
-def _soc(compatible: List[str]) -> Optional[str]:
+def soc_of(compatible: List[str]) -> Optional[str]:
+    """The SoC that a device tree names, such as "tegra234"; None: none of NVIDIA's."""
     for text in compatible:
         match = re.match(r"^nvidia,(tegra\d+)$", text)
         if match:

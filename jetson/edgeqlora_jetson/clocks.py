@@ -65,8 +65,11 @@ def read_cpu_clocks(root: str = "/") -> List[Clock]:
     return clocks
 
 
-def judge_lock(clocks: List[Clock]) -> Lock:
-    """Clocks are locked where lowest and highest allowed clock are the same, as jetson_clocks makes them."""
+def judge_lock(clocks: List[Clock], is_jetson: bool = False) -> Lock:
+    """Clocks are locked where lowest and highest allowed clock are the same, as jetson_clocks makes them.
+
+    One that moves is enough to say no; yes takes all of them, on a Jetson the GPU's too.
+    """
     known = [(c.name, c.min_mhz, c.max_mhz) for c in clocks if c.min_mhz is not None and c.max_mhz is not None]
     if not known:
         return Lock(None, "no clock limits are readable (/sys/devices/system/cpu/cpufreq, /sys/class/devfreq)")
@@ -75,7 +78,13 @@ def judge_lock(clocks: List[Clock]) -> Lock:
         texts = ["{} {:.0f} to {:.0f} MHz".format(*limits) for limits in free]
         return Lock(False, "free to move: " + ", ".join(texts))
     texts = ["{} {:.0f} MHz".format(name, high) for name, _, high in known]
-    return Lock(True, "lowest and highest allowed clock are equal: " + ", ".join(texts))
+    equal = "lowest and highest allowed clock are equal: " + ", ".join(texts)
+    hidden = ["the limits of {}".format(c.name) for c in clocks if c.min_mhz is None or c.max_mhz is None]
+    if is_jetson and not any(c.name == "gpu" for c in clocks):
+        hidden.append("the GPU's clock (/sys/class/devfreq)")
+    if hidden:
+        return Lock(None, "{}; not readable: {}".format(equal, ", ".join(hidden)))
+    return Lock(True, equal)
 
 
 class ClockWatch(object):

@@ -3,9 +3,8 @@
 import json
 import os
 import sys
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
-from .board import detect_board
 from .bundle import Bundle
 from .errors import UserError
 from .machine import read_machine
@@ -36,19 +35,11 @@ def command_name() -> str:
 def run_info(folder: Optional[str]) -> int:
     """Print what the bundle holds and whether this machine can run it."""
     bundle = open_bundle(folder)
+    from .doctor import examine, format_findings
+
     print(format_info(bundle))
-    try:
-        import onnxruntime
-
-        print(
-            "Runtime     onnxruntime {} ({})".format(
-                onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())
-            )
-        )
-    except ImportError:
-        from .runtimes.onnxruntime import pip_line
-
-        print("Runtime     onnxruntime is not installed: {}".format(pip_line()))
+    print()
+    print(format_findings(examine(bundle)))
     print("Next: {} transcribe speech.wav{}".format(command_name(), bundle_flag(folder)))
     return 0
 
@@ -58,7 +49,7 @@ def format_info(bundle: Bundle) -> str:
     manifest = bundle.manifest
     model, decoding, profile = manifest["model"], manifest["decoding"], manifest.get("profile") or {}
     n_bytes = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
-    evaluation, machine, board = manifest.get("eval"), read_machine(), detect_board()
+    evaluation, machine = manifest.get("eval"), read_machine()
     lines = [
         "Bundle      {} in {}".format(bundle.name, bundle.folder),
         "Model       {}, base model {}, {} decoder layers, vocabulary {}".format(
@@ -97,31 +88,17 @@ def format_info(bundle: Bundle) -> str:
             machine["board"] or machine["cpu_model"] or machine["machine"], machine["n_cores"]
         ),
     ]
-    if board.is_jetson:
-        lines += [
-            "Board       {} ({})".format(board.id or "not in our table", board.how),
-            "System      JetPack {}, L4T {}, power mode {} ({})".format(
-                board.jetpack or "unknown", board.l4t or "unknown", board.power_mode or "unknown", board.power_mode_how
-            ),
-        ]
     return "\n".join(lines)
 
 
-def run_transcribe(
-    files: Sequence[str],
-    folder: Optional[str],
-    as_json: bool,
-    threads: Optional[int],
-    runtime: str = "onnxruntime",
-    providers: Optional[Sequence[str]] = None,
-) -> int:
-    """Print the text of each file; a file that cannot be read is named on stderr and the others go on (exit code 2)."""
+def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, runtime: Mapping[str, Any]) -> int:
+    """Print the text of each file, by open_runtime(bundle, **runtime); a file that cannot be read is named on stderr and the others go on (exit code 2)."""
     from .audio import load_audio
     from .runtimes import open_runtime
     from .transcribe import Transcriber
 
     bundle = open_bundle(folder)
-    transcriber = Transcriber(bundle, open_runtime(bundle, runtime, threads=threads, providers=providers))
+    transcriber = Transcriber(bundle, open_runtime(bundle, **runtime))
     exit_code = 0
     for path in files:
         try:

@@ -15,6 +15,7 @@ from .doctor_board import (
 from .doctor_software import Software, examine_onnxruntime, examine_python, examine_tensorrt, read_software
 from .doctor_system import examine_disk, examine_heat, examine_memory, examine_power, examine_swap
 from .findings import Finding, format_findings
+from .l4t import sister_release
 from .nvpmodel import read_conf
 from .sysfs import Run
 
@@ -27,11 +28,12 @@ def examine(
     run: Optional[Run] = None,
     software: Optional[Software] = None,
     board: Optional[Board] = None,
+    with_python: bool = True,
 ) -> List[Finding]:
     """Look at everything a measurement depends on; changes nothing and takes a few seconds.
 
     bundle: a bundle.Bundle, to say whether it fits this machine. run(argv) -> (code, output) asks nvpmodel and
-    dpkg-query. software, board: as already read, else they are read here.
+    dpkg-query. software, board: as already read, else they are read here. with_python: also Python and numpy.
     """
     from .sensors import board_facts
 
@@ -41,20 +43,21 @@ def examine(
     software = read_software() if software is None else software
     need_mib = (profile or {}).get("memory_budget_mib") if profile and profile.get("name") == board.id else None
     folder = bundle.folder if bundle is not None else os.getcwd()
+    release = sister_release(boards.get(board.id or "", {}).get("jetpacks"), board.l4t)
     return (
         examine_board(board, boards)
-        + examine_fit(board, profile, software.tensorrt)
+        + examine_fit(board, profile, software.tensorrt, boards)
         + examine_release(board)
         + examine_power_mode(board, read_conf(root), boards.get(board.id or ""))
         + examine_clocks(board)
         + examine_hidden(board)
-        + examine_heat(root)
-        + examine_power(board_facts(board, bundle), root)
+        + examine_heat(root, board.is_jetson)
+        + examine_power(board_facts(board, bundle), root, board.is_jetson)
         + examine_memory(root, need_mib, board.is_jetson)
-        + examine_swap(root, board.is_jetson)
-        + examine_python(software, profile if board.is_jetson else None)
+        + examine_swap(root, board)
+        + (examine_python(software, release) if with_python else [])
         + examine_onnxruntime(software, board.is_jetson, _install_onnxruntime())
-        + examine_tensorrt(software, board.is_jetson, profile)
+        + examine_tensorrt(software, board.is_jetson, release)
         + examine_disk(folder)
     )
 

@@ -1,10 +1,12 @@
 """What the doctor says of the board: which, its release, power mode, clocks, what is hidden, whether a bundle fits."""
 
-from typing import Any, Dict, List, Mapping, Optional
+import re
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from .board import Board
-from .findings import Finding, note, ok, problem, warning
-from .l4t import version_key
+from .board_identity import soc_of
+from .findings import Finding, note, ok, warning
+from .l4t import sister_release, version_key
 from .nvpmodel import Conf, PowerMode
 
 
@@ -15,16 +17,18 @@ def examine_board(board: Board, boards: Mapping[str, Dict[str, Any]]) -> List[Fi
         return [note("This is no Jetson ({}), {}".format(board.how, memory), "Figures from it say nothing of a board.")]
     if board.id is None:
         return [
-            problem(
+            warning(
                 "Jetson not recognised: {}, {}".format(board.how, memory),
-                "Its power rails are not known, so no energy figure can be made; everything else works. "
-                "A profile of your own for this board brings the rails with the bundle.",
-                "edgeqlora profiles show jetson-orin-nano > my-board.toml",
+                "Its power rails are not known: energy can be measured only if it has one known input rail; see Power "
+                "below. Everything else works. A profile of your own brings the rails with the bundle: make one on "
+                "the workstation from the nearest board's, correct it, and check it with edgeqlora profiles check.",
+                "edgeqlora profiles show {} --toml --name my-board > my-board.toml".format(_nearest(board, boards)),
             )
         ]
     known = board.title if "MiB of memory" in board.how else "{}, {}".format(board.title, memory)
     found = [ok("{}: {}".format(known, board.how))]
-    unsourced = [key for key in boards.get(board.id, {}).get("unsourced") or [] if key.split(".")[0] in _USED]
+    used = _USED + tuple(key for key, kinds in _IDENTIFIES.items() if board.how.startswith(kinds))
+    unsourced = [key for key in boards.get(board.id, {}).get("unsourced") or [] if key.split(".")[0] in used]
     if unsourced:
         found.append(
             note(
@@ -35,7 +39,21 @@ def examine_board(board: Board, boards: Mapping[str, Dict[str, Any]]) -> List[Fi
     return found
 
 
-_USED = ("total_rail", "sum_rails", "rails", "energy_scope", "memory_mib", "part_numbers")
+_USED = ("total_rail", "sum_rails", "optional_rails", "rails", "energy_scope", "memory_mib")
+_IDENTIFIES = {
+    "part_numbers": ("part number",),
+    "compatible": ("compatible string",),
+    "models": ("model ", "words of the model"),
+    "soc": ("SoC",),
+}
+"""Facts that decide which board it is -> how Board.how begins where they did."""
+
+
+def _nearest(board: Board, boards: Mapping[str, Dict[str, Any]]) -> str:
+    """A board of the table with the same chip, to start a profile of one's own from."""
+    soc = soc_of(board.compatible)
+    same = sorted(name for name, facts in boards.items() if soc and facts.get("soc") == soc)
+    return same[0] if same else "jetson-orin-nano"
 
 
 def examine_release(board: Board) -> List[Finding]:
@@ -68,7 +86,7 @@ def examine_power_mode(board: Board, conf: Conf, facts: Optional[Mapping[str, An
             )
         ]
     names = {mode.name: mode for mode in conf.modes}
-    mode, fastest = names.get(board.power_mode), fastest_mode(conf.modes)
+    mode, fastest = names.get(board.power_mode), fastest_mode(conf.modes, facts)
     what = "Power mode {} (number {} here, by {})".format(board.power_mode, board.power_mode_id, board.power_mode_how)
     if mode is not None:
         what += mode_text(mode)
@@ -114,7 +132,9 @@ def _examine_super(conf: Conf, facts: Mapping[str, Any]) -> List[Finding]:
 
 
 def examine_clocks(board: Board) -> List[Finding]:
-    """Whether clocks are locked."""
+    """Whether clocks are locked; nothing for a workstation that does not say."""
+    if board.clocks_locked is None and not board.is_jetson:
+        return []
     if board.clocks_locked:
         return [ok("Clocks locked: {}".format(board.clocks_how))]
     if board.clocks_locked is None:
@@ -160,14 +180,21 @@ def examine_hidden(board: Board) -> List[Finding]:
     return found + [note(text[0].upper() + text[1:]) for text in rest]
 
 
-def examine_fit(board: Board, profile: Optional[Mapping[str, Any]], tensorrt: Optional[str]) -> List[Finding]:
+def examine_fit(
+    board: Board,
+    profile: Optional[Mapping[str, Any]],
+    tensorrt: Optional[str],
+    boards: Optional[Mapping[str, Dict[str, Any]]] = None,
+) -> List[Finding]:
     """Whether the bundle's hardware profile is this board's.
 
-    profile: manifest["profile"]. tensorrt: the version installed here, or None.
+    profile: manifest["profile"]. tensorrt: the version installed here, or None. boards: the board table.
     """
     if profile is None:
         return []
-    name, target = profile.get("name"), "edgeqlora export MERGED --target {} --output BUNDLE"
+    name, boards = profile.get("name"), boards or {}
+    if board.is_jetson and board.id is None and name not in boards and profile.get("rails"):
+        return [ok("The bundle's profile is {}, not in the board table: taken as this board's own".format(name))]
     if not board.is_jetson or board.id is None:
         if profile.get("part_numbers"):
             return [
@@ -177,13 +204,14 @@ def examine_fit(board: Board, profile: Optional[Mapping[str, Any]], tensorrt: Op
                 )
             ]
         return [ok("The bundle's profile is {}".format(name))]
+    export = export_command(board, tensorrt, boards)
     if name != board.id and profile.get("part_numbers"):
         return [
             warning(
                 "The bundle was made for {}, this is {}".format(profile.get("title") or name, board.title),
                 "It runs if the operators and the memory allow; window, batch and workspace limits are the other "
                 "board's. Power rails are taken from this board's table.",
-                target.format(board.id),
+                export,
             )
         ]
     if name != board.id:
@@ -191,7 +219,7 @@ def examine_fit(board: Board, profile: Optional[Mapping[str, Any]], tensorrt: Op
             note(
                 "The bundle's profile is {}, not this board's".format(name),
                 "It runs on the processor; no TensorRT engine was asked for.",
-                target.format(board.id),
+                export,
             )
         ]
     wanted = profile.get("tensorrt")
@@ -200,19 +228,40 @@ def examine_fit(board: Board, profile: Optional[Mapping[str, Any]], tensorrt: Op
             warning(
                 "The bundle was checked for TensorRT {}, this board has {}".format(wanted, tensorrt),
                 "An older parser may refuse the graphs.",
-                target.format(board.id) + " --jetpack {}".format(board.jetpack or "VERSION"),
+                export,
             )
         ]
     return [ok("The bundle was made for this board ({})".format(name))]
 
 
-def fastest_mode(modes: List[PowerMode]) -> Optional[PowerMode]:
-    """The mode without a cap on power: MAXN or MAXN_SUPER; else that with the most GPU cores, clock and cores."""
+def export_command(board: Board, tensorrt: Optional[str], boards: Mapping[str, Dict[str, Any]]) -> str:
+    """Makes a bundle for this board and what is installed on it, with a JetPack release that the exporter knows.
+
+    The table has one release for each TensorRT, not the JetPack of every image: 5.1.6 stands for 5.1.2.
+    """
+    release = sister_release(boards.get(board.id or "", {}).get("jetpacks"), board.l4t, tensorrt)
+    command = "edgeqlora export MERGED --target {} --output BUNDLE".format(board.id)
+    return "{} --jetpack {}".format(command, release["jetpack"]) if release else command
+
+
+def fastest_mode(modes: List[PowerMode], facts: Optional[Mapping[str, Any]] = None) -> Optional[PowerMode]:
+    """The mode without a cap on power: MAXN or MAXN_SUPER; else that with most GPU cores, GPU clock, watts and cores.
+
+    Watts part modes of the same GPU clock, which is only a cap: MODE_15W_6CORE and MODE_20W_6CORE of Xavier NX.
+    facts: the board's entry in the board table, for budgets that a mode's name does not say.
+    """
     for mode in modes:
         if mode.name.startswith("MAXN"):
             return mode
+    watts = {mode["name"]: mode.get("watt_cap") for mode in (facts or {}).get("power_modes") or []}
+
+    def speed(mode: PowerMode) -> Tuple[float, ...]:
+        named = re.search(r"(\d+)W", mode.name)
+        cap = float(named.group(1)) if named else watts.get(mode.name) or 0.0
+        return -n_off(mode.tpc_pg_mask or 0), mode.gpu_max_mhz or 0, cap, mode.cpus_online or 0
+
     known = [mode for mode in modes if mode.gpu_max_mhz is not None]
-    return max(known, key=lambda m: (-n_off(m.tpc_pg_mask or 0), m.gpu_max_mhz, m.cpus_online or 0)) if known else None
+    return max(known, key=speed) if known else None
 
 
 def n_off(tpc_pg_mask: int) -> int:

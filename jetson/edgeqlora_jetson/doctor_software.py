@@ -8,6 +8,7 @@ from .findings import Finding, note, ok, problem, warning
 from .l4t import version_key
 from .onnx_probe import Probe, probe_providers
 
+NOT_INSTALLED = "not installed"
 _CPU = "CPUExecutionProvider"
 _GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
@@ -40,8 +41,11 @@ def read_software() -> Software:
     )
 
 
-def examine_python(software: Software, profile: Optional[Mapping[str, Any]] = None) -> List[Finding]:
-    """Python and numpy against what the runner needs and what the board's JetPack has."""
+def examine_python(software: Software, release: Optional[Mapping[str, Any]] = None) -> List[Finding]:
+    """Python and numpy against what the runner needs and what this board's JetPack has.
+
+    release: the board table's JetPack release of this board's L4T series; None: not known, or no Jetson.
+    """
     found = []
     if sys.version_info < (3, 6):
         found.append(
@@ -49,8 +53,9 @@ def examine_python(software: Software, profile: Optional[Mapping[str, Any]] = No
         )
     else:
         found.append(ok("Python {} ({})".format(software.python, sys.executable)))
-    wanted = (profile or {}).get("python")
-    if wanted and (profile or {}).get("tensorrt") and version_key(software.python)[:2] != version_key(str(wanted))[:2]:
+    wanted = (release or {}).get("python")
+    # A tensorrt that imports was built for this Python, whichever it is.
+    if wanted and software.tensorrt is None and version_key(software.python)[:2] != version_key(str(wanted))[:2]:
         found.append(
             warning(
                 "JetPack's Python is {}, this is {}".format(wanted, software.python),
@@ -107,8 +112,11 @@ def examine_onnxruntime(software: Software, is_jetson: bool, install: str) -> Li
     return found
 
 
-def examine_tensorrt(software: Software, is_jetson: bool, profile: Optional[Mapping[str, Any]] = None) -> List[Finding]:
-    """TensorRT's Python module."""
+def examine_tensorrt(software: Software, is_jetson: bool, release: Optional[Mapping[str, Any]] = None) -> List[Finding]:
+    """TensorRT's Python module; a workstation that has none needs none.
+
+    release: the board table's JetPack release of this board's L4T series.
+    """
     if software.tensorrt is not None:
         found = [ok("TensorRT {}".format(software.tensorrt))]
         if version_key(software.tensorrt)[0] >= 11:
@@ -119,6 +127,8 @@ def examine_tensorrt(software: Software, is_jetson: bool, profile: Optional[Mapp
                 )
             )
         return found
+    if not is_jetson and software.tensorrt_error == NOT_INSTALLED:
+        return []
     if not is_jetson:
         return [note("TensorRT: {}".format(software.tensorrt_error), "The bundle runs in onnxruntime.")]
     return [
@@ -126,7 +136,7 @@ def examine_tensorrt(software: Software, is_jetson: bool, profile: Optional[Mapp
             "TensorRT: {}".format(software.tensorrt_error),
             "No engine can be built; the bundle runs in onnxruntime. JetPack brings the module for its own Python only "
             "({}); a wheel from PyPI does not know a Jetson's GPU before JetPack 7.".format(
-                (profile or {}).get("python") or "the one in /usr/bin"
+                (release or {}).get("python") or "the one in /usr/bin"
             ),
             "sudo apt-get install python3-libnvinfer",
         )
@@ -141,6 +151,6 @@ def _import(name: str) -> Any:
         return importlib.import_module(name), None
     except ImportError as error:
         missing = getattr(error, "name", None) == name
-        return None, "not installed" if missing else "does not import: {}".format(error)
+        return None, NOT_INSTALLED if missing else "does not import: {}".format(error)
     except Exception as error:
         return None, "does not import: {}: {}".format(type(error).__name__, error)

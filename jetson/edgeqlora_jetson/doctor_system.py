@@ -1,18 +1,21 @@
 """What the doctor says of the system: memory, swap, disk, heat so far, power source."""
 
 import os
+import shlex
 from typing import Any, List, Mapping, Optional, Tuple
 
+from .board import Board
 from .errors import UserError
 from .findings import Finding, note, ok, problem, warning
-from .memory import parse_lfb, parse_meminfo, parse_swaps
-from .sysfs import read_text
+from .memory import Swap, parse_lfb, parse_meminfo, parse_swaps
+from .sysfs import join, read_text
 from .thermal import find_zones, parse_temperature, read_event_counters
 
 HEADLESS = "sudo systemctl isolate multi-user.target   # stops the desktop; back: isolate graphical.target"
 # Blocks of 4 MiB are the largest the kernel keeps; NvMap asks for large pieces.
 _FEW_BLOCKS = 4
 _DISK_LOW_MIB, _DISK_WANTED_MIB = 300, 2048
+_SMALL_MIB = 8192
 _WARM_C = 70.0
 
 
@@ -47,18 +50,11 @@ def examine_memory(root: str = "/", need_mib: Optional[float] = None, is_jetson:
     return found
 
 
-def examine_swap(root: str = "/", is_jetson: bool = True) -> List[Finding]:
-    """Swap areas, and whether they are in use."""
+def examine_swap(root: str, board: Board) -> List[Finding]:
+    """Swap areas, and whether they are in use. Without any, only a small board needs a word."""
     swaps = parse_swaps(read_text(root, "proc/swaps") or "")
     if not swaps:
-        return [
-            note(
-                "No swap",
-                "Fair for measuring. Building an engine on a board with 8 GB or less may be killed without it.",
-                "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
-                "sudo swapon /swapfile",
-            )
-        ]
+        return _examine_no_swap(root, board)
     used_mib, size_mib = sum(swap.used_mib for swap in swaps), sum(swap.size_mib for swap in swaps)
     zram = [swap for swap in swaps if swap.is_zram]
     what = "Swap: {:,.0f} of {:,.0f} MiB in use, in {} area{}{}".format(
@@ -74,10 +70,10 @@ def examine_swap(root: str = "/", is_jetson: bool = True) -> List[Finding]:
             warning(
                 what,
                 "Something was short of memory already; a run during which it grows is not valid.",
-                "sudo swapoff -a && sudo swapon -a   # empties it; needs that much free memory",
+                empty_swap_command(swaps) + "   # empties it; needs that much free memory",
             )
         ]
-    if is_jetson and zram and len(zram) == len(swaps):
+    if board.is_jetson and zram and len(zram) == len(swaps):
         found.append(
             note(
                 "All swap is zram",
@@ -88,13 +84,47 @@ def examine_swap(root: str = "/", is_jetson: bool = True) -> List[Finding]:
     return found
 
 
+def empty_swap_command(swaps: List[Swap]) -> str:
+    """Switches the areas in use off and on again, each with its priority.
+
+    By name: `swapon -a` brings back only what /etc/fstab lists, neither zram nor a file made by hand.
+    """
+    used = [swap for swap in swaps if swap.used_mib > 0]
+    parts = ["sudo swapoff " + " ".join(shlex.quote(swap.path) for swap in used)]
+    for priority in sorted({swap.priority for swap in used}, key=lambda p: -1 if p is None else p, reverse=True):
+        paths = " ".join(shlex.quote(swap.path) for swap in used if swap.priority == priority)
+        parts.append("sudo swapon {}{}".format("" if priority is None else "-p {} ".format(priority), paths))
+    return " && ".join(parts)
+
+
+def _examine_no_swap(root: str, board: Board) -> List[Finding]:
+    if not board.is_jetson:
+        return []
+    if board.in_container or not board.memory_total_mib or board.memory_total_mib > _SMALL_MIB:
+        return [ok("No swap", "Fair for measuring.")]
+    free_mib = _free_disk_mib(join(root, "/"))
+    means = "Fair for measuring. Building an engine on a board with 8 GB or less may be killed without it."
+    for size_gib in (8, 4):
+        if free_mib >= size_gib * 1024 + _DISK_WANTED_MIB:
+            command = (
+                "sudo fallocate -l {}G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
+                "sudo swapon /swapfile"
+            )
+            return [note("No swap", means, command.format(size_gib))]
+    return [note("No swap", "{} The disk has no room for a swap file ({:,.0f} MiB free).".format(means, free_mib))]
+
+
+def _free_disk_mib(folder: str) -> float:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize / 2.0**20
+
+
 def examine_disk(folder: str, what_for: str = "bundle, reports and engines") -> List[Finding]:
     """Free space where results are written."""
     try:
-        disk = os.statvfs(folder)
+        free_mib = _free_disk_mib(folder)
     except OSError as error:
         return [problem("{}: {}".format(folder, error.strerror or error), "Nothing can be written there.")]
-    free_mib = disk.f_bavail * disk.f_frsize / 2.0**20
     text = "{:,.0f} MiB free on the disk of {} ({})".format(free_mib, os.path.abspath(folder), what_for)
     if free_mib < _DISK_LOW_MIB:
         return [
@@ -105,7 +135,7 @@ def examine_disk(folder: str, what_for: str = "bundle, reports and engines") -> 
     return [ok(text)]
 
 
-def examine_heat(root: str = "/") -> List[Finding]:
+def examine_heat(root: str = "/", is_jetson: bool = True) -> List[Finding]:
     """How warm it is before the run, and whether the board was throttled since boot."""
     found = []
     readings: List[Tuple[float, str]] = []
@@ -120,7 +150,7 @@ def examine_heat(root: str = "/") -> List[Finding]:
             found.append(warning(text, "A warm start throttles sooner: let it cool down, turn the fan up."))
         else:
             found.append(ok(text))
-    else:
+    elif is_jetson:
         found.append(note("No temperature can be read", "A throttled run may go unnoticed."))
     events = {name: count for name, count in read_event_counters(root).items() if count}
     if events:
@@ -135,7 +165,7 @@ def examine_heat(root: str = "/") -> List[Finding]:
     return found
 
 
-def examine_power(table: Optional[Mapping[str, Any]], root: str = "/") -> List[Finding]:
+def examine_power(table: Optional[Mapping[str, Any]], root: str = "/", is_jetson: bool = True) -> List[Finding]:
     """The power source that a run would take, and what it covers.
 
     table: plain rail values of the profile or the board table; None: none.
@@ -149,7 +179,9 @@ def examine_power(table: Optional[Mapping[str, Any]], root: str = "/") -> List[F
     except UserError as error:
         return [problem("Power: {}".format(error), means)]
     if source is None or scope is None:
-        return [warning("No power source: {}".format("; ".join(notes) or "none found"), means)]
+        # What failed together with another source is said of each alone.
+        reasons = "; ".join(text for text in notes if "+" not in text.split(":")[0]) or "none found"
+        return [(warning if is_jetson else note)("No power source: {}".format(reasons), means)]
     covers = {
         "module_input": "all that the module takes, without carrier and power supply",
         "system_input": "all that the board takes, carrier included, without the power supply",

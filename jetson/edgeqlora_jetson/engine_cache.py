@@ -129,7 +129,7 @@ def find_engine(
     reason = explain_missing(keys[0], list_records(cache_dir))
     raise UserError(
         "no {} engine for this bundle in {}: {}. Build it (minutes, once): {}".format(
-            graph, cache_dir, reason, build_command(bundle, precision)
+            graph, cache_dir, reason, build_command(bundle, precision, cache_dir)
         )
     )
 
@@ -179,7 +179,7 @@ def explain_missing(key: Dict[str, Any], records: List[Dict[str, Any]]) -> str:
     return "the nearest of {} was built for {}".format(len(others), "; ".join(parts) or "the same, but is damaged")
 
 
-def build_command(bundle: Any, precision: Optional[str] = None) -> str:
+def build_command(bundle: Any, precision: Optional[str] = None, cache_dir: Optional[str] = None) -> str:
     """The command that builds a bundle's engines, to be pasted."""
     pyz = find_pyz()
     program = "python3 -m edgeqlora_jetson"
@@ -188,7 +188,10 @@ def build_command(bundle: Any, precision: Optional[str] = None) -> str:
         program = "python3 " + os.path.relpath(pyz)
         if os.path.realpath(os.path.dirname(pyz)) == os.path.realpath(bundle.folder):
             folder = ""
-    return "{} build{}{}".format(program, folder, " --precision {}".format(precision) if precision else "")
+    options = " --precision {}".format(precision) if precision else ""
+    if cache_dir not in (None, default_cache_dir()):
+        options += " --cache {}".format(cache_dir)
+    return "{} build{}{}".format(program, folder, options)
 
 
 def _difference(word: str, built: Any, here: Any) -> str:

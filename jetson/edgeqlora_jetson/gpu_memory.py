@@ -79,9 +79,11 @@ class GpuMemory(object):
             self._nvmap_reason = _why_no_nvmap(self._root)
             return
         mine = [client.size_mib for client in parse_nvmap(text) if client.pid == self._pid]
-        if mine:
+        if sum(mine) > 0:
             self._nvmap_mib = max(self._nvmap_mib or 0.0, sum(mine))
-        elif self._nvmap_mib is None:
+        elif mine:
+            self._nvmap_reason = "NvMap says 0 here, as on Thor, whose GPU memory it does not count"
+        else:
             self._nvmap_reason = "{} lists no buffer of this process".format(NVMAP)
 
     def _open_nvml(self) -> None:

@@ -1,7 +1,7 @@
 """L4T (Jetson Linux) and JetPack versions of a board."""
 
 import re
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .sysfs import Run, read_text, runner
 
@@ -105,6 +105,21 @@ def jetpack_of(l4t: str, boards: Optional[Mapping[str, Any]] = None) -> Optional
                 known[_three(str(release["l4t"]))] = str(release["jetpack"])
     known.update(_JETPACK)
     return known.get(_three(l4t))
+
+
+def sister_release(
+    jetpacks: Optional[Sequence[Mapping[str, Any]]], l4t: Optional[str], tensorrt: Optional[str] = None
+) -> Optional[Mapping[str, Any]]:
+    """The board table's release that stands for the installed one; None: none does.
+
+    The table has one release for each TensorRT: with the same TensorRT (its first two numbers), else of the same L4T
+    series (35 of 35.4.1); of several the one nearest below this L4T, else the oldest.
+    """
+    rows = sorted(jetpacks or (), key=lambda row: version_key(str(row["l4t"])))
+    same = [row for row in rows if tensorrt and version_key(str(row["tensorrt"]))[:2] == version_key(tensorrt)[:2]]
+    same = same or [row for row in rows if l4t and version_key(str(row["l4t"]))[:1] == version_key(l4t)[:1]]
+    below = [row for row in same if l4t and version_key(str(row["l4t"])) <= version_key(l4t)]
+    return below[-1] if below else same[0] if same else None
 
 
 def version_key(version: str) -> Tuple[int, ...]:

@@ -42,6 +42,8 @@ class Swap(NamedTuple):
     path: str
     size_mib: float
     used_mib: float
+    priority: Optional[int] = None
+    """As set; None: left to the kernel, which shows a negative number."""
 
     @property
     def is_zram(self) -> bool:
@@ -71,7 +73,8 @@ def parse_swaps(text: str) -> List[Swap]:
     for line in text.splitlines()[1:]:
         words = line.split()
         if len(words) >= 5 and words[-3].isdigit() and words[-2].isdigit():
-            swaps.append(Swap(words[0], int(words[-3]) / 1024.0, int(words[-2]) / 1024.0))
+            priority = int(words[-1]) if words[-1].isdigit() else None
+            swaps.append(Swap(words[0], int(words[-3]) / 1024.0, int(words[-2]) / 1024.0, priority))
     return swaps
 
 

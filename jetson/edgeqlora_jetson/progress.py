@@ -19,18 +19,21 @@ class Progress(object):
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._start_s = clock()
-        self._shown_s = self._start_s
+        self._start_s: Optional[float] = None
+        self._n_before = 0
+        self._shown_s = clock()
         self._width = 0
 
     def update(self, n_done: int, n_total: int) -> None:
         """Show n_done of n_total, if it is time to, or all is done."""
         now_s = self._clock()
+        if self._start_s is None:  # what came before (loading, warm-up) says nothing of the time left
+            self._start_s, self._n_before = now_s, n_done
         every_s = _TERMINAL_EVERY_S if self._is_terminal else _LOG_EVERY_S
         if now_s - self._shown_s < every_s and not (self._is_terminal and n_done == n_total):
             return
         self._shown_s = now_s
-        text = format_progress(self._label, n_done, n_total, now_s - self._start_s)
+        text = format_progress(self._label, n_done, n_total, now_s - self._start_s, self._n_before)
         if self._is_terminal:
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
@@ -45,11 +48,11 @@ class Progress(object):
             self._stream.flush()
 
 
-def format_progress(label: str, n_done: int, n_total: int, elapsed_s: float) -> str:
-    """One progress line: "bench: 120 of 500 clips, 24 %, 1:05 left"."""
+def format_progress(label: str, n_done: int, n_total: int, elapsed_s: float, n_before: int = 0) -> str:
+    """One progress line: "bench: 120 of 500 clips, 24 %, 1:05 left". n_before: done when elapsed_s began."""
     text = "{}: {} of {} clips, {:.0f} %".format(label, n_done, n_total, 100.0 * n_done / max(1, n_total))
-    if 0 < n_done < n_total:
-        left_s = int(elapsed_s / n_done * (n_total - n_done) + 0.5)
+    if n_before < n_done < n_total:
+        left_s = int(elapsed_s / (n_done - n_before) * (n_total - n_done) + 0.5)
         text += ", {}:{:02d} left".format(left_s // 60, left_s % 60)
     return text
 

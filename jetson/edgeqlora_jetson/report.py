@@ -76,6 +76,7 @@ def build_report(
             "runtime": runtime.name,
             "runtime_version": runtime.version,
             "providers": runtime.providers,
+            "notes": list(getattr(runtime, "notes", ())),
             "node_placement": runtime.node_placement() if hasattr(runtime, "node_placement") else None,
         },
         "method": {
@@ -86,6 +87,9 @@ def build_report(
             "min_count": settings.min_count,
             "batch_size": run.batch_size,
             "rate_per_s": run.rate_per_s,
+            "offered_per_s": run.offered_per_s,
+            "differs_from_mlperf": "whole passes over the clips instead of samples drawn with replacement; length and "
+            "count as given here, not MLPerf's minima",
             "target_latency_ms": settings.target_latency_ms,
             "seed": settings.seed,
             "threads": runtime.threads,
@@ -126,8 +130,9 @@ def figure_of(value: Any, how: Optional[str]) -> Dict[str, Any]:
 def _precision(runtime: Any, manifest: Dict[str, Any]) -> Dict[str, Any]:
     """What each graph really runs in: as its engine was built, else as it was exported."""
     engines = getattr(runtime, "engines", None) or {}
+    whole = getattr(runtime, "precision", None)  # of onnxruntime's TensorRT provider, whose engines have no records
     return {
-        graph: (engines.get(graph) or {}).get("precision") or entry.get("precision")
+        graph: (engines.get(graph) or {}).get("precision") or whole or entry.get("precision")
         for graph, entry in manifest["graphs"].items()
     }
 

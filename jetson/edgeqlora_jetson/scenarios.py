@@ -129,10 +129,13 @@ def run_server(
         n_calls += 1
 
 
-def server_queries(n_clips: int, n_queries: int, rate_per_s: float, seed: int) -> List[Query]:
-    """At least n_queries, whole passes over the clips, at Poisson arrivals."""
-    n_passes = -(-n_queries // n_clips)
+def server_queries(n_clips: int, n_queries: int, min_s: float, rate_per_s: float, seed: int) -> List[Query]:
+    """Whole passes over the clips at Poisson arrivals: at least n_queries, the last one not before min_s."""
+    n_passes = max(1, -(-max(n_queries, int(rate_per_s * min_s)) // n_clips))
     arrivals_s = poisson_arrivals(n_passes * n_clips, rate_per_s, seed)
+    while arrivals_s[-1] < min_s:
+        n_passes += 1  # more of the same: a longer draw of a seed begins with the shorter one
+        arrivals_s = poisson_arrivals(n_passes * n_clips, rate_per_s, seed)
     order = [(clip, repeat) for repeat in range(n_passes) for clip in pass_order(n_clips, seed, repeat)]
     return [Query(clip, repeat, arrival_s) for (clip, repeat), arrival_s in zip(order, arrivals_s)]
 

@@ -37,7 +37,7 @@ class Sensors(object):
         self.thermal: Dict[str, Any] = {}
         self.problems: List[str] = []
         self.warnings: List[str] = []
-        self._root = root
+        self.was_named = False  # a power source asked for by name must give energy
         self._memory = MemoryMonitor(root)
         self._memory.start()
         self._thermal = ThermalMonitor(root, board.clocks_locked)
@@ -64,6 +64,7 @@ class Sensors(object):
         facts = board_facts(board, bundle)
         source, scope, notes = open_power_source(power, rail_table(facts), interval_s=power_interval_s, root=root)
         sensors = cls(board, source, scope, notes, root)
+        sensors.was_named = power != "auto"
         doubtful = sorted(set((facts or {}).get("unsourced") or ()) & _RAIL_FACTS)
         if source is not None and doubtful:
             sensors.warnings.append(
@@ -95,23 +96,35 @@ class Sensors(object):
         self._idle, self._idle_s = mean_power(self.telemetry.samples(), start_s, end_s, self.scope), end_s - start_s
 
     def start_run(self) -> None:
-        """Temperatures and throttle counters are compared from here."""
+        """Temperatures and throttle counters are compared from here; may be called again, for a new start."""
         if self.source is not None:
             self.telemetry.wait_for_sample_after(0.0)
+        self.telemetry.thermal = None
         self._thermal.start()
         self.telemetry.thermal = self._thermal
+        self.telemetry.read_now()
 
     def end_run(self, start_s: float, end_s: float) -> None:
         """Stop reading and work out what the sensors say of the window (time.monotonic())."""
+        self.telemetry.read_now()
         if self.source is not None:
             self.telemetry.wait_for_sample_after(end_s)
         self.telemetry.stop()
-        self.memory, self.thermal = self._memory.finish(), self._thermal.finish()
+        self.memory = self._finish("memory", self._memory)
+        self.thermal = self._finish("thermal", self._thermal)
         self.problems += self.memory.pop("problems", [])
         self.energy = self._measure_energy(start_s, end_s)
         self.warnings += self.energy.get("warnings", [])
         for name, text in sorted(self.telemetry.errors.items()):
             self.problems.append("the {} sensors failed during the run: {}".format(name, text))
+
+    def _finish(self, name: str, monitor: Any) -> Dict[str, Any]:
+        try:
+            part: Dict[str, Any] = monitor.finish()
+            return part
+        except Exception as error:  # as in Telemetry: what was measured must not be lost for a sensor
+            self.telemetry.errors.setdefault(name, "{}: {}".format(type(error).__name__, error))
+            return {}
 
     def _measure_energy(self, start_s: float, end_s: float) -> Dict[str, Any]:
         if self.source is None:
@@ -136,6 +149,9 @@ class Sensors(object):
             energy = missing_energy(str(error))
         if self._idle["value"] is None:
             energy["idle_power"] = self._idle
+        if energy["energy"]["value"] is None:
+            text = "no energy: {}".format(energy["energy"]["reason"])
+            (self.problems if self.was_named else self.warnings).append(text)
         energy["source"] = self.source.describe()
         energy["idle_s"] = self._idle_s
         energy["notes"] = self.notes
@@ -143,15 +159,25 @@ class Sensors(object):
 
 
 def board_facts(board: Board, bundle: Any) -> Optional[Dict[str, Any]]:
-    """Rails and modes of this board: from the bundle's profile if it is for this board, else from our own table.
+    """Rails and modes of this board: from the user's own profile if the bundle was exported with one that is for this
+    board, else from our own table.
 
-    A user's own profile (another carrier, more rails) thereby wins over the table.
+    A shipped profile is never taken for a board that was not recognised: rails of another board would be counted.
     """
     profile = (bundle.manifest.get("profile") or {}) if bundle is not None else {}
-    is_own = board.id is None and board.is_jetson and profile.get("rails")
-    if profile.get("rails") and (is_own or profile.get("name") == board.id):
+    table = load_boards()
+    if profile.get("rails") and profile.get("name") not in table and is_for(board, profile):
         return profile
-    return load_boards().get(board.id) if board.id else None
+    return table.get(board.id) if board.id else None
+
+
+def is_for(board: Board, profile: Dict[str, Any]) -> bool:
+    """Whether a profile names this board's part number, compatible string or model."""
+    return bool(
+        (board.part_number and board.part_number in (profile.get("part_numbers") or ()))
+        or set(board.compatible) & set(profile.get("compatible") or ())
+        or (board.model and board.model in (profile.get("models") or ()))
+    )
 
 
 def missing_energy(reason: str) -> Dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Optional
 
 from .bundle import Bundle
 from .commands import bundle_flag, command_name, open_bundle
+from .errors import UserError
 from .progress import Elapsed
 from .pyz import find_pyz
 
@@ -23,25 +24,43 @@ def run_doctor(folder: Optional[str]) -> int:
 
 
 def run_build(
-    folder: Optional[str], precision: Optional[str], workspace_mib: Optional[int], cache: Optional[str], force: bool
+    folder: Optional[str],
+    precision: Optional[str],
+    workspace_mib: Optional[int],
+    cache: Optional[str],
+    force: bool = False,
+    check_memory: bool = True,
+    runtime: str = "tensorrt",
 ) -> int:
-    """Build the bundle's TensorRT engines, with the time it takes shown."""
-    from .build import build_engines, format_engines
+    """Build the bundle's TensorRT engines, or those of onnxruntime's TensorRT provider, and show how long it takes."""
+    from .build import build_engines, build_provider_engines, format_engines
+    from .runtimes.providers import format_placement
 
+    if runtime not in ("tensorrt", "onnxruntime"):
+        raise UserError("runtime {!r} has no engines, allowed: tensorrt, onnxruntime".format(runtime))
     bundle: Bundle = open_bundle(folder)
     elapsed = Elapsed()
     try:
-        records = build_engines(
-            bundle,
-            cache_dir=cache,
-            progress=elapsed.update,
-            precision=precision,
-            workspace_mib=workspace_mib,
-            force=force,
-        )
+        if runtime == "onnxruntime":
+            built = build_provider_engines(
+                bundle, cache_dir=cache, progress=elapsed.update, precision=precision, check_memory=check_memory
+            )
+            print("onnxruntime {onnxruntime}, {precision}, built in {build_s:.0f} s".format(**built))
+            print(format_placement(built["placement"]))
+        else:
+            records = build_engines(
+                bundle,
+                cache_dir=cache,
+                progress=elapsed.update,
+                precision=precision,
+                workspace_mib=workspace_mib,
+                force=force,
+                check_memory=check_memory,
+            )
+            print(format_engines(records))
     finally:
         elapsed.close()
-    print(format_engines(records))
     sys.stdout.flush()
-    print("Next: {} bench --runtime tensorrt{}".format(command_name(), bundle_flag(folder).replace(" --bundle", "")))
+    flags = "--runtime tensorrt" if runtime == "tensorrt" else "--provider tensorrt"
+    print("Next: {} bench {}{}".format(command_name(), flags, bundle_flag(folder).replace(" --bundle", "")))
     return 0

@@ -3,7 +3,7 @@
 import gc
 import resource
 import time
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .warmup import warm_up
 from .workload import load_workload
 
 N_INTERVALS = 60
+MAX_INTERVAL_S = 60.0
+"""A row is what a power cut can take, and samples of a row are held."""
+
 MIN_DURATION_S = 60.0
 
 
@@ -31,7 +34,7 @@ class SoakSettings(NamedTuple):
     settle_s: Optional[float] = None
     """Left out of slope and drift; None: a sixth of the run, 10 minutes at most."""
     interval_s: Optional[float] = None
-    """One row of the report; None: a sixtieth of the run, 1 s at least."""
+    """One row of the report; None: a sixtieth of the run, 1 s to 60 s."""
     max_rss_slope_mib_per_h: float = 1.0
     max_p99_drift_percent: float = 5.0
     max_energy_drift_percent: float = 5.0
@@ -41,6 +44,10 @@ class SoakSettings(NamedTuple):
     power_mode: Optional[str] = None
     runtime: str = "onnxruntime"
     providers: Optional[Sequence[str]] = None
+    precision: Optional[str] = None
+    """Of TensorRT's engines; None: what the bundle asks for first."""
+    cache_dir: Optional[str] = None
+    """Folder of TensorRT's engines; None: ~/.cache/edgeqlora/engines."""
 
 
 class Interval(NamedTuple):
@@ -65,11 +72,13 @@ class Soak(object):
     def __init__(self, settings: SoakSettings) -> None:
         self.settings = settings
         self.rows: List[Interval] = []
+        self.is_complete = False
         self.problems: List[str] = []
+        self.thermal: Dict[str, Any] = {}
         self.settle_s = settings.settle_s
         if self.settle_s is None:
             self.settle_s = min(settings.duration_s / 6, 600.0)
-        self.interval_s = settings.interval_s or max(1.0, settings.duration_s / N_INTERVALS)
+        self.interval_s = settings.interval_s or min(MAX_INTERVAL_S, max(1.0, settings.duration_s / N_INTERVALS))
         self.first, self.last = LatencyHistogram(), LatencyHistogram()
         self._third_s = (settings.duration_s - self.settle_s) / 3
 
@@ -90,40 +99,50 @@ def run_soak(
     bundle: Bundle,
     clips: Sequence[EvalClip],
     settings: SoakSettings,
-    save: Callable[[Soak, Any, Any], None] = lambda soak, runtime, sensors: None,
     progress: Optional[Callable[[float, Soak], None]] = None,
     root: str = "/",
     open_model: Callable[..., Any] = open_runtime,
 ) -> Any:
     """Transcribe the clips over and over for duration_s; returns (Soak, runtime, Sensors).
 
-    save(soak, runtime, sensors) is called after every row, so that a run that is cut short leaves what it found.
+    progress(seconds so far, soak) is called after every row. Ctrl-C ends the soak early, with what it found so far
+    (soak.is_complete False).
     Raises UserError for settings out of range, no clips, a power source that was asked for and does not work.
     """
     check_soak(settings, clips)
     sensors = Sensors.open(bundle, settings.power, None, settings.power_mode, root)
-    opened = open_model(bundle, settings.runtime, threads=settings.threads, providers=settings.providers)
-    transcriber = Transcriber(bundle, opened)
-    workload = load_workload(clips, transcriber, settings.seed)
-    audio_s = sum(len(audio) for audio in workload.audios) / float(transcriber.sample_rate_hz)
-    soak = Soak(settings)
-
-    def run(audios: List[np.ndarray]) -> List[Any]:
-        return [transcriber.transcribe(audios[0])]
-
     with sensors:
+        opened = open_model(
+            bundle,
+            settings.runtime,
+            threads=settings.threads,
+            providers=settings.providers,
+            precision=settings.precision,
+            cache_dir=settings.cache_dir,
+        )
+        transcriber = Transcriber(bundle, opened)
+        workload = load_workload(clips, transcriber, settings.seed)
+        audio_s = sum(len(audio) for audio in workload.audios) / float(transcriber.sample_rate_hz)
+        soak = Soak(settings)
+
+        def run(audios: List[np.ndarray]) -> List[Any]:
+            return [transcriber.transcribe(audios[0])]
+
         warm_up(run, [[audio] for audio in workload.audios], 5)
         sensors.start_run()
         start_s = time.monotonic()
         histogram = LatencyHistogram()
-        while time.monotonic() - start_s < settings.duration_s:
-            histogram.clear()
-            row = _interval(run, workload, soak, sensors, histogram, start_s, audio_s, root)
-            soak.rows.append(row)
-            save(soak, opened, sensors)
-            if progress is not None:
-                progress(time.monotonic() - start_s, soak)
+        try:
+            while time.monotonic() - start_s < settings.duration_s:
+                histogram.clear()
+                soak.rows.append(_interval(run, workload, soak, sensors, histogram, start_s, audio_s, root))
+                if progress is not None:
+                    progress(time.monotonic() - start_s, soak)
+            soak.is_complete = True
+        except KeyboardInterrupt:
+            pass
         sensors.end_run(start_s, time.monotonic())
+    soak.thermal = sensors.thermal
     soak.problems += [text for text in sensors.problems if text not in soak.problems]
     return soak, opened, sensors
 
@@ -155,8 +174,7 @@ def _interval(
     audio_s_per_pass: float,
     root: str,
 ) -> Interval:
-    heat = ThermalMonitor(root, sensors.board.clocks_locked)
-    heat.start()
+    heat = _Heat(root, sensors)
     begun_s = time.monotonic()
     preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     rss_mib: List[float] = []
@@ -179,7 +197,6 @@ def _interval(
     end_s = time.monotonic()
     gc.collect()
     energy_j = _energy_j(soak, sensors, begun_s, end_s)
-    heat.poll()
     thermal = heat.finish()
     hottest = [zone["max"]["value"] for zone in (thermal.get("zones") or {}).values()]
     known = [celsius for celsius in hottest if celsius is not None]
@@ -196,6 +213,31 @@ def _interval(
         throttled=thermal.get("throttled"),
         n_preempted=resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted,
     )
+
+
+class _Heat(object):
+    """Heat of one row; a sensor that fails leaves the row without it, and is named once."""
+
+    def __init__(self, root: str, sensors: Sensors) -> None:
+        self._errors = sensors.telemetry.errors
+        self._monitor: Optional[ThermalMonitor] = ThermalMonitor(root, sensors.board.clocks_locked)
+        self._guarded("start")
+
+    def finish(self) -> Dict[str, Any]:
+        """The thermal part of the row; {} where it cannot be had."""
+        self._guarded("poll")
+        part: Dict[str, Any] = self._guarded("finish") or {}
+        return part
+
+    def _guarded(self, step: str) -> Any:
+        if self._monitor is None:
+            return None
+        try:
+            return getattr(self._monitor, step)()
+        except Exception as error:  # as in Telemetry: hours of work must not be lost for a sensor
+            self._errors.setdefault("thermal", "{}: {}".format(type(error).__name__, error))
+            self._monitor = None
+            return None
 
 
 def _energy_j(soak: Soak, sensors: Sensors, begun_s: float, end_s: float) -> Optional[float]:

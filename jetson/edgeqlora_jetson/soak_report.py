@@ -1,10 +1,11 @@
 """The report of a soak, schema "edgeqlora.soak/1", and its table.
 
-schema, created_utc, is_complete   False while it runs, or when it was cut short
+schema, created_utc, is_complete   False when it was cut short
 bundle, board, machine, software   as in a bench report
 settings                           what was asked, thresholds included
 checks                             name, value, limit, passed (null: could not be checked), detail
-verdict                            passed, failed, or not complete
+verdict                            passed, failed, not proven (memory or p99 could not be judged), not complete
+energy_scope, rails                what J means; warnings, memory, thermal: of the whole run
 rows                               soak.Interval each
 """
 
@@ -22,15 +23,14 @@ from .soak_checks import judge_soak
 SCHEMA = "edgeqlora.soak/1"
 
 
-def build_soak_report(bundle: Any, soak: Soak, runtime: Any, sensors: Any, is_complete: bool) -> Dict[str, Any]:
-    """Everything known of a soak so far."""
+def build_soak_report(bundle: Any, soak: Soak, runtime: Any, sensors: Any) -> Dict[str, Any]:
+    """Everything known of a soak that has ended, or was ended early."""
     checks = judge_soak(soak)
-    failed = any(check["passed"] is False for check in checks)
     return {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "is_complete": is_complete,
-        "verdict": "failed" if failed else "passed" if is_complete else "not complete",
+        "is_complete": soak.is_complete,
+        "verdict": verdict(checks, soak.is_complete),
         "bundle": {
             "name": bundle.name,
             "profile": (bundle.manifest.get("profile") or {}).get("name"),
@@ -47,11 +47,26 @@ def build_soak_report(bundle: Any, soak: Soak, runtime: Any, sensors: Any, is_co
             "providers": runtime.providers,
         },
         "settings": dict(soak.settings._asdict(), settle_s=soak.settle_s, interval_s=soak.interval_s),
+        "energy_scope": sensors.scope.energy_scope if sensors.scope is not None else "none",
+        "rails": list(sensors.scope.rails) if sensors.scope is not None else [],
+        "warnings": sensors.warnings,
+        "memory": sensors.memory,
         "power_source": sensors.source.describe() if sensors.source is not None else None,
         "power_notes": sensors.notes,
+        "thermal": soak.thermal,
         "checks": checks,
         "rows": [dict(row._asdict()) for row in soak.rows],
     }
+
+
+def verdict(checks: List[Dict[str, Any]], is_complete: bool) -> str:
+    """passed: memory and p99 are proven good and nothing failed. not proven: nothing failed, but it was not enough."""
+    if any(check["passed"] is False for check in checks):
+        return "failed"
+    if not is_complete:
+        return "not complete"
+    needed = [check for check in checks if check["name"] in ("memory growth", "p99 drift")]
+    return "passed" if all(check["passed"] for check in needed) else "not proven"
 
 
 def format_soak(report: Dict[str, Any]) -> str:
@@ -83,7 +98,15 @@ def format_soak(report: Dict[str, Any]) -> str:
         lines.append(
             "{:<16}{:<9}{}{}".format(check["name"], word, shown, "; " + check["detail"] if check["detail"] else "")
         )
-    lines.append("Verdict: {}".format(report["verdict"]))
+    lines.append("")
+    for text in report["warnings"]:
+        lines.append("To know: {}".format(text))
+    if report["rails"]:
+        lines.append("Energy is that of {} ({})".format(" + ".join(report["rails"]), report["energy_scope"]))
+    unknown = [check["name"] for check in report["checks"] if check["passed"] is None]
+    lines.append(
+        "Verdict: {}{}".format(report["verdict"], " (not checked: {})".format(", ".join(unknown)) if unknown else "")
+    )
     return "\n".join(lines)
 
 

@@ -3,6 +3,8 @@
 import textwrap
 from typing import Any, Dict, List
 
+from .runtimes.providers import format_placement
+
 _PHASES = (
     ("query", "arrival to text"),
     ("waiting", "  waiting"),
@@ -71,6 +73,10 @@ def _header(report: Dict[str, Any]) -> List[str]:
         ),
         ("Method", _method(report)),
     ]
+    if software.get("node_placement"):
+        rows.insert(3, ("", "nodes really run: " + format_placement(software["node_placement"])))
+    for note in software.get("notes") or ():
+        rows.insert(3, ("", note))
     if board["is_jetson"]:
         rows.insert(2, ("Board", _board(board)))
     return ["{:<10}{}".format(label, text) for label, text in rows]
@@ -211,10 +217,7 @@ def _accuracy(report: Dict[str, Any]) -> List[str]:
                 )
             lines.append("{:<18}{}".format("{} ({})".format(rate.upper(), name), text))
     clips = report["clips"]
-    for key, text in (
-        ("n_cut", "clips were longer than the largest window and were cut at quiet places"),
-        ("n_incomplete", "clips ran into the token limit: their text may be cut off or looping"),
-    ):
+    for key, text in (("n_cut", "clips were longer than the largest window and were cut at quiet places"),):
         if clips[key]:
             lines.append("Note: {} of {} {}".format(clips[key], clips["n"], text))
     lines.append('Text normaliser: "none" compares as written; "basic" ignores case and punctuation.')
@@ -227,4 +230,4 @@ def _validity(report: Dict[str, Any]) -> List[str]:
     for label, texts in (("NOT VALID", validity["problems"]), ("To know", validity["warnings"])):
         for text in texts:
             lines += textwrap.wrap("{}: {}".format(label, text), 118, subsequent_indent="  ")
-    return lines or ["Nothing stood in the way of this measurement."]
+    return lines or ["No problem was found in this measurement."]

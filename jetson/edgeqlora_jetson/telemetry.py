@@ -90,8 +90,15 @@ class Telemetry(object):
         return False
 
     def cost(self) -> Dict[str, Any]:
-        """Processor time of the thread: seconds, share of one core, number of polls."""
+        """What the sampling thread took: processor seconds, seconds it ran, polls. Not what child programs took."""
         return {"cpu_s": self._cpu_s, "active_s": self._active_s, "n_polls": self._n_polls, "period_s": self._period_s}
+
+    def read_now(self) -> None:
+        """Read memory and heat at this moment, besides the regular times: the edges of a run."""
+        with self._turn:
+            for name, monitor in (("memory", self.memory), ("thermal", self.thermal)):
+                if monitor is not None:
+                    self._ask(name, monitor)
 
     def _loop(self) -> None:
         started_s = time.monotonic()

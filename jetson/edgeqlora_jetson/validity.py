@@ -27,6 +27,11 @@ def judge(report: Dict[str, Any], settings: Any, problems: Sequence[str], warnin
             "the warm-up was not stable after {n_calls} calls and {seconds:.0f} s: something else is running, or the "
             "clocks are changing".format(**warm_up)
         )
+    if report["clips"]["n_incomplete"]:
+        doubts.append(
+            "{} of {} clips ran into the token limit: their text may be cut off or looping, and their time is that of the "
+            "limit".format(report["clips"]["n_incomplete"], report["clips"]["n"])
+        )
     if report["clips"]["n_unstable"]:
         doubts.append("{} clips gave different text in different repeats".format(report["clips"]["n_unstable"]))
     if report["clips"]["n_untimed"]:
@@ -68,10 +73,11 @@ def _server(report: Dict[str, Any], settings: Any, found: List[str], doubts: Lis
                 p99_ms, method["rate_per_s"], target_ms
             )
         )
-    if report["throughput"]["clips_per_s"]["value"] < 0.9 * method["rate_per_s"]:
+    out_per_s, in_per_s = report["throughput"]["clips_per_s"]["value"], method["offered_per_s"]
+    if latency_ms["waiting"]["p50"]["value"] > latency_ms["total"]["p99"]["value"] and out_per_s < 0.95 * in_per_s:
         doubts.append(
-            "{:.2f} clips/s came in and {:.2f} went out: above what the board can do, latency grows with the length "
-            "of the run".format(method["rate_per_s"], report["throughput"]["clips_per_s"]["value"])
+            "{:.2f} clips/s came in and {:.2f} went out, and most waited longer than a call takes: above what the "
+            "board can do, latency grows with the length of the run".format(in_per_s, out_per_s)
         )
 
 

@@ -26,15 +26,17 @@ def warm_up(
     calls: Sequence[List[np.ndarray]],
     least_calls: int,
     max_s: float = MAX_WARMUP_S,
+    n_kinds: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmUp:
     """Run rounds over the first few of `calls` until two rounds take the same time; at least `least_calls` calls.
 
+    n_kinds: how many of `calls`, the first ones, are each of a kind of its own (window, batch): all are in the round.
     Every round runs the same calls: times of different clips differ by themselves. least_calls=0: one call, to say
     how fast it is, and no more.
     """
     start_s = clock()
-    of_round = list(calls[:_ROUND_CALLS]) if least_calls else list(calls[:1])
+    of_round = list(calls[: max(_ROUND_CALLS, n_kinds)]) if least_calls else list(calls[:1])
     n_calls, last_s, is_stable = 0, 0.0, False
     while True:
         round_start_s = clock()

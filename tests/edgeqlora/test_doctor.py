@@ -15,6 +15,9 @@ from edgeqlora.doctor import (
     read_installed,
     read_requirements,
 )
+from edgeqlora.profiles import load_profile
+from edgeqlora_jetson.board import detect_board, load_boards
+from edgeqlora_jetson.doctor_board import export_command
 
 GPU = Gpu(
     torch="2.9.0+cu126",
@@ -37,7 +40,7 @@ def test_versions_against_ranges() -> None:
     assert findings[0].command == "python -m pip install 'transformers<6,>=5.10'"
     assert findings[1].what == "peft is not installed"
     # tomli is not needed on this Python, and torch's build tag is no other version.
-    assert findings[2].what == f"Python {platform.python_version()}; in range: torch 2.9.0+cu126"
+    assert findings[2].what == f"Python {platform.python_version()}; 1 required packages in range"
 
 
 def test_a_release_candidate_is_in_range() -> None:
@@ -137,4 +140,24 @@ def test_the_whole_look_holds_the_runners_own() -> None:
     assert any("torch" in what for what in whats)
     assert any(what.startswith("onnxruntime ") for what in whats)
     assert any("free on the disk" in what for what in whats)
+    # Said once, and short: no list of versions, and nothing about boards that this machine is not.
+    assert sum(what.startswith("Python ") for what in whats) == 1
+    assert not any(what.startswith(("numpy", "No swap")) for what in whats)
+    assert not any("jetson" in (finding.command or "") for finding in findings)
     assert all(finding.level != "problem" for finding in findings), findings
+
+
+def test_the_commands_for_boards_work(tmp_path) -> None:
+    """What the runner's doctor tells a user to type here, done with what is behind the command."""
+    boards = load_boards()
+    seen = set()
+    for name, facts in boards.items():
+        releases = [release["l4t"] for release in facts["jetpacks"]]
+        for l4t in [*releases, "32.6.1", "35.4.1", "36.4.3", "39.2.1"]:
+            for tensorrt in (None, "8.2.1", "8.5.2", "10.3.0", "10.16.2"):
+                board = detect_board(str(tmp_path), {})._replace(id=name, l4t=l4t)
+                words = export_command(board, tensorrt, boards).split()
+                jetpack = words[words.index("--jetpack") + 1] if "--jetpack" in words else None
+                seen.add(jetpack)
+                assert load_profile(words[words.index("--target") + 1], jetpack).name == name
+    assert {None, "4.6.6", "5.1.6", "6.0", "6.2.2", "7.2"} <= seen

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqlora.errors import UserError
+from edgeqlora.profile_check import run_checks
 from edgeqlora.profile_rules import RULES
 from edgeqlora.profiles import (
     ENERGY_USES,
@@ -17,6 +18,7 @@ from edgeqlora.profiles import (
     list_profiles,
     load_profile,
     parse_profile,
+    profile_toml,
     profiles_dir,
     unsourced_of,
 )
@@ -298,3 +300,21 @@ def test_the_checkout_comes_first_then_the_packaged_copy(tmp_path):
     assert profiles_dir(package) == package / "_profiles"
     shutil.copy(package / "_profiles" / "cpu.toml", package.parent / "profiles")
     assert profiles_dir(package) == package.parent / "profiles"
+
+
+def test_a_profile_of_ones_own_starts_from_a_boards_file(tmp_path):
+    path = tmp_path / "my-board.toml"
+    path.write_text(profile_toml("jetson-orin-nano", "my-board"))
+    text, is_good = run_checks([path])
+    assert is_good, text
+    own, nano = load_profile(path), load_profile("jetson-orin-nano")
+    assert (own.name, own.rails, own.sources) == ("my-board", nano.rails, nano.sources)
+    # Without a new name it is the file as it is; from one's own file as well.
+    assert profile_toml("cpu") == (profiles_dir() / "cpu.toml").read_text()
+    assert profile_toml(path, "other").startswith('name = "other"\n')
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x.toml", 'x"', ".hidden"])
+def test_a_name_that_no_file_has_is_refused(name):
+    with pytest.raises(UserError, match=r"name=.*allowed: letters, digits"):
+        profile_toml("cpu", name)

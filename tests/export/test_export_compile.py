@@ -14,6 +14,7 @@ from edgeqlora_export.compile_check import compile_graphs, import_compiler
 from edgeqlora_export.decoding import decoding_spec
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.graphs import export_whisper
+from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper import model_constants
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.engines import OptimizationProfile, optimization_profiles
@@ -91,6 +92,27 @@ def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
         del parser
     # encoder: 2 norms a layer and one last, 1 softmax a layer; decoder: 3 norms a layer and one last, 2 softmaxes.
     assert counts == {"encoder": 6 * (2 * 2 + 1) + 2, "decoder": 6 * (3 * 2 + 1) + 4}
+
+
+def test_from_opset_17_on_a_layer_norm_is_one_layer(trt, exported):
+    folder, _ = exported[17]
+    logger = make_logger(trt)
+    network, _parser = trt_builder.parse_network(trt, trt.Builder(logger), str(folder / "decoder.onnx"), logger)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    chosen = trt_builder._sensitive(trt, layers)
+    kinds = [str(layer.type).removeprefix("LayerType.") for layer in chosen]
+    assert sorted(set(kinds)) == ["NORMALIZATION", "SOFTMAX"]
+    assert (kinds.count("NORMALIZATION"), kinds.count("SOFTMAX")) == (3 * 2 + 1, 4)
+
+
+def test_the_check_is_a_gate_of_the_bundle(trt, merged, clips, tmp_path):
+    export_bundle(
+        merged, tmp_path / "bundle", opset=13, windows_s=[1.0], profile={"name": "cpu"}, clips=clips, compile_check=True
+    )
+    gate = Bundle.load(tmp_path / "bundle").manifest["gates"][-1]
+    assert (gate["name"], gate["passed"], gate["measured"]) == ("compile", True, 0.0)
+    assert "TensorRT-RTX" in gate["detail"]
+    assert "nothing was run on hardware" in gate["detail"]
 
 
 def test_fp16_is_refused_politely_without_precision_flags(trt, exported):

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from edgeqlora.profiles import list_profiles, load_profile
 from edgeqlora_export.graphs import export_whisper
-from edgeqlora_export.lint import find_problems, known_versions, lint_graph, load_operators
+from edgeqlora_export.lint import _AXES_INPUT, find_problems, known_versions, lint_graph, load_operators
 from edgeqlora_jetson.errors import UserError
 
 
@@ -116,6 +116,57 @@ def test_restrictions_are_looked_at():
     assert find_problems(folded, old) == ["Unsqueeze (node y): its axes must be constant"]
     foreign = _graph(helper.make_node("Add", ["x", "x"], ["y"], domain="com.microsoft"))
     assert find_problems(foreign, old) == ["Add (node y): not supported"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "version", "index"),
+    [
+        ("ReduceSum", "10.3", 1),
+        ("ReduceMax", "10.15", 1),
+        ("ReduceLogSumExp", "10.13", 1),
+        ("Pad", "10.3", 3),
+        ("CumSum", "8.2", 1),
+        ("CumSum", "10.15", 1),
+    ],
+)
+def test_axes_that_became_an_input_are_looked_at(operator, version, index):
+    inputs = ["x", "w", "w", "w"][:index]
+    bad = _graph(helper.make_node(operator, [*inputs, "x"], ["y"]), initializers=[_constant("w", 1)])
+    word = "axes must be constant"
+    assert find_problems(bad, load_operators(version)) == [f"{operator} (node y): its {word}"]
+    good = _graph(helper.make_node(operator, [*inputs, "w"], ["y"]), initializers=[_constant("w", 1)])
+    assert find_problems(good, load_operators(version)) == []
+
+
+def test_every_operator_with_axes_in_a_table_is_known():
+    for version in known_versions():
+        for operator, restriction in load_operators(version).operators.items():
+            if restriction.startswith(("`axes` must be", "`axis` must be")):
+                assert operator in _AXES_INPUT, (version, operator)
+
+
+def _branch(name, *nodes, initializers=(), inputs=()):
+    out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph(list(nodes), name, list(inputs), [out], list(initializers))
+
+
+def test_branches_and_bodies_are_looked_into(tmp_path):
+    table = load_operators("10.3")
+    fine = _branch("a", helper.make_node("ReduceSum", ["x", "w"], ["a"], name="outer_axes"))
+    inner = _branch("b", helper.make_node("NonZero", ["x"], ["b"], name="deep"))
+    nested = _branch("c", helper.make_node("If", ["x"], ["c"], then_branch=inner, else_branch=fine))
+    graph = _graph(
+        helper.make_node("If", ["x"], ["y"], then_branch=fine, else_branch=nested), initializers=[_constant("w", 1)]
+    )
+    assert find_problems(graph, load_operators("8.2")) == ["NonZero (node deep): not supported"]
+    assert find_problems(graph, table) == []
+    onnx.save(graph, str(tmp_path / "if.onnx"))
+    assert lint_graph(tmp_path / "if.onnx", table) == 5
+    # A body's own input hides a constant of the same name outside.
+    state = helper.make_tensor_value_info("w", TensorProto.FLOAT, None)
+    body = _branch("d", helper.make_node("ReduceSum", ["x", "w"], ["d"], name="in_body"), inputs=[state])
+    loop = _graph(helper.make_node("Loop", ["", "", "x"], ["y"], body=body), initializers=[_constant("w", 1)])
+    assert find_problems(loop, table) == ["ReduceSum (node in_body): its axes must be constant"]
 
 
 def test_many_problems_are_cut_at_five(tmp_path):

@@ -480,6 +480,8 @@ def add_builder(module, release, version):
             return TimingCache(bytes(serialized_timing_cache))
 
         def set_timing_cache(self, cache, ignore_mismatch):
+            if ignore_mismatch:
+                raise Misuse("times of another GPU would be believed")
             if cache.content and not cache.content.startswith(version.encode("ascii")):
                 return False
             self._cache = TimingCache(cache.content or version.encode("ascii"))
@@ -494,12 +496,25 @@ def add_builder(module, release, version):
         def set_memory_pool_limit(self, pool, pool_size):
             self.limits[pool.name] = pool_size
 
+    class BothConfig(PoolConfig):
+        __slots__ = ()
+
+        @property
+        def max_workspace_size(self):
+            return self.limits.get("WORKSPACE", 0)
+
+        @max_workspace_size.setter
+        def max_workspace_size(self, value):
+            warnings.warn("deprecated in TensorRT 8.3", DeprecationWarning, stacklevel=2)
+
     class OldConfig(ConfigBase):
         __slots__ = ("max_workspace_size",)
 
         def __init__(self):
             ConfigBase.__init__(self)
             self.max_workspace_size = 16 << 20
+
+    config_class = {"8.2": OldConfig, "8.5": BothConfig}.get(release, PoolConfig)
 
     class Builder(object):
         last = None  # (network, config) of the last build, for tests
@@ -515,7 +530,7 @@ def add_builder(module, release, version):
             return Network(flags)
 
         def create_builder_config(self):
-            return OldConfig() if release == "8.2" else PoolConfig()
+            return config_class()
 
         def create_optimization_profile(self):
             return Profile()
@@ -542,5 +557,5 @@ def add_builder(module, release, version):
     if release != "11":
         Builder.platform_has_fast_fp16 = True
     module.Builder, module.OnnxParser = Builder, OnnxParser
-    module.IBuilderConfig = OldConfig if release == "8.2" else PoolConfig
+    module.IBuilderConfig = config_class
     module.INetworkDefinition, module.IOptimizationProfile = Network, Profile

@@ -1,6 +1,7 @@
 """Which board a system is, from device trees, boot control files and memory sizes of published captures."""
 
 import os
+import shutil
 
 import fake_boards
 import pytest
@@ -211,6 +212,17 @@ def test_locked_clocks_are_seen(tmp_path):
     assert board.clocks_how == ("lowest and highest allowed clock are equal: gpu 612 MHz, cpu0 1510 MHz, cpu4 1510 MHz")
 
 
+def test_a_gpu_whose_clock_is_hidden_is_never_locked(tmp_path):
+    fake_boards.write_board_tree(tmp_path, "orin-nano-r36")
+    fake_boards.lock_clocks(tmp_path, "orin-nano-r36")
+    os.remove(str(tmp_path / "sys/class/devfreq/17000000.gpu/min_freq"))
+    assert detect_board(str(tmp_path), BOARDS).clocks_locked is None
+    shutil.rmtree(str(tmp_path / "sys/class/devfreq/17000000.gpu"))
+    board = detect_board(str(tmp_path), BOARDS)
+    assert board.clocks_locked is None
+    assert board.clocks_how.endswith("not readable: the GPU's clock (/sys/class/devfreq)")
+
+
 def test_nvpmodel_is_asked_first(tmp_path):
     fake_boards.write_board_tree(tmp_path, "orin-nano-r36")
 
@@ -229,14 +241,24 @@ def test_nvpmodel_is_asked_first(tmp_path):
         (False, "nano-r32", "not root: on L4T 32.7.1 tegrastats may hide power rails, memory clock and GPU clock"),
         (False, "xavier-nx-r35", "not root: on L4T 35.4.1 tegrastats may hide power rails"),
         (False, "orin-nano-r36", "not root: tegrastats hides the memory clock, the GPU's clock and the engines on L4T"),
-        (False, "thor-r38", "not root: tegrastats hides GPU load and clock and the memory clock on L4T 38.4.0"),
+        (
+            False,
+            "thor-r38",
+            "not root: on a Thor tegrastats hides GPU load and clock, the memory clock and the engines",
+        ),
+        # The recorded R39.2 line of a user has no GR3D_FREQ at all; an Orin's of the same release has its load.
+        (
+            False,
+            "thor-r39",
+            "not root: on a Thor tegrastats hides GPU load and clock, the memory clock and the engines",
+        ),
         (True, "nano-r32", None),
     ],
 )
 def test_what_root_would_show(tmp_path, monkeypatch, is_root, kind, hidden):
     monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
     fake_boards.write_board_tree(tmp_path, kind)
-    board = detect_board(str(tmp_path), BOARDS)
+    board = detect_board(str(tmp_path), BOARDS, package_of_thor)
     assert board.is_root is is_root
     if hidden is None:
         assert board.notes == []
@@ -303,7 +325,9 @@ def test_a_jetson_that_is_not_in_the_table():
     identity = identify(evidence(["nvidia,p9999-0000+p9998-0001", "nvidia,tegra999"]), BOARDS)
     assert identity.id is None
     assert identity.how == "this Jetson is not in the board table (14 boards): p9999-0000, p9998-0001"
-    assert identity.notes == ["the rails of a board not in the table cannot be added up: no energy figure"]
+    assert identity.notes == [
+        "the rails of a board not in the table are not added up: energy takes one known input rail"
+    ]
 
 
 def test_another_makers_nano_is_no_jetson():

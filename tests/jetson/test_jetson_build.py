@@ -168,8 +168,10 @@ def test_ctrl_c_ends_the_worker(bundle, machine, monkeypatch, tmp_path):
         if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
             raise KeyboardInterrupt
 
+    start_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, progress=interrupt, **machine)
+    assert time.monotonic() - start_s < 30.0  # the worker sleeps for 60
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 

@@ -4,11 +4,12 @@ import os
 import types
 
 import fake_boards
+import fake_power
 import pytest
 
-from edgeqlora_jetson.board import detect_board, load_boards
+from edgeqlora_jetson.board import Board, detect_board, load_boards
 from edgeqlora_jetson.doctor import examine, format_findings
-from edgeqlora_jetson.doctor_board import fastest_mode
+from edgeqlora_jetson.doctor_board import examine_board, fastest_mode
 from edgeqlora_jetson.doctor_software import (
     Software,
     examine_onnxruntime,
@@ -16,8 +17,15 @@ from edgeqlora_jetson.doctor_software import (
     examine_tensorrt,
     read_software,
 )
-from edgeqlora_jetson.doctor_system import examine_disk, examine_heat, examine_memory, examine_swap
+from edgeqlora_jetson.doctor_system import (
+    empty_swap_command,
+    examine_disk,
+    examine_heat,
+    examine_memory,
+    examine_swap,
+)
 from edgeqlora_jetson.findings import Finding, note, ok, problem, warning
+from edgeqlora_jetson.memory import Swap
 from edgeqlora_jetson.nvpmodel import PowerMode
 from edgeqlora_jetson.onnx_probe import Probe, probe_providers, tiny_model
 
@@ -125,6 +133,22 @@ def test_without_a_mode_called_maxn_the_widest_and_fastest_wins():
     assert fastest_mode([]) is None
 
 
+def test_the_fastest_mode_of_nine(tmp_path):
+    # The same GPU clock and cores: the cap is a ceiling, and 20 W reaches it where 15 W does not.
+    fake_boards.write_board_tree(tmp_path, "xavier-nx-r35")
+    mode = find(look(tmp_path), "Power mode MODE_15W_2CORE")
+    assert mode.command == "sudo nvpmodel -m 8   # MODE_20W_6CORE, on this board"
+    fake_boards.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0008 fmode:quiet\n")
+    assert find(look(tmp_path), "Power mode MODE_20W_6CORE").level == "ok"
+
+
+def test_watts_that_a_name_does_not_say_come_from_the_table():
+    modes = [PowerMode(0, "FAST", 1000, 0, 4), PowerMode(1, "SLOW", 1000, 0, 8)]
+    facts = {"power_modes": [{"name": "FAST", "watt_cap": 30}, {"name": "SLOW", "watt_cap": 10.0}]}
+    assert fastest_mode(modes, facts).name == "FAST"
+    assert fastest_mode(modes).name == "SLOW"
+
+
 def test_in_a_container(tmp_path):
     findings = look(tmp_path, "container")
     container = find(findings, "In a container")
@@ -140,25 +164,79 @@ def test_without_root(tmp_path, monkeypatch):
     finding = find(look(tmp_path, "thor-r38"), "Not root")
     assert finding.level == "note"
     assert finding.what == (
-        "Not root: tegrastats hides GPU load and clock and the memory clock on L4T 38.4.0; NvMap's list of GPU memory "
-        "is closed, so it is estimated from MemAvailable"
+        "Not root: on a Thor tegrastats hides GPU load and clock, the memory clock and the engines; power rails stay "
+        "visible; NvMap's list of GPU memory is closed, so it is estimated from MemAvailable"
     )
     assert finding.command.startswith("sudo -E python3")
 
 
-def test_an_unknown_jetson_is_a_problem_of_energy_only(tmp_path):
-    fake_boards.write(tmp_path, "proc/device-tree/compatible", "nvidia,p9999-0000+p9998-0001\0nvidia,tegra999\0")
-    finding = look(tmp_path)[0]
-    assert finding.level == "problem"
-    assert finding.what.startswith("Jetson not recognised: this Jetson is not in the board table")
-    assert "no energy figure can be made; everything else works" in finding.means
+def test_an_unknown_jetson_with_one_input_rail_is_measured(tmp_path):
+    fake_power.write_power_tree(str(tmp_path), "orin-nano-r36")
+    fake_boards.write(tmp_path, "proc/device-tree/compatible", "nvidia,p9999-0000+p9998-0001\0nvidia,tegra264\0")
+    fake_boards.write(tmp_path, "proc/meminfo", "MemTotal: 1048576 kB\nMemAvailable: 900000 kB\n")
+    findings = look(tmp_path)
+    assert findings[0].level == "warning"
+    assert findings[0].what.startswith("Jetson not recognised: this Jetson is not in the board table")
+    assert "only if it has one known input rail; see Power below. Everything else works" in findings[0].means
+    # From a board with the same chip.
+    assert findings[0].command == ("edgeqlora profiles show jetson-thor-t4000 --toml --name my-board > my-board.toml")
+    # What the lines below say is no contradiction.
+    assert find(findings, "Power from ").what == "Power from ina: VDD_IN (module_input)"
+    assert not any("no energy" in finding.what + finding.means for finding in findings)
 
 
-def test_a_workstation(tmp_path):
-    findings = look(tmp_path, "workstation", software=SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed"))
+def test_a_profile_of_ones_own_for_an_unknown_board(tmp_path):
+    fake_boards.write(tmp_path, "proc/device-tree/compatible", "nvidia,p9998-0001\0nvidia,tegra999\0")
+    bundle = bundle_for(tmp_path, name="my-board", part_numbers=["p9998-0001"], rails=["VDD_IN"], total_rail="VDD_IN")
+    assert find(look(tmp_path, bundle=bundle), "The bundle's profile is my-board").level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("how", "key", "is_said"),
+    [
+        ('model "x", 7,620 MiB of memory', "models", True),
+        ('words of the model "x"', "models", True),
+        ("part number p3448-0000 in x", "models", False),
+        ("compatible string in x", "compatible.nvidia,quill", True),
+        ("part number p3448-0000 in x", "part_numbers", True),
+        ("compatible string in x", "part_numbers", False),
+        ("compatible string in x", "memory_bandwidth_gbs", False),
+        ("part number p3448-0000 in x", "total_rail", True),
+    ],
+)
+def test_an_unsourced_fact_is_said_where_it_decided(tmp_path, how, key, is_said):
+    fake_boards.write_board_tree(tmp_path, "nano-r32")
+    board = detect_board(str(tmp_path), run=nothing)._replace(how=how)
+    findings = examine_board(board, {board.id: {"unsourced": [key]}})
+    assert [f.what for f in findings[1:]] == [
+        "No public document confirms these facts of the board table: " + key
+    ] * is_said
+
+
+def test_a_workstation_is_told_what_helps_it_and_no_more(tmp_path):
+    fake_boards.write_board_tree(tmp_path, "workstation")
+    software = SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed")
+    findings = look(tmp_path, software=software)
     assert findings[0].what.startswith("This is no Jetson")
     assert not any("nvpmodel" in (finding.command or "") for finding in findings)
-    assert find(findings, "TensorRT: not installed").level == "note"
+    assert not any("TensorRT" in finding.what for finding in findings)
+    # A machine that shows neither clocks nor heat nor power, and has no swap, as a virtual one.
+    bare = tmp_path / "bare"
+    fake_boards.write_memory(bare, 64215, 60000)
+    findings = look(bare, software=software)
+    assert [finding.what.split(":")[0].split(" (")[0] for finding in findings] == [
+        "This is no Jetson",
+        "No power source",
+        "60,000 of 64,215 MiB of memory available",
+        "Python 3.10.12",
+        "numpy 1.26.4",
+        "onnxruntime 1.23.0, run and checked",
+        findings[-1].what.split(" (")[0],
+    ]
+    assert {finding.level for finding in findings} <= {"ok", "note"}
+    assert "nvml+rapl" not in find(findings, "No power source").what
+    broken = software._replace(tensorrt_error="does not import: OSError: libnvinfer.so.8")
+    assert find(look(bare, software=broken), "TensorRT: does not import").level == "note"
 
 
 @pytest.mark.parametrize(
@@ -170,21 +248,21 @@ def test_a_workstation(tmp_path):
             {"name": "jetson-nano", "title": "NVIDIA Jetson Nano 4GB", "part_numbers": ["p3448-0000"]},
             "warning",
             "The bundle was made for NVIDIA Jetson Nano 4GB, this is",
-            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE",
+            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE --jetpack 6.2.2",
         ),
         (
             "orin-nano-r36",
             {"name": "cpu"},
             "note",
             "The bundle's profile is cpu, not this board's",
-            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE",
+            "edgeqlora export MERGED --target jetson-orin-nano --output BUNDLE --jetpack 6.2.2",
         ),
         (
             "xavier-nx-r35",
             {"name": "jetson-xavier-nx-8gb", "part_numbers": ["p3668-0000"], "tensorrt": "10.16"},
             "warning",
             "The bundle was checked for TensorRT 10.16, this board has 10.3.0",
-            "edgeqlora export MERGED --target jetson-xavier-nx-8gb --output BUNDLE --jetpack 5.1.2",
+            "edgeqlora export MERGED --target jetson-xavier-nx-8gb --output BUNDLE --jetpack 5.1.6",
         ),
         ("workstation", {"name": "cpu"}, "ok", "The bundle's profile is cpu", None),
         (
@@ -221,17 +299,56 @@ def test_memory_in_pieces(tmp_path):
     assert "NvMapMemAlloc error 12" in lfb.means
 
 
-def test_swap(tmp_path):
+def small_board(**changes):
+    board = Board(
+        id="jetson-orin-nano", title="", how="", is_jetson=True, part_number=None, model=None, compatible=[],
+        memory_total_mib=7620.0, l4t="36.4.3", jetpack="6.2", power_mode=None, power_mode_id=None, power_mode_how="",
+        clocks_locked=None, clocks_how="", is_root=True, in_container=False, notes=[],
+    )  # fmt: skip
+    return board._replace(**changes)
+
+
+def test_swap_in_use_is_emptied_by_name_and_priority(tmp_path):
     root = str(tmp_path)
-    fake_boards.write_memory(root, 7620, 5000)
-    assert examine_swap(root)[0].what == "No swap"
     fake_boards.write_memory(root, 7620, 5000, (("/dev/zram0", 635, 400), ("/swapfile", 4096, 0)))
-    finding = examine_swap(root)[0]
+    finding = examine_swap(root, small_board())[0]
     assert finding.level == "warning"
     assert finding.what == ("Swap: 400 of 4,731 MiB in use, in 2 areas (1 zram, which is memory itself, compressed)")
-    assert finding.command.startswith("sudo swapoff -a && sudo swapon -a")
+    # `swapon -a` would bring back neither of them.
+    assert finding.command == (
+        "sudo swapoff /dev/zram0 && sudo swapon -p 5 /dev/zram0   # empties it; needs that much free memory"
+    )
     fake_boards.write_memory(root, 7620, 5000, (("/swapfile", 4096, 0),))
-    assert examine_swap(root) == [ok("Swap: 0 of 4,096 MiB in use, in 1 area")]
+    assert examine_swap(root, small_board()) == [ok("Swap: 0 of 4,096 MiB in use, in 1 area")]
+
+
+def test_several_areas_come_back_in_their_order():
+    swaps = [
+        Swap("/swapfile", 4096, 9, None),
+        Swap("/dev/zram0", 635, 9, 5),
+        Swap("/dev/zram1", 635, 9, 5),
+        Swap("/dev/zram2", 635, 0, 5),
+        Swap("/mnt/a disk/swap", 635, 9, 10),
+    ]
+    assert empty_swap_command(swaps) == (
+        "sudo swapoff /swapfile /dev/zram0 /dev/zram1 '/mnt/a disk/swap' && sudo swapon -p 10 '/mnt/a disk/swap' && "
+        "sudo swapon -p 5 /dev/zram0 /dev/zram1 && sudo swapon /swapfile"
+    )
+
+
+def test_no_swap_matters_on_a_small_board_only(tmp_path, monkeypatch):
+    root = str(tmp_path)
+    fake_boards.write_memory(root, 7620, 5000)
+    for free_mib, command in ((20000, "sudo fallocate -l 8G"), (9000, "sudo fallocate -l 4G"), (5000, None)):
+        disk = types.SimpleNamespace(f_bavail=free_mib, f_frsize=2**20)
+        monkeypatch.setattr(os, "statvfs", {os.path.join(root, ""): disk}.__getitem__)
+        finding = examine_swap(root, small_board())[0]
+        assert (finding.level, finding.what) == ("note", "No swap")
+        assert finding.command is None if command is None else finding.command.startswith(command)
+    assert finding.means.endswith("The disk has no room for a swap file (5,000 MiB free).")
+    assert examine_swap(root, small_board(memory_total_mib=15656.0))[0].level == "ok"
+    assert examine_swap(root, small_board(in_container=True))[0].level == "ok"
+    assert examine_swap(root, small_board(is_jetson=False)) == []
 
 
 def test_a_warm_start(tmp_path):
@@ -257,14 +374,29 @@ def test_disk(tmp_path, monkeypatch):
 
 
 def test_python_of_the_jetpack():
-    profile = {"python": "3.8", "tensorrt": "8.5"}
-    finding = examine_python(SOFTWARE, profile)[1]
+    software = SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed")
+    finding = examine_python(software, {"python": "3.8"})[1]
     assert (finding.level, finding.what) == ("warning", "JetPack's Python is 3.8, this is 3.10.12")
     assert finding.command == "/usr/bin/python3 edgeqlora-jetson.pyz doctor"
-    assert [f.level for f in examine_python(SOFTWARE, {"python": "3.10", "tensorrt": "10.3"})] == ["ok", "ok"]
-    # The cpu profile's Python is the oldest one that works, not the one to use.
-    assert [f.level for f in examine_python(SOFTWARE, {"python": "3.6", "tensorrt": None})] == ["ok", "ok"]
+    assert [f.level for f in examine_python(software, {"python": "3.10"})] == ["ok", "ok"]
+    # A release that the table does not know, and a tensorrt that imports in this Python.
+    assert [f.level for f in examine_python(software, None)] == ["ok", "ok"]
+    assert [f.level for f in examine_python(SOFTWARE, {"python": "3.8"})] == ["ok", "ok"]
     assert examine_python(SOFTWARE._replace(numpy=None))[1].level == "problem"
+
+
+def test_python_is_compared_with_the_release_that_is_installed(tmp_path):
+    # JetPack 5 on an Orin whose bundle was made for JetPack 6: 3.8 is right there, 3.10 is not.
+    fake_boards.write_board_tree(tmp_path, "orin-nano-r36")
+    fake_boards.write(tmp_path, "etc/nv_tegra_release", "# R35 (release), REVISION: 4.1, GCID: 1\n")
+    profile = {"name": "jetson-orin-nano", "part_numbers": ["p3767-0005"], "tensorrt": "10.3", "python": "3.10"}
+    bundle = bundle_for(tmp_path, **profile)
+    without = SOFTWARE._replace(tensorrt=None, tensorrt_error="not installed")
+    findings = look(tmp_path, bundle=bundle, software=without._replace(python="3.8.10"))
+    assert not any("JetPack's Python" in finding.what for finding in findings)
+    assert "its own Python only (3.8)" in find(findings, "TensorRT: not installed").means
+    findings = look(tmp_path, bundle=bundle, software=without)
+    assert find(findings, "JetPack's Python").what == "JetPack's Python is 3.8, this is 3.10.12"
 
 
 def test_a_provider_that_is_listed_but_does_not_run():

@@ -52,7 +52,7 @@ def test_swaps():
         "/swap file                              file    \t2097152\t0\t-2\n"
     )
     swaps = parse_swaps(text)
-    assert swaps[0] == Swap("/dev/zram0", 650248 / 1024.0, 1.0)
+    assert swaps[0] == Swap("/dev/zram0", 650248 / 1024.0, 1.0, 5)
     assert [swap.is_zram for swap in swaps] == [True, False]
     assert swaps[1].size_mib == 2048.0
     assert parse_swaps("") == []
@@ -243,6 +243,16 @@ def test_nvmap_of_this_process_is_summed_and_its_peak_kept(tmp_path):
     fake_boards.write(tmp_path, path, NVMAP.replace("524288K", "1K"))
     gpu.poll()
     assert gpu.finish()["nvmap"] == {"value": 513.0, "unit": "MiB"}
+
+
+def test_nvmap_of_a_thor_says_nothing_not_zero(tmp_path):
+    path = "sys/kernel/debug/nvmap/iovmm/clients"
+    fake_boards.write(tmp_path, path, NVMAP.replace("524288K", "0K").replace("1024K", "0K"))
+    gpu = GpuMemory(str(tmp_path), pid=5281)
+    gpu.start()
+    result = gpu.finish()["nvmap"]
+    assert result["value"] is None
+    assert result["reason"] == "NvMap says 0 here, as on Thor, whose GPU memory it does not count"
 
 
 def test_nvmap_that_lists_others_only(tmp_path):

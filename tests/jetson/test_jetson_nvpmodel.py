@@ -6,7 +6,14 @@ import fake_boards
 import pytest
 
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.l4t import jetpack_of, parse_package_version, parse_tegra_release, read_release, version_key
+from edgeqlora_jetson.l4t import (
+    jetpack_of,
+    parse_package_version,
+    parse_tegra_release,
+    read_release,
+    sister_release,
+    version_key,
+)
 from edgeqlora_jetson.nvpmodel import (
     Conf,
     Mode,
@@ -42,6 +49,30 @@ def test_l4t_of_the_package():
     assert parse_package_version("36.4.3-20250107174145") == "36.4.3"
     assert parse_package_version("39.2-20260630") == "39.2.0"
     assert parse_package_version("dpkg-query: no packages found") is None
+
+
+JETPACKS = [
+    {"jetpack": "5.1.6", "l4t": "35.6.4", "tensorrt": "8.5.2"},
+    {"jetpack": "6.0", "l4t": "36.3", "tensorrt": "8.6.2.3"},
+    {"jetpack": "6.2.2", "l4t": "36.5.0", "tensorrt": "10.3.0.30"},
+]
+
+
+@pytest.mark.parametrize(
+    ("l4t", "tensorrt", "jetpack"),
+    [
+        ("35.4.1", None, "5.1.6"),  # older than every one of the series
+        ("36.4.3", None, "6.0"),  # the nearest that is not newer
+        ("36.4.3", "10.3.0", "6.2.2"),  # its own TensorRT goes before
+        ("36.4.3", "10.7.0", "6.0"),  # a TensorRT of nobody's
+        (None, "8.6.2", "6.0"),  # in a container
+        ("32.7.1", "8.2.1", None),
+        (None, None, None),
+    ],
+)
+def test_the_release_of_the_table_that_stands_for_an_installed_one(l4t, tensorrt, jetpack):
+    release = sister_release(JETPACKS, l4t, tensorrt)
+    assert (release and release["jetpack"]) == jetpack
 
 
 def test_jetpack_of_a_release():

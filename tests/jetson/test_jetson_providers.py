@@ -98,7 +98,7 @@ def test_auto_passes_over_what_does_not_work(board, bundle, clips, expected):
     assert "CUDA failure 999" in runtime.notes[0]
     assert runtime.node_placement() is None
     assert [t.tokens for t in Transcriber(bundle, runtime).transcribe_batch(clips)] == expected["tokens"]
-    with pytest.raises(UserError, match="CUDAExecutionProvider was asked for and runs no node: .*CUDA failure 999"):
+    with pytest.raises(UserError, match=r"CUDAExecutionProvider was asked for and runs no node: .*CUDA failure 999"):
         OnnxRuntime(bundle, providers=["cuda"])
 
 
@@ -124,7 +124,7 @@ def test_tensorrt_engines_are_never_built_silently(board, bundle, tmp_path):
 def test_auto_without_engines_goes_on_with_cuda(board, bundle, tmp_path):
     board([TENSORRT, CUDA])
     runtime = OnnxRuntime(bundle, providers=["auto"], cache_dir=str(tmp_path))
-    assert runtime.providers == [CUDA, CPU]
+    assert (runtime.providers, runtime.precision) == ([CUDA, CPU], "fp32")
     assert "would be built now" in runtime.notes[0]
 
 

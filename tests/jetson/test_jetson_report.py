@@ -60,7 +60,7 @@ def report_of(fixture_folder, clips, measurements, batch_size=1, run_s=0.2, sens
     settings = settings or Settings(warmup=1, repeats=2, batch_size=batch_size)
     scenario = scenario or ("single-stream" if batch_size == 1 else "offline")
     rate = 5.0 if scenario == "server" else None
-    run = Run(50.0, 50.0 + run_s, measurements, WarmUp(4, 1.0, True, 10.0), scenario, batch_size, rate, None)
+    run = Run(50.0, 50.0 + run_s, measurements, WarmUp(4, 1.0, True, 10.0), scenario, batch_size, rate, rate, None)
     return build_report(
         Bundle.load(fixture_folder),
         NamedRuntime(),
@@ -293,6 +293,78 @@ def test_a_server_that_misses_its_target_is_not_valid(fixture_folder):
         "p99 from arrival to text is 30.0 ms at 5.00 clips/s, the target is 20 ms: lower --rate"
     ]
     assert validity(fixture_folder, latency_ms=19.0, settings=settings, scenario="server")["validity"]["is_valid"]
+
+
+def test_a_server_that_falls_behind_is_said_and_a_short_draw_is_not(fixture_folder):
+    """4 clips of 10 ms each in 1 s: at 5/s drawn, waiting 500 ms in the middle means falling behind, 0 ms does not."""
+    settings = Settings(scenario="server", rate_per_s=5.0)
+    for waiting_ms, is_behind in ((500.0, True), (0.0, False)):
+        report = report_of(
+            fixture_folder,
+            CLIPS,
+            [measured(i % 2, i // 2, i, transcript("a", 10.0), waiting_ms=waiting_ms) for i in range(4)],
+            run_s=1.0,
+            settings=settings,
+            scenario="server",
+        )
+        said = [text for text in report["validity"]["warnings"] if "above what the board can do" in text]
+        assert bool(said) == is_behind
+
+
+def test_ctrl_c_keeps_what_was_measured(fixture_folder):
+    pytest.importorskip("onnxruntime")
+    bundle = Bundle.load(fixture_folder)
+    n_calls = []
+
+    def interrupt(n_done, n_total):
+        n_calls.append(n_done)
+        if n_done == 4:
+            raise KeyboardInterrupt
+
+    report = run_bench(
+        bundle, bundle.read_eval_clips(), Settings(warmup=0, repeats=9, power="none"), progress=interrupt
+    )
+    assert report["validity"]["problems"] == ["cut short by Ctrl-C or a signal after 4 clips"]
+    assert sum(len(row["latency_ms"]) for row in report["utterances"]) == 4
+
+
+def test_memory_counts_the_loading_of_the_model(fixture_folder):
+    """A model that takes 300 MiB for a moment while it is loaded, and gives it back."""
+    pytest.importorskip("onnxruntime")
+    import time
+
+    import numpy as np
+
+    from edgeqlora_jetson.runtimes import open_runtime
+
+    def open_hungry(*args, **kwargs):
+        held = np.ones(300 * 2**17)
+        time.sleep(0.8)
+        del held
+        return open_runtime(*args, **kwargs)
+
+    bundle = Bundle.load(fixture_folder)
+    settings = Settings(warmup=0, repeats=1, power="none")
+    report = run_bench(bundle, bundle.read_eval_clips(), settings, open_model=open_hungry)
+    if report["memory"]["peak_over_baseline"]["value"] is None:
+        pytest.skip("this system does not say how much memory is used")
+    assert report["memory"]["peak_over_baseline"]["value"] > 150
+
+
+def test_a_sensor_that_fails_does_not_take_the_run_with_it(fixture_folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from edgeqlora_jetson.memory import MemoryMonitor
+
+    def fail(self):
+        raise ValueError("odd meminfo")
+
+    monkeypatch.setattr(MemoryMonitor, "poll", fail)
+    monkeypatch.setattr(MemoryMonitor, "finish", fail)
+    bundle = Bundle.load(fixture_folder)
+    report = run_bench(bundle, bundle.read_eval_clips(), Settings(warmup=0, repeats=1, power="none"))
+    assert report["latency_ms"]["total"]["p50"]["value"] > 0
+    assert report["validity"]["problems"] == ["the memory sensors failed during the run: ValueError: odd meminfo"]
+    assert "NOT VALID" in format_table(report)
 
 
 def test_scenario_and_batch_follow_from_each_other(fixture_folder):

@@ -121,8 +121,16 @@ def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process():
 
 
 def test_server_queries_are_whole_passes():
-    queries = server_queries(5, 11, 2.0, 0)
+    queries = server_queries(5, 11, 0.0, 2.0, 0)
     assert len(queries) == 15
     assert [q.repeat for q in queries] == [0] * 5 + [1] * 5 + [2] * 5
     assert sorted(q.clip for q in queries[5:10]) == [0, 1, 2, 3, 4]
     assert all(a.arrival_s < b.arrival_s for a, b in zip(queries, queries[1:]))
+
+
+def test_server_queries_last_as_long_as_asked():
+    """A Poisson process of few arrivals may be much shorter than its mean: more passes are drawn until it is not."""
+    for seed in range(30):
+        assert server_queries(3, 3, 20.0, 2.0, seed)[-1].arrival_s >= 20.0
+    short, long = server_queries(3, 3, 0.0, 2.0, 1), server_queries(3, 30, 0.0, 2.0, 1)
+    assert long[: len(short)] == short

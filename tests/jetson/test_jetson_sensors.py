@@ -10,8 +10,10 @@ from fake_boards import write_board_tree
 from fake_power import break_rail, write_tegrastats
 
 from edgeqlora_jetson.bench import Settings, run_bench
+from edgeqlora_jetson.board import detect_board, load_boards
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.sensors import board_facts
 from edgeqlora_jetson.table import format_table
 
 
@@ -98,3 +100,25 @@ def test_a_machine_without_sensors_says_what_was_tried(fixture_folder, tmp_path)
 def test_a_source_asked_for_that_is_not_there_is_refused_before_any_work(fixture_folder, tmp_path):
     with pytest.raises(UserError, match="power source ina cannot be used here"):
         bench(fixture_folder, str(tmp_path), power="ina")
+
+
+class Exported(object):
+    def __init__(self, profile):
+        self.manifest = {"profile": profile}
+
+
+def test_whose_rails_are_counted(orin_nano, tmp_path):
+    """A user's own profile for this board wins; a shipped one of another board never counts, known board or not."""
+    boards = load_boards()
+    known = detect_board(orin_nano)
+    own = dict(boards["jetson-orin-nano"], name="my-carrier", total_rail="VIN_CARRIER", rails=["VIN_CARRIER"])
+    thor = dict(boards["jetson-thor-t5000"], name="jetson-thor-t5000")
+    assert board_facts(known, Exported(own))["total_rail"] == "VIN_CARRIER"
+    assert (
+        board_facts(known, Exported(dict(own, part_numbers=["p9999"], compatible=[], models=[])))
+        == (boards["jetson-orin-nano"])
+    )
+    assert board_facts(known, Exported(thor)) == boards["jetson-orin-nano"]
+    unknown = detect_board(str(tmp_path / "nothing"))
+    assert board_facts(unknown, Exported(thor)) is None
+    assert board_facts(unknown, None) is None

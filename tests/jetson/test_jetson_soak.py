@@ -9,9 +9,10 @@ from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.figures import nearest_rank
 from edgeqlora_jetson.histogram import LatencyHistogram
+from edgeqlora_jetson.measure_commands import RowFile
 from edgeqlora_jetson.soak import Interval, Soak, SoakSettings, check_soak
 from edgeqlora_jetson.soak_checks import judge_soak, rss_slope_mib_per_h
-from edgeqlora_jetson.soak_report import format_time
+from edgeqlora_jetson.soak_report import format_time, verdict
 
 
 def row(start_s, rss_mib=100.0, energy=None, throttled=False):
@@ -94,6 +95,44 @@ def test_each_fault_fails_its_own_check_and_no_other():
         assert failed == name
 
 
+def test_throttling_between_rows_is_seen():
+    """Rows read the clocks at their ends; the monitor of the whole run reads every second."""
+    soak = soaked()
+    soak.thermal = {"throttled": True, "reasons": ["gpu-throttle-alert rose"]}
+    check = checks_of(soak)["throttling"]
+    assert check["passed"] is False
+    assert "gpu-throttle-alert rose" in check["detail"]
+
+
+def test_growth_is_judged_only_where_its_uncertainty_leaves_no_doubt():
+    soak = soaked()
+    soak.rows[:] = [row(60.0 * i, 100.0 + (0.5 if i % 2 else 0.0)) for i in range(17)]
+    check = checks_of(soak)["memory growth"]
+    assert check["passed"] is None
+    assert "a longer soak would tell" in check["detail"]
+    assert verdict(judge_soak(soak), True) == "not proven"
+
+
+def test_what_could_not_be_judged_is_not_passed():
+    empty = Soak(SoakSettings(duration_s=1000.0))
+    assert verdict(judge_soak(empty), True) == "not proven"
+    assert verdict(judge_soak(soaked()), True) == "passed"
+    assert verdict(judge_soak(soaked()), False) == "not complete"
+    assert verdict(judge_soak(soaked(throttled=True)), False) == "failed"
+
+
+def test_rows_are_never_longer_than_a_minute():
+    assert Soak(SoakSettings(duration_s=30 * 86400.0)).interval_s == 60.0
+    assert Soak(SoakSettings(duration_s=60.0)).interval_s == 1.0
+
+
+def test_a_full_disk_is_said_once_and_the_soak_goes_on(tmp_path, capsys):
+    rows = RowFile(str(tmp_path / "no" / "rows.jsonl"))
+    rows.add({"n": 1})
+    rows.add({"n": 2})
+    assert capsys.readouterr().err.count("rows cannot be added") == 1
+
+
 def test_becoming_faster_is_no_failure():
     assert checks_of(soaked(last_ms=5.0))["p99 drift"]["passed"] is True
 
@@ -136,21 +175,48 @@ def test_a_soak_of_the_tiny_bundle_writes_rows_and_a_verdict(fixture_folder, tmp
 
     monkeypatch.setattr(soak, "MIN_DURATION_S", 0.1)
     bundle = Bundle.load(fixture_folder)
-    saved = []
+    n_rows = []
     settings = SoakSettings(duration_s=1.5, settle_s=0.2, interval_s=0.1, power="none", threads=1)
     done, runtime, sensors = run_soak(
-        bundle,
-        bundle.read_eval_clips(),
-        settings,
-        save=lambda s, r, t: saved.append(build_soak_report(bundle, s, r, t, False)),
+        bundle, bundle.read_eval_clips(), settings, progress=lambda elapsed_s, s: n_rows.append(len(s.rows))
     )
-    report = build_soak_report(bundle, done, runtime, sensors, True)
+    report = build_soak_report(bundle, done, runtime, sensors)
     json.dumps(report, allow_nan=False)
-    assert saved[0]["verdict"] in ("not complete", "failed")
-    assert len(saved) == len(report["rows"]) >= 5
-    assert report["rows"][-1]["end_s"] >= 1.5
+    assert report["is_complete"]
+    assert n_rows == list(range(1, len(report["rows"]) + 1))
+    assert report["rows"][-1]["end_s"] >= 1.4
     assert sum(r["n"] for r in report["rows"]) % 3 == 0  # whole passes over three clips
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["p99 drift"]["passed"] is not None
     assert checks["energy drift"]["value"]["reason"]
     assert "Verdict: " + report["verdict"] in format_soak(report)
+    assert (report["energy_scope"], report["rails"]) == ("none", [])
+    assert "peak_over_baseline" in report["memory"]
+
+
+def test_a_soak_that_is_cut_short_keeps_its_rows(fixture_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    from edgeqlora_jetson import measure_commands, soak
+
+    monkeypatch.setattr(soak, "MIN_DURATION_S", 0.1)
+    interval, n_called = soak._interval, []
+
+    def third_is_interrupted(*args):
+        n_called.append(1)
+        if len(n_called) == 3:
+            raise KeyboardInterrupt
+        return interval(*args)
+
+    monkeypatch.setattr(soak, "_interval", third_is_interrupted)
+    output = str(tmp_path / "soak.json")
+    settings = SoakSettings(duration_s=60.0, interval_s=0.1, power="none", threads=1)
+    assert measure_commands.run_soak_command(fixture_folder, None, None, output, settings) == 130
+    with open(output) as file:
+        report = json.load(file)
+    assert (report["is_complete"], len(report["rows"])) == (False, 2)
+    with open(output + ".rows.jsonl") as file:
+        header, *rows = [json.loads(line) for line in file]
+    assert rows == report["rows"]
+    assert header["verdict"] == "not complete"
+    assert header["bundle"] == {"name": "tiny-fixture", "manifest_sha256": report["bundle"]["manifest_sha256"]}
+    assert "Verdict:" in capsys.readouterr().out

@@ -148,6 +148,17 @@ def test_warm_up_gives_up_and_says_so():
     assert warmed.seconds >= 60.0
 
 
+def test_every_kind_of_call_is_warmed_up():
+    calls = [[np.full(1, i)] for i in range(9)]
+    seen = []
+
+    def run(audios):
+        seen.append(int(audios[0][0]))
+
+    warm_up(run, calls, 1, n_kinds=7)
+    assert set(seen) == set(range(7))
+
+
 def test_no_warm_up_is_one_call():
     clock = Clock([1.0])
     warmed = warm_up(clock.run, CALLS, 0, clock=clock)

@@ -86,8 +86,31 @@ def test_logits_are_ones_own(opened):
     kept = first.copy()
     first[:] = -np.inf  # as greedy decoding does with suppressed tokens
     assert np.isfinite(state.step(np.array([[1]], dtype=np.int32))).all()
+    assert not np.isfinite(first).any()  # the next step did not write over what was given out
     again = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
     np.testing.assert_array_equal(again.step(np.array([[36, 37]], dtype=np.int32)), kept)
+
+
+@pytest.mark.parametrize("release", ["8.2", "10"])
+def test_the_largest_batch_to_the_last_position(opened, bundle, release):
+    """Buffers are made for exactly this: one byte less and the stand-in's memory ends."""
+    runtime, _ = opened(release, integrated=False)
+    other = open_runtime(bundle, "onnxruntime", threads=1)
+    mel = np.random.RandomState(1).normal(0, 1, (4, 16, 100)).astype(np.float32)
+    states = [r.start(r.encode(mel)) for r in (runtime, other)]
+    for n in range(11):
+        tokens = np.array([[36, 37]] * 4 if n == 0 else [[n]] * 4, dtype=np.int32)
+        ours, theirs = (state.step(tokens) for state in states)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert states[0].n_past == 12
+
+
+def test_encode_waits_for_the_encoder(opened):
+    """Else its time would be counted as the decoder's."""
+    runtime, cuda = opened("10")
+    runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+    assert not cuda.is_pending(runtime._mel._host)
+    assert np.isfinite(cuda.resolve(runtime._cross["cross_k_0"].address, 4 * 8 * 25).view(np.float32)).all()
 
 
 def test_a_batch_or_window_that_was_not_asked_for(opened):
@@ -108,6 +131,14 @@ def test_positions_that_were_not_asked_for(opened):
         state.step(np.array([[1]], dtype=np.int32))
     with pytest.raises(UserError, match=r"position 13 is beyond the 12 that the engines were asked for"):
         state.step(np.array([[1]], dtype=np.int32))
+
+
+def test_an_engine_that_answers_nan_is_not_believed(opened, monkeypatch):
+    runtime, _ = opened("10", precision="fp16")
+    monkeypatch.setattr(runtime._logits, "download", lambda shape: np.full(shape, np.nan, dtype=np.float32))
+    state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
+    with pytest.raises(UserError, match=r"the fp16 engines of TensorRT 10.3.0.30 answer NaN .*build --precision fp32"):
+        state.step(np.array([[36, 37]], dtype=np.int32))
 
 
 def test_fp16_is_said_with_what_stayed_fp32(opened):
@@ -146,7 +177,7 @@ def test_an_engine_of_another_tensorrt_is_explained_not_run(bundle, tmp_path, op
     assert "TensorRT 8.2.1.8, here it is 8.5.2.2" in text
     assert "streaming multiprocessors 8, here it is 4" in text
     assert "build" in text
-    assert "--precision fp32" in text
+    assert "--precision fp32 --cache " + str(tmp_path / "engines8.2") in text
 
 
 def test_a_damaged_engine_is_named(bundle, tmp_path, opened):

@@ -270,7 +270,16 @@ def test_lock_needs_all_clocks():
         return Clock(name, "", low, high, "", "", 1e3)
 
     assert judge_lock([clock("cpu0", 1510.0, 1510.0), clock("gpu", 306.0, 612.0)]).locked is False
-    assert judge_lock([clock("cpu0", 1510.0, 1510.0), clock("gpu", None, 612.0)]).locked is True
+    # Nobody knows what a GPU does whose limits are hidden, or that is not found: never locked.
+    lock = judge_lock([clock("cpu0", 1510.0, 1510.0), clock("gpu", None, 612.0)])
+    assert (lock.locked, lock.how.split("; ")[1]) == (None, "not readable: the limits of gpu")
+    lock = judge_lock([clock("cpu0", 1510.0, 1510.0)], is_jetson=True)
+    assert lock.locked is None
+    assert lock.how == (
+        "lowest and highest allowed clock are equal: cpu0 1510 MHz; not readable: the GPU's clock (/sys/class/devfreq)"
+    )
+    assert judge_lock([clock("cpu0", 1510.0, 1510.0)]).locked is True
+    assert judge_lock([clock("cpu0", 100.0, 1510.0)], is_jetson=True).locked is False
     lock = judge_lock([clock("gpu", None, None)])
     assert lock.locked is None
     assert lock.how == "no clock limits are readable (/sys/devices/system/cpu/cpufreq, /sys/class/devfreq)"

@@ -9,6 +9,8 @@ from .sample import RailTable, Sample, Scope, rail_table, resolve_scope
 from .source import PowerSource, Unavailable, read_text
 
 __all__ = [
+    "MAX_INTERVAL_S",
+    "MIN_INTERVAL_S",
     "SOURCES",
     "PowerSource",
     "RailTable",
@@ -20,6 +22,9 @@ __all__ = [
     "rail_table",
     "resolve_scope",
 ]
+
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.02, 2.0
+"""Of sampling: the longest is below energy.MAX_GAP_S, above which nothing is integrated."""
 
 SOURCES = ("tegrastats", "ina", "jtop", "nvml", "rapl")
 _CLASSES: Dict[str, Tuple[str, str]] = {
@@ -43,15 +48,17 @@ def open_power_source(
     Returns (source, not started; what to count; notes: for every source tried, why not). With "auto" and nothing
     usable, source and scope are None.
 
-    Raises UserError for an unknown name, for an interval outside 0.02 to 60 s, and for a named source that does not
+    Raises UserError for an unknown name, for an interval outside 0.02 to 2 s, and for a named source that does not
     work here.
     """
     if name == "none":
         return None, None, ["power is not measured: asked for none"]
     if name != "auto" and name not in _CLASSES:
         raise UserError("power source {!r} is not known, allowed: auto, none, {}".format(name, ", ".join(_CLASSES)))
-    if interval_s is not None and not 0.02 <= interval_s <= 60:
-        raise UserError("power interval_s={}, allowed 0.02 to 60".format(interval_s))
+    if interval_s is not None and not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
+        raise UserError(
+            "power interval_s={:g}, allowed {:g} to {:g}".format(interval_s, MIN_INTERVAL_S, MAX_INTERVAL_S)
+        )
     if name != "auto":
         try:
             return _open(name, table, interval_s, root) + ([],)

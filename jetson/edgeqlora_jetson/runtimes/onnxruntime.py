@@ -19,9 +19,10 @@ from .providers import (
     TENSORRT,
     choose_providers,
     explain_idle,
-    has_engine,
     heard_stderr,
     is_auto,
+    is_built,
+    mark_built,
     open_session,
     provider_cache_dir,
     read_placement,
@@ -67,53 +68,44 @@ class OnnxRuntime(object):
             )
         else:
             self.precision = "fp32"
+        cache_dir = cache_dir or default_cache_dir()
         while True:
-            options = self._provider_options(bundle, wanted, cache_dir or default_cache_dir(), allow_build)
-            idle = self._open(bundle, wanted, options, place_nodes)
+            idle = self._try(bundle, wanted, cache_dir, place_nodes, allow_build)
             if idle is None:
                 break
             if not is_auto(providers):
                 raise UserError(idle[1])
             self.notes.append(idle[1])
             wanted = [name for name in wanted if name != idle[0]]
+            if idle[0] == TENSORRT:
+                self.precision = "fp32"
 
     def node_placement(self) -> Optional[Dict[str, Dict[str, int]]]:
         """Graph -> provider -> nodes it really ran, counted in a warm-up run; None when nobody asked for it."""
         return self._placement
 
-    def _provider_options(
-        self, bundle: Any, wanted: Sequence[str], cache_dir: str, allow_build: bool
-    ) -> Dict[str, Dict[str, Dict[str, str]]]:
-        """Options by graph and provider. Raises UserError where the TensorRT provider would begin to build engines."""
-        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in GRAPHS}
-        if TENSORRT not in wanted:
-            return options
-        place = [self.version] + _read_gpu() + [read_power_mode()]
-        for graph in GRAPHS:
-            sha256 = bundle.manifest["files"][bundle.manifest["graphs"][graph]["file"]]["sha256"]
-            folder = provider_cache_dir(cache_dir, sha256, self.precision, place)
-            if not allow_build and not has_engine(folder):
-                raise UserError(
-                    "no {} engine of onnxruntime's TensorRT provider in {}: it would be built now, for minutes. Build "
-                    "it first: {} --runtime onnxruntime".format(graph, folder, build_command(bundle, self.precision))
-                )
-            os.makedirs(folder, exist_ok=True)
-            request = bundle.manifest.get("engine_request")
-            options[graph] = {TENSORRT: tensorrt_options(request, graph, self.precision, folder)}
-        return options
-
-    def _open(
-        self, bundle: Any, wanted: List[str], options: Dict[str, Dict[str, Dict[str, str]]], place_nodes: bool
+    def _try(
+        self, bundle: Any, wanted: List[str], cache_dir: str, place_nodes: bool, allow_build: bool
     ) -> Optional[List[str]]:
         """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
+        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in GRAPHS}
         accelerators = [name for name in wanted if name != CPU]
         if not accelerators and not place_nodes:
             self._open_sessions(bundle, wanted, options, None)
             return None
-        folder = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
+        folders = self._engine_folders(bundle, cache_dir) if TENSORRT in wanted else {}
+        for graph, folder in folders.items():
+            if not allow_build and not is_built(folder):
+                reason = "no {} engine of onnxruntime's TensorRT provider in {}: it would be built now, for minutes. "
+                command = build_command(bundle, self.precision, cache_dir)
+                return [TENSORRT, (reason + "Build it first: {} --runtime onnxruntime").format(graph, folder, command)]
+            os.makedirs(folder, exist_ok=True)
+            request = bundle.manifest.get("engine_request")
+            options[graph] = {TENSORRT: tensorrt_options(request, graph, self.precision, folder)}
+        temporary = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
         try:
             with heard_stderr() as heard:
-                self._open_sessions(bundle, wanted, options, folder)
+                self._open_sessions(bundle, wanted, options, temporary)
             self._warm_up(bundle)
             profiles = [session.end_profiling() for session in (self._encoder, self._decoder)]
             self._placement = {graph: read_placement(path) for graph, path in zip(GRAPHS, profiles)}
@@ -122,11 +114,22 @@ class OnnxRuntime(object):
                 raise
             return [accelerators[0], explain_idle(accelerators[0], str(error))]
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         # Of several, the best one counts: behind TensorRT, CUDA may rightly be left without a node.
-        if not accelerators or any(accelerators[0] in nodes for nodes in self._placement.values()):
-            return None
-        return [accelerators[0], explain_idle(accelerators[0], heard[0])]
+        if accelerators and not any(accelerators[0] in nodes for nodes in self._placement.values()):
+            return [accelerators[0], explain_idle(accelerators[0], heard[0])]
+        for graph, folder in folders.items():
+            mark_built(folder, self._placement[graph])
+        return None
+
+    def _engine_folders(self, bundle: Any, cache_dir: str) -> Dict[str, str]:
+        """Folder of the TensorRT provider's engines, by graph."""
+        place = [self.version] + _read_gpu() + [read_power_mode()]
+        files, graphs = bundle.manifest["files"], bundle.manifest["graphs"]
+        return {
+            graph: provider_cache_dir(cache_dir, files[graphs[graph]["file"]]["sha256"], self.precision, place)
+            for graph in GRAPHS
+        }
 
     def _open_sessions(
         self,

@@ -13,12 +13,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..engines import BOUNDS, optimization_profiles
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, write_json
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PREFERENCE = (TENSORRT, CUDA, CPU)
 _SHORT = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _AUTO = "auto"
+_BUILT = "built.json"
 
 # What an older onnxruntime may not know, dropped one by one when it says so: explicit shapes and the timing cache came
 # with 1.15 (pull requests 15546, 14767), the others are older.
@@ -150,12 +151,15 @@ def provider_cache_dir(cache_dir: str, graph_sha256: str, precision: str, place:
     return os.path.join(cache_dir, "onnxruntime-" + hashlib.sha256(key.encode("utf-8")).hexdigest()[:24])
 
 
-def has_engine(cache_dir: str) -> bool:
-    """True when the TensorRT provider has left an engine in this folder."""
-    try:
-        return any(name.endswith(".engine") for name in os.listdir(cache_dir))
-    except OSError:
-        return False
+def is_built(folder: str) -> bool:
+    """True when the TensorRT provider has built in this folder what it takes of a graph, if anything."""
+    return os.path.isfile(os.path.join(folder, _BUILT))
+
+
+def mark_built(folder: str, placement: Dict[str, int]) -> None:
+    """Note that the build for this folder ended well; an engine alone would not say so, and there may be none."""
+    if not is_built(folder):
+        write_json(os.path.join(folder, _BUILT), {"placement": placement})
 
 
 @contextlib.contextmanager

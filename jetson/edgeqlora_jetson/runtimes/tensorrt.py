@@ -155,7 +155,7 @@ class TrtDecoderState(object):
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens int32 (batch, n_new), following those already given -> logits float32 (batch, vocab) of the last.
 
-        Raises UserError beyond the positions that the bundle asked for.
+        Raises UserError beyond the positions that the bundle asked for, and when the first logits are not finite.
         """
         runtime = self._runtime
         n_new = tokens.shape[1]
@@ -175,7 +175,14 @@ class TrtDecoderState(object):
         context.execute()
         self.n_past += n_new
         self._n_runs += 1
-        return runtime._logits.download((self.batch, runtime._vocab_size))
+        logits = runtime._logits.download((self.batch, runtime._vocab_size))
+        # Seen of transformers in fp16 (NVIDIA/TensorRT#1500, #2118): every later token would be nonsense.
+        if self._n_runs == 1 and not np.isfinite(logits).all():
+            raise UserError(
+                "the {} engines of TensorRT {} answer NaN or infinity on this audio: build them in fp32 "
+                "(build --precision fp32) and run with --precision fp32".format(runtime.precision, runtime.version)
+            )
+        return logits
 
 
 def import_tensorrt() -> Any:
