@@ -29,6 +29,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml jetson/pyproject.toml
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing the test and check tools into $(VENV) (half a minute)"
 	@$(PIP) -e ./jetson -e '.[dev]'
+	@# Types of TensorRT alone: the package they describe is a download of gigabytes, and needs a GPU.
+	@$(PIP) --no-deps 'tensorrt-stubs>=10.13'
 	@touch $@
 
 demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the embedded model (about 3 minutes)

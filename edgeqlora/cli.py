@@ -307,10 +307,19 @@ def profiles_check(
 def profiles_show(
     name: Annotated[str, typer.Argument(help="Profile name, or a TOML file.")],
     jetpack: Annotated[str | None, typer.Option(help="As it is with this JetPack.")] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print the file itself, to start one's own from.")] = False,
+    new_name: Annotated[str | None, typer.Option("--name", help="--toml: under this name.")] = None,
 ) -> None:
     """Everything a profile says, with the source of each fact."""
-    from edgeqlora.profile_text import format_profile
+    from edgeqlora.profile_text import format_profile, profile_toml
     from edgeqlora.profiles import load_profile
+
+    if toml:
+        typer.echo(profile_toml(name, new_name), nl=False)
+        done("nothing written", f"edgeqlora profiles check {new_name or 'MINE'}.toml")
+        return
+    if new_name is not None:
+        raise UserError(f"--name {new_name} renames the file that --toml prints: add --toml")
 
     typer.echo(format_profile(load_profile(name, jetpack)))
     done("nothing written", f"edgeqlora export MERGED --target {name} -o bundle")

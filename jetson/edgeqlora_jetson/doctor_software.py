@@ -30,6 +30,8 @@ def read_software() -> Software:
     numpy, _ = _import("numpy")
     onnxruntime, onnxruntime_error = _import("onnxruntime")
     tensorrt, tensorrt_error = _import("tensorrt")
+    if tensorrt is not None and not hasattr(tensorrt, "__version__"):
+        tensorrt, tensorrt_error = None, NOT_INSTALLED  # type stubs alone: an empty package
     return Software(
         python=platform.python_version(),
         numpy=getattr(numpy, "__version__", None),

@@ -53,13 +53,13 @@ def judge_soak(soak: Any) -> List[Dict[str, Any]]:
 def _growth_check(slope: Optional[Dict[str, float]], limit: float) -> Dict[str, Any]:
     """Passed or failed only where the slope's own uncertainty (two standard errors) leaves no doubt."""
     if slope is None:
-        value = figure(None, "MiB/h", "fewer than 3 rows after settling")
-        return {"name": "memory growth", "value": value, "limit": limit, "passed": None, "detail": ""}
-    value, doubt = slope["slope"], 2 * slope["standard_error"]
-    passed = True if value + doubt <= limit else False if value - doubt > limit else None
+        missing = figure(None, "MiB/h", "fewer than 3 rows after settling")
+        return {"name": "memory growth", "value": missing, "limit": limit, "passed": None, "detail": ""}
+    growth, doubt = slope["slope"], 2 * slope["standard_error"]
+    passed = True if growth + doubt <= limit else False if growth - doubt > limit else None
     return {
         "name": "memory growth",
-        "value": figure(value, "MiB/h"),
+        "value": figure(growth, "MiB/h"),
         "limit": limit,
         "passed": passed,
         "detail": "slope of resident memory after settling, plus or minus {:.2f} (95 %){}".format(

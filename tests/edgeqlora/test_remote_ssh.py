@@ -79,7 +79,7 @@ def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(big_bundle: Path, 
         assert killed
         assert (first[0].host, first[0].ok, first[0].copied_bytes) == ("a", True, n_bytes(big_bundle))
         assert (first[1].host, first[1].ok, first[1].report) == ("b", False, None)
-        assert re.search(r"b: the connection was lost while copying; \d+\.\d MB of 25\.7 MB had", first[1].error)
+        assert re.search(r"b: the connection was lost while copying; \d+\.\d MB of 2\d\.\d MB had", first[1].error)
         assert "run the same command again, it goes on there" in first[1].error
         assert not (far_folder(b) / "weights.bin").exists()
         assert (far_folder(b) / "weights.bin.part").stat().st_size < BIG

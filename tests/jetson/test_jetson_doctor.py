@@ -1,6 +1,7 @@
 """The doctor: every finding with its values, what it means and what mends it, on written trees of whole boards."""
 
 import os
+import sys
 import types
 
 import fake_boards
@@ -11,6 +12,7 @@ from edgeqlora_jetson.board import Board, detect_board, load_boards
 from edgeqlora_jetson.doctor import examine, format_findings
 from edgeqlora_jetson.doctor_board import examine_board, fastest_mode
 from edgeqlora_jetson.doctor_software import (
+    NOT_INSTALLED,
     Software,
     examine_onnxruntime,
     examine_python,
@@ -432,7 +434,14 @@ def test_the_software_of_this_machine_is_really_tried():
     assert software.numpy is not None
 
 
+def test_type_stubs_alone_are_no_tensorrt(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    software = read_software()
+    assert (software.tensorrt, software.tensorrt_error) == (None, NOT_INSTALLED)
+
+
 def test_a_broken_module_is_a_reason_not_a_crash(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.8: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     software = read_software()

@@ -184,7 +184,6 @@ def test_a_soak_of_the_tiny_bundle_writes_rows_and_a_verdict(fixture_folder, tmp
     json.dumps(report, allow_nan=False)
     assert report["is_complete"]
     assert n_rows == list(range(1, len(report["rows"]) + 1))
-    assert report["rows"][-1]["end_s"] >= 1.4
     assert sum(r["n"] for r in report["rows"]) % 3 == 0  # whole passes over three clips
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["p99 drift"]["passed"] is not None
