@@ -19,6 +19,8 @@ def measure_overhead(
     telemetry: Any,
     n_pairs: int = N_PAIRS,
     min_block_s: float = MIN_BLOCK_S,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Dict[str, Any]:
     """Share of the throughput that sensors take, in %: blocks with and without, in the order with, without, without, with.
 
@@ -26,19 +28,19 @@ def measure_overhead(
     time with / time without - 1: what else the machine does hits both of a pair, and a median forgets a few bad pairs.
     """
     n_calls, block_s = 0, 0.0
-    start_s = time.perf_counter()
+    start_s = clock()
     while block_s < min_block_s:
         run(calls[n_calls % len(calls)])
         n_calls += 1
-        block_s = time.perf_counter() - start_s
+        block_s = clock() - start_s
 
     def block(with_sensors: bool) -> float:
         telemetry.pause(not with_sensors)
-        time.sleep(SETTLE_S)
-        begun_s = time.perf_counter()
+        sleep(SETTLE_S)
+        begun_s = clock()
         for i in range(n_calls):
             run(calls[i % len(calls)])
-        return time.perf_counter() - begun_s
+        return clock() - begun_s
 
     ratios = []
     for pair in range(n_pairs):

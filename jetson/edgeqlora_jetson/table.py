@@ -136,7 +136,7 @@ def _figures(report: Dict[str, Any]) -> List[str]:
         ),
         (
             "Memory",
-            "this process {} at most, {} before the model; the whole system {} more than before at most".format(
+            "this process at most {}, {} before the model; whole system at most {} over before".format(
                 format_figure(memory["peak_rss"], 0),
                 format_figure(memory["rss_before_load"], 0),
                 format_figure(memory["peak_over_baseline"], 0) if "peak_over_baseline" in memory else "unknown",

@@ -72,7 +72,8 @@ def open_power_source(
             source, scope = _open(candidate, table, interval_s, root)
             return source, scope, notes
         except UserError as error:
-            notes.append("{}: {}".format(candidate, error))
+            if "+" not in candidate:  # its parts say the same, each for itself
+                notes.append("{}: {}".format(candidate, error))
     return None, None, notes
 
 
