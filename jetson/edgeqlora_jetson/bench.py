@@ -120,15 +120,7 @@ def run_bench(
         say("loading the model")
         rss_before_mib = measure_rss_mib()
         start_s = time.perf_counter()
-        opened = open_model(
-            bundle,
-            settings.runtime,
-            threads=settings.threads,
-            providers=settings.providers,
-            precision=settings.precision,
-            cache_dir=settings.cache_dir,
-            place_nodes=True,
-        )
+        opened = open_model(bundle, place_nodes=True, **runtime_settings(settings))
         transcriber = Transcriber(bundle, opened)
         loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
         workload = load_workload(clips, transcriber, settings.seed)
@@ -143,6 +135,17 @@ def run_bench(
     run = run._replace(measurements=untimed + run.measurements)
     sensors.memory["held_audio"] = figure(sum(audio.nbytes for audio in workload.audios) / 2.0**20, "MiB")
     return build_report(bundle, opened, clips, run, settings, loading, sensors)
+
+
+def runtime_settings(settings: Any) -> Dict[str, Any]:
+    """What open_runtime is told, of a bench's or a soak's settings."""
+    return {
+        "name": settings.runtime,
+        "threads": settings.threads,
+        "providers": settings.providers,
+        "precision": settings.precision,
+        "cache_dir": settings.cache_dir,
+    }
 
 
 def check_settings(settings: Settings, clips: Sequence[EvalClip], bundle: Bundle) -> None:

@@ -16,36 +16,25 @@ class Progress(object):
 
     def __init__(self, label: str, stream: Optional[Any] = None, clock: Any = time.monotonic) -> None:
         self._label = label
-        self._stream = sys.stderr if stream is None else stream
+        self._line = _Line(stream)
         self._clock = clock
-        self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
         self._start_s: Optional[float] = None
         self._n_before = 0
         self._shown_s = clock()
-        self._width = 0
 
     def update(self, n_done: int, n_total: int) -> None:
         """Show n_done of n_total, if it is time to, or all is done."""
         now_s = self._clock()
         if self._start_s is None:  # what came before (loading, warm-up) says nothing of the time left
             self._start_s, self._n_before = now_s, n_done
-        every_s = _TERMINAL_EVERY_S if self._is_terminal else _LOG_EVERY_S
-        if now_s - self._shown_s < every_s and not (self._is_terminal and n_done == n_total):
+        if now_s - self._shown_s < self._line.every_s and not (self._line.is_terminal and n_done == n_total):
             return
         self._shown_s = now_s
-        text = format_progress(self._label, n_done, n_total, now_s - self._start_s, self._n_before)
-        if self._is_terminal:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        self._line.show(format_progress(self._label, n_done, n_total, now_s - self._start_s, self._n_before))
 
     def close(self) -> None:
         """End the line, so that what follows starts on its own."""
-        if self._is_terminal and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
+        self._line.end()
 
 
 def format_progress(label: str, n_done: int, n_total: int, elapsed_s: float, n_before: int = 0) -> str:
@@ -65,28 +54,43 @@ class Elapsed(object):
     """
 
     def __init__(self, stream: Optional[Any] = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._line = _Line(stream)
         self._label = ""
         self._shown_s = 0.0
-        self._width = 0
 
     def update(self, label: str, elapsed_s: float) -> None:
         """Show `label` and the seconds it has taken so far."""
         is_new = label != self._label
-        if not is_new and elapsed_s - self._shown_s < (_TERMINAL_EVERY_S if self._is_terminal else _LOG_EVERY_S):
+        if not is_new and elapsed_s - self._shown_s < self._line.every_s:
             return
+        if is_new:
+            self._line.end()
         self._label, self._shown_s = label, elapsed_s
-        text = "{}, {}:{:02d}".format(label, int(elapsed_s) // 60, int(elapsed_s) % 60)
-        if self._is_terminal:
-            self._stream.write(("\n" if is_new and self._width else "\r") + text.ljust(self._width))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        self._line.show("{}, {}:{:02d}".format(label, int(elapsed_s) // 60, int(elapsed_s) % 60))
 
     def close(self) -> None:
         """End the line, so that what follows starts on its own."""
-        if self._is_terminal and self._width:
+        self._line.end()
+
+
+class _Line(object):
+    """A line that is rewritten in place on a terminal, and a new one each time in a log."""
+
+    def __init__(self, stream: Optional[Any]) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self.is_terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self.every_s = _TERMINAL_EVERY_S if self.is_terminal else _LOG_EVERY_S
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Write the text, over the one before where that can be done."""
+        self._stream.write("\r" + text.ljust(self._width) if self.is_terminal else text + "\n")
+        self._width = len(text)
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Go on to a line of its own, if there is one to leave."""
+        if self.is_terminal and self._width:
             self._stream.write("\n")
             self._stream.flush()
+        self._width = 0

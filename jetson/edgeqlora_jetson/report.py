@@ -69,16 +69,11 @@ def build_report(
         },
         "board": dict(sensors.board._asdict()),
         "machine": read_machine(),
-        "software": {
-            "edgeqlora_jetson": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "runtime": runtime.name,
-            "runtime_version": runtime.version,
-            "providers": runtime.providers,
-            "notes": list(getattr(runtime, "notes", ())),
-            "node_placement": runtime.node_placement() if hasattr(runtime, "node_placement") else None,
-        },
+        "software": dict(
+            describe_software(runtime),
+            notes=list(getattr(runtime, "notes", ())),
+            node_placement=runtime.node_placement() if hasattr(runtime, "node_placement") else None,
+        ),
         "method": {
             "scenario": run.scenario,
             "warmup": dict(run.warm_up._asdict()),
@@ -120,6 +115,18 @@ def build_report(
     }
     report["validity"] = judge(report, settings, sensors.problems, sensors.warnings)
     return report
+
+
+def describe_software(runtime: Any) -> Dict[str, Any]:
+    """Versions of what ran."""
+    return {
+        "edgeqlora_jetson": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "runtime": runtime.name,
+        "runtime_version": runtime.version,
+        "providers": runtime.providers,
+    }
 
 
 def figure_of(value: Any, how: Optional[str]) -> Dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from .bench import runtime_settings
 from .bundle import Bundle, EvalClip
 from .energy import RailVanished, measure_energy
 from .errors import UserError
@@ -112,14 +113,7 @@ def run_soak(
     check_soak(settings, clips)
     sensors = Sensors.open(bundle, settings.power, None, settings.power_mode, root)
     with sensors:
-        opened = open_model(
-            bundle,
-            settings.runtime,
-            threads=settings.threads,
-            providers=settings.providers,
-            precision=settings.precision,
-            cache_dir=settings.cache_dir,
-        )
+        opened = open_model(bundle, **runtime_settings(settings))
         transcriber = Transcriber(bundle, opened)
         workload = load_workload(clips, transcriber, settings.seed)
         audio_s = sum(len(audio) for audio in workload.audios) / float(transcriber.sample_rate_hz)

@@ -9,14 +9,11 @@ energy_scope, rails                what J means; warnings, memory, thermal: of t
 rows                               soak.Interval each
 """
 
-import platform
 import time
 from typing import Any, Dict, List
 
-import numpy as np
-
-from . import __version__
 from .machine import read_machine
+from .report import describe_software
 from .soak import Soak
 from .soak_checks import judge_soak
 
@@ -38,14 +35,7 @@ def build_soak_report(bundle: Any, soak: Soak, runtime: Any, sensors: Any) -> Di
         },
         "board": dict(sensors.board._asdict()),
         "machine": read_machine(),
-        "software": {
-            "edgeqlora_jetson": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "runtime": runtime.name,
-            "runtime_version": runtime.version,
-            "providers": runtime.providers,
-        },
+        "software": describe_software(runtime),
         "settings": dict(soak.settings._asdict(), settle_s=soak.settle_s, interval_s=soak.interval_s),
         "energy_scope": sensors.scope.energy_scope if sensors.scope is not None else "none",
         "rails": list(sensors.scope.rails) if sensors.scope is not None else [],

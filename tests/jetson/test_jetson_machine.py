@@ -7,7 +7,7 @@ import sys
 
 from edgeqlora_jetson.files import write_text
 from edgeqlora_jetson.machine import measure_peak_rss_mib, parse_cpu_model, parse_meminfo_mib, read_machine
-from edgeqlora_jetson.progress import Progress, format_progress
+from edgeqlora_jetson.progress import Elapsed, Progress, format_progress
 
 JETSON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "jetson")
 ARM_CPUINFO = """processor\t: 0
@@ -89,3 +89,22 @@ def test_peak_memory_from_the_status_file(tmp_path):
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "self" / "status").write_text("VmPeak:\t 99 kB\nVmHWM:\t   2048 kB\n")
     assert measure_peak_rss_mib(root=str(tmp_path)) == 2.0
+
+
+def test_elapsed_in_a_log_is_a_line_for_what_is_new_and_every_ten_seconds():
+    stream = io.StringIO()
+    elapsed = Elapsed(stream)
+    for label, seconds in (("encoder", 0.0), ("encoder", 5.0), ("encoder", 71.0), ("decoder", 0.5)):
+        elapsed.update(label, seconds)
+    elapsed.close()
+    assert stream.getvalue() == "encoder, 0:00\nencoder, 1:11\ndecoder, 0:00\n"
+
+
+def test_elapsed_on_a_terminal_keeps_the_last_of_each_line():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    elapsed = Elapsed(stream)
+    for label, seconds in (("encoder", 0.0), ("encoder", 0.1), ("encoder", 61.0), ("decoder", 0.5)):
+        elapsed.update(label, seconds)
+    elapsed.close()
+    assert stream.getvalue() == "\rencoder, 0:00\rencoder, 1:01\n\rdecoder, 0:00\n"

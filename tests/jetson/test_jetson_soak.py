@@ -1,9 +1,14 @@
 """Soak: slope and drift by hand, the histogram, and a soak of the tiny bundle with the settings' floor lifted."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from conftest import JETSON
 
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
@@ -219,3 +224,30 @@ def test_a_soak_that_is_cut_short_keeps_its_rows(fixture_folder, tmp_path, monke
     assert header["verdict"] == "not complete"
     assert header["bundle"] == {"name": "tiny-fixture", "manifest_sha256": report["bundle"]["manifest_sha256"]}
     assert "Verdict:" in capsys.readouterr().out
+
+
+def test_sigterm_keeps_what_a_soak_found(fixture_folder, tmp_path):
+    """As an SSH session that ends or a system that shuts down: in a process of its own."""
+    pytest.importorskip("onnxruntime")
+    output = str(tmp_path / "soak.json")
+    command = [sys.executable, "-m", "edgeqlora_jetson", "soak", fixture_folder, "--hours", "0.0167", "--power", "none"]
+    environment = dict(os.environ, PYTHONPATH=JETSON)
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen(command + ["--output", output], env=environment, stdout=nowhere, stderr=nowhere)
+        try:
+            rows_path, end_s = output + ".rows.jsonl", time.monotonic() + 60.0
+            while time.monotonic() < end_s and process.poll() is None:
+                if os.path.exists(rows_path):
+                    with open(rows_path) as file:
+                        if len(file.readlines()) >= 2:  # the head, and a row
+                            break
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(timeout=30) == 130
+        finally:
+            if process.poll() is None:
+                process.kill()
+    with open(output) as file:
+        report = json.load(file)
+    assert report["is_complete"] is False
+    assert len(report["rows"]) >= 1
