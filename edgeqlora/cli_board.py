@@ -35,7 +35,7 @@ def bench(
     manifest: Manifest = None,
     repeats: Annotated[int, typer.Option(min=1, help="Least passes over the clips.")] = 3,
     min_duration: Annotated[float | None, typer.Option(help="Least seconds; default 20 with power, else 0.")] = None,
-    min_count: Annotated[int, typer.Option(min=1, help="Least clips transcribed.")] = 1,
+    min_count: Annotated[int, typer.Option(min=1, help="Least clips transcribed.")] = 100,
     warmup: Annotated[int, typer.Option(min=0, help="Least calls first, not counted.")] = 5,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips at a time; offline: the profile's.")] = None,
     rate: Annotated[float | None, typer.Option(help="server: clips a second.")] = None,
