@@ -65,7 +65,9 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("--repeats", type=int, default=3, help="least passes over the clips (default 3)")
     bench.add_argument("--min-duration", type=float, help="least seconds (default 20 where power is measured, else 0)")
-    bench.add_argument("--min-count", type=int, default=100, help="least clips transcribed, in whole passes (default 100)")
+    bench.add_argument(
+        "--min-count", type=int, default=100, help="least clips transcribed, in whole passes (default 100)"
+    )
     bench.add_argument("--warmup", type=int, default=5, help="least calls before measuring, not counted (default 5)")
     bench.add_argument(
         "--batch", type=int, help="clips given to the model together (default 1; offline: the profile's)"

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -26,6 +27,9 @@ _RUNTIME_MIB = 600
 _GRAPH_COPIES = 4
 """How often the weights lie in memory at the end of a build: file, network, engine, serialised engine. Derived."""
 _DEFAULT_WORKSPACE_MIB = 256
+_LEAST_WORKSPACE_MIB = 16
+# As TensorRT says it, onnxruntime's provider, and NvMap, the memory manager of a Jetson (on stderr alone).
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|NvMap.*error 12", re.IGNORECASE)
 
 
 class FreeMemory(NamedTuple):
@@ -58,15 +62,12 @@ def build_engines(
             "{}: this bundle asks for no TensorRT engines (engine_request is null): export it for a board whose "
             "profile names a TensorRT version, or use the onnxruntime runtime".format(bundle.folder)
         )
+    _check_settings(precision, workspace_mib)
     precision = precision or request["precisions"][0]
-    if precision not in PRECISIONS:
-        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
-    if workspace_mib is not None and not 1 <= workspace_mib <= 65536:
-        raise UserError("workspace_mib={}, allowed 1 to 65536".format(workspace_mib))
     workspace = workspace_mib or request["workspace_mib"]
     cache_dir = cache_dir or default_cache_dir()
     check_writable(os.path.join(cache_dir, "engine"))
-    place = Place(**_work("looking for TensorRT and the GPU", {"do": "probe"}, progress, None))
+    place = Place(**_work("looking for TensorRT and the GPU", {"do": "probe"}, progress, workspace, None))
     records = []
     for graph in GRAPHS:
         key = engine_key(bundle, graph, place, precision)
@@ -77,7 +78,7 @@ def build_engines(
         memory = read_free_memory(root)
         needed_mib = estimate_build_mib(bundle, graph, workspace)
         if check_memory:
-            verify_memory(graph, needed_mib, memory)
+            verify_memory(graph, needed_mib, memory, workspace)
         facts = _work(
             "{}: building in {}".format(graph, precision),
             {
@@ -90,6 +91,7 @@ def build_engines(
                 "plan": engine_path(cache_dir, key),
             },
             progress,
+            workspace,
             functools.partial(explain_death, graph, memory, workspace),
         )
         facts.update(bundle=bundle.name, created_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -102,22 +104,24 @@ def build_provider_engines(
     cache_dir: Optional[str] = None,
     progress: Optional[Progress] = None,
     precision: Optional[str] = None,
+    workspace_mib: Optional[int] = None,
+    force: bool = False,
     check_memory: bool = True,
     root: str = "/",
 ) -> Dict[str, Any]:
     """Build the engines of onnxruntime's TensorRT provider; returns onnxruntime, precision, placement, build_s.
 
     It keeps them itself, in a folder for this graph, GPU and onnxruntime; what it does not take goes to CUDA and CPU.
-    Raises UserError as build_engines does, and when the provider runs no node.
+    workspace_mib, force: as in build_engines. Raises UserError as that does, and when the provider runs no node.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
+    _check_settings(precision, workspace_mib)
     cache_dir = cache_dir or default_cache_dir()
     check_writable(os.path.join(cache_dir, "engine"))
-    workspace = (bundle.manifest.get("engine_request") or {}).get("workspace_mib")
+    workspace = workspace_mib or (bundle.manifest.get("engine_request") or {}).get("workspace_mib")
     memory = read_free_memory(root)
     if check_memory:
-        verify_memory("both graphs", sum(estimate_build_mib(bundle, graph, workspace) for graph in GRAPHS), memory)
+        needed_mib = sum(estimate_build_mib(bundle, graph, workspace) for graph in GRAPHS)
+        verify_memory("both graphs", needed_mib, memory, workspace)
     return _work(
         "onnxruntime: building both engines",
         {
@@ -126,8 +130,11 @@ def build_provider_engines(
             "providers": ["tensorrt"],
             "precision": precision,
             "cache_dir": os.path.abspath(cache_dir),
+            "workspace_mib": workspace_mib,
+            "force": force,
         },
         progress,
+        workspace,
         functools.partial(explain_death, "onnxruntime", memory, workspace),
     )
 
@@ -170,8 +177,8 @@ def estimate_build_mib(bundle: Any, graph: str, workspace_mib: Optional[int]) ->
     return _RUNTIME_MIB + (workspace_mib or _DEFAULT_WORKSPACE_MIB) + _GRAPH_COPIES * n_bytes / 2.0**20
 
 
-def verify_memory(graph: str, needed_mib: float, memory: FreeMemory) -> None:
-    """Raises UserError when memory and swap together are less than a build may take."""
+def verify_memory(graph: str, needed_mib: float, memory: FreeMemory, workspace_mib: Optional[int]) -> None:
+    """Raises UserError when memory and swap together are less than a build with this workspace cap may take."""
     if memory.available_mib is None:
         return
     free_mib = memory.available_mib + (memory.swap_free_mib or 0.0)
@@ -179,7 +186,7 @@ def verify_memory(graph: str, needed_mib: float, memory: FreeMemory) -> None:
         raise UserError(
             "{}: the build may take {:.0f} MiB (estimate), free are {:.0f} MiB of memory and {:.0f} MiB of swap: it "
             "would be killed half way. {}. To try all the same: --no-memory-check".format(
-                graph, needed_mib, memory.available_mib, memory.swap_free_mib or 0.0, _advice(None)
+                graph, needed_mib, memory.available_mib, memory.swap_free_mib or 0.0, _advice(workspace_mib)
             )
         )
 
@@ -211,21 +218,25 @@ def _work(
     label: str,
     job: Dict[str, Any],
     progress: Optional[Progress],
+    workspace_mib: Optional[int],
     explain: Optional[Callable[[int], str]],
 ) -> Dict[str, Any]:
     """Do a job in a process of its own, and return its result. Raises UserError for every way it can end badly."""
     with tempfile.TemporaryDirectory(prefix="edgeqlora-build-") as folder:
-        job = dict(job, result=os.path.join(folder, "result.json"))
         job_path, log_path = os.path.join(folder, "job.json"), os.path.join(folder, "log")
+        job = dict(job, result=os.path.join(folder, "result.json"), log=log_path)
         write_json(job_path, job)
         with open(log_path, "wb") as log:
             code = _wait(label, worker_command(job_path), log, progress)
         if code == 0:
             return read_json(job["result"], "result of the build")
-        if code == USER_ERROR:
-            raise UserError(read_json(job["result"], "result of the build")["error"])
         with open(log_path, "rb") as file:
-            said = file.read().decode("utf-8", errors="replace").strip().split("\n")[-8:]
+            log_text = file.read().decode("utf-8", errors="replace").strip()
+        if code == USER_ERROR:
+            error = read_json(job["result"], "result of the build")["error"]
+            is_full = _OUT_OF_MEMORY.search(error + "\n" + log_text) is not None
+            raise UserError("{}. Memory ran out. {}".format(error, _advice(workspace_mib)) if is_full else error)
+    said = log_text.split("\n")[-8:]
     reason = explain(code) if explain else "{}: the process ended with exit code {}".format(label, code)
     if "bad_alloc" in "".join(said):  # TensorRT's host side gave up before the system killed it
         reason += " Its last words say that memory ran out."
@@ -255,12 +266,21 @@ def _ended(process: Any) -> Iterator[Any]:
 
 
 def _advice(workspace_mib: Optional[int]) -> str:
-    smaller = max(16, (workspace_mib or _DEFAULT_WORKSPACE_MIB) // 2)
+    """What to do when a build with this workspace cap (None: TensorRT's own) has too little memory."""
+    workspace = workspace_mib or _DEFAULT_WORKSPACE_MIB
+    smaller = max(_LEAST_WORKSPACE_MIB, workspace // 2)
     return (
         "Do one of these: add swap (sudo fallocate -l 4G /swap && sudo chmod 600 /swap && sudo mkswap /swap && sudo "
-        "swapon /swap); end the desktop (sudo systemctl isolate multi-user.target); a smaller workspace "
-        "(--workspace-mib {}); export with a smaller batch".format(smaller)
+        "swapon /swap); end the desktop (sudo systemctl isolate multi-user.target); {}export with a smaller "
+        "batch".format("a smaller workspace (--workspace-mib {}); ".format(smaller) if smaller < workspace else "")
     )
+
+
+def _check_settings(precision: Optional[str], workspace_mib: Optional[int]) -> None:
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
+    if workspace_mib is not None and not 1 <= workspace_mib <= 65536:
+        raise UserError("workspace_mib={}, allowed 1 to 65536".format(workspace_mib))
 
 
 def _mib(value: Optional[float], unknown: str = "an unknown amount") -> str:

@@ -81,6 +81,7 @@ def build(job: Dict[str, Any]) -> Dict[str, Any]:
         "precision": built.precision,
         "fp32_layers": built.fp32_layers,
         "n_fp32_layers": len(built.fp32_layers),
+        "tf32": built.tf32,
         "notes": built.notes,
         "workspace_mib": job["workspace_mib"],
         "build_s": time.monotonic() - start_s,
@@ -91,6 +92,7 @@ def build_providers(job: Dict[str, Any]) -> Dict[str, Any]:
     """Let onnxruntime's TensorRT provider build its engines of both graphs into its own cache."""
     from .bundle import Bundle
     from .runtimes.onnxruntime import OnnxRuntime
+    from .runtimes.provider_engines import ProviderBuild
     from .runtimes.providers import format_placement
 
     start_s = time.monotonic()
@@ -99,7 +101,7 @@ def build_providers(job: Dict[str, Any]) -> Dict[str, Any]:
         providers=job["providers"],
         precision=job["precision"],
         cache_dir=job["cache_dir"],
-        allow_build=True,
+        build=ProviderBuild(job["log"], job["workspace_mib"], job["force"]),
     )
     placement = runtime.node_placement()
     return {

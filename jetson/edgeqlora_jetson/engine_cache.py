@@ -65,21 +65,22 @@ def engine_key(bundle: Any, graph: str, place: Place, precision: str) -> Dict[st
 
     The workspace cap is not part of it: it decides which kernels may be chosen, not whether the engine runs.
     """
-    manifest = bundle.manifest
-    file_name = manifest["graphs"][graph]["file"]
-    hashes = {
-        name: entry["sha256"]
-        for name, entry in manifest["files"].items()
-        if name == file_name or name == file_name + ".data"  # weights beside a graph above 2 GB
-    }
     key: Dict[str, Any] = dict(place._asdict())
     key.update(
         graph=graph,
-        onnx_sha256=hashes,
-        optimization_profiles=manifest["engine_request"]["graphs"][graph]["optimization_profiles"],
+        onnx_sha256=graph_hashes(bundle.manifest, graph),
+        optimization_profiles=bundle.manifest["engine_request"]["graphs"][graph]["optimization_profiles"],
         precision=precision,
     )
     return key
+
+
+def graph_hashes(manifest: Dict[str, Any], graph: str) -> Dict[str, str]:
+    """sha256 of a graph's files, by name: the graph, and the weights beside one above 2 GB."""
+    file_name = manifest["graphs"][graph]["file"]
+    return {
+        name: entry["sha256"] for name, entry in manifest["files"].items() if name in (file_name, file_name + ".data")
+    }
 
 
 def key_sha256(key: Dict[str, Any]) -> str:

@@ -43,7 +43,13 @@ def run_build(
     try:
         if runtime == "onnxruntime":
             built = build_provider_engines(
-                bundle, cache_dir=cache, progress=elapsed.update, precision=precision, check_memory=check_memory
+                bundle,
+                cache_dir=cache,
+                progress=elapsed.update,
+                precision=precision,
+                workspace_mib=workspace_mib,
+                force=force,
+                check_memory=check_memory,
             )
             print("onnxruntime {onnxruntime}, {precision}, built in {build_s:.0f} s".format(**built))
             print(format_placement(built["placement"]))

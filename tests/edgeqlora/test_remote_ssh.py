@@ -243,7 +243,8 @@ def test_a_connection_that_breaks_mid_run_ends_the_runner(bundle: Path, server: 
 def test_ctrl_c_ends_the_far_runner(bundle: Path, server: sshd.Server, tmp_path: Path):
     folder = with_runner(bundle, tmp_path / "endless", ENDLESS)
     code = (
-        "import sys; from pathlib import Path; from edgeqlora.remote import bench_hosts\n"
+        "import signal, sys; from pathlib import Path; from edgeqlora.remote import bench_hosts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         f"try: bench_hosts(Path({str(folder)!r}), [{server.host!r}], [], Path({str(tmp_path)!r}), "
         f"python=sys.executable, identity=Path({str(server.identity)!r}), "
         f"known_hosts=Path({str(server.known_hosts)!r}), config=Path('none'), "
@@ -253,5 +254,8 @@ def test_ctrl_c_ends_the_far_runner(bundle: Path, server: sshd.Server, tmp_path:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         line = next(line for line in process.stdout if ": started " in line)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
     assert all(wait_until_dead(int(pid), 1) for pid in line.split()[-2:])

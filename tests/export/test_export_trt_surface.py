@@ -25,8 +25,8 @@ BINDINGS = {
     "ICudaEngine": "num_bindings get_binding_name binding_is_input get_binding_dtype num_optimization_profiles "
     "create_execution_context",
     "IExecutionContext": "set_binding_shape execute_async_v2 set_optimization_profile_async",
-    "IBuilderConfig": "max_workspace_size set_flag add_optimization_profile create_timing_cache set_timing_cache "
-    "get_timing_cache",
+    "IBuilderConfig": "max_workspace_size set_flag clear_flag add_optimization_profile create_timing_cache "
+    "set_timing_cache get_timing_cache",
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network "
     "platform_has_fast_fp16",
     "OnnxParser": "num_errors get_error parse_from_file",

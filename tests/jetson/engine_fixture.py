@@ -38,6 +38,7 @@ def build_all(bundle, cache_dir, trt, cuda, root, precision="fp32"):
         facts = {
             "precision": built[graph].precision,
             "n_fp32_layers": len(built[graph].fp32_layers),
+            "tf32": built[graph].tf32,
             "created_utc": "2026-01-01T00:00:00Z",
             "build_s": 1.0,
         }

@@ -29,10 +29,10 @@ class FakeHostBuffer(object):
 
 
 class FakeCuda(object):
-    """GPU "Fake Orin" of compute capability 8.7 with 8 SMs; `integrated` as on a Jetson."""
+    """GPU "Fake Orin" with 8 SMs; `integrated` as on a Jetson."""
 
-    def __init__(self, integrated=True, n_sms=8, memory_bytes=1 << 28):
-        self._gpu = Gpu("Fake Orin", "8.7", n_sms, integrated, True)
+    def __init__(self, integrated=True, n_sms=8, memory_bytes=1 << 28, compute_capability="8.7"):
+        self._gpu = Gpu("Fake Orin", compute_capability, n_sms, integrated, True)
         self._free_bytes = memory_bytes
         self._next = 0x100000
         self._device = {}  # address -> uint8 array
@@ -40,6 +40,7 @@ class FakeCuda(object):
         self._queues = {}  # stream -> list of (function, host buffers it touches)
         self.n_allocations = 0
         self.n_copies = 0
+        self.n_pinned = 0  # page-locked buffers
 
     def gpu(self):
         return self._gpu
@@ -83,6 +84,13 @@ class FakeCuda(object):
         buffer = FakeHostBuffer(self, address, n_bytes, self._take(n_bytes) if mapped else None)
         if mapped:
             self._device[buffer.device_address] = buffer.raw
+        self._hosts.append(buffer)
+        self.n_allocations += 1
+        self.n_pinned += 1
+        return buffer
+
+    def host_pageable(self, n_bytes):
+        buffer = FakeHostBuffer(self, self._take(n_bytes), n_bytes, None)
         self._hosts.append(buffer)
         self.n_allocations += 1
         return buffer

@@ -16,13 +16,15 @@ NEW_OPTIONS = OLD_OPTIONS | {"trt_layer_norm_fp32_fallback", "trt_timing_cache_e
 NEW_OPTIONS |= {"trt_profile_{}_shapes".format(bound) for bound in ("min", "opt", "max")}
 
 
-def make_onnxruntime(available, placed=None, options=NEW_OPTIONS, log="", refused=()):
+def make_onnxruntime(available, placed=None, options=NEW_OPTIONS, log="", refused=(), version="1.23.0", last_words=""):
     """A module. available: providers besides CPU. placed: op -> provider that runs it (others: the first asked for).
 
-    log: what it writes to stderr when a session is opened. refused: providers whose sessions fail to open.
+    log: what it writes to stderr when a session is opened. refused: providers whose sessions fail to open. version: up
+    to 1.22 the fallback is not asked about. last_words: what it writes to stderr, to die of a signal then.
     """
     module = types.ModuleType("onnxruntime")
-    module.__version__ = "1.23.0"
+    module.__version__ = version
+    falls_back = (1, 15) <= tuple(int(n) for n in version.split(".")[:2]) < (1, 23)
     module.opened = []  # (path, providers, provider_options)
     for name in ("SessionOptions", "GraphOptimizationLevel", "ExecutionMode", "OrtValue"):
         setattr(module, name, getattr(real, name))
@@ -42,6 +44,23 @@ def make_onnxruntime(available, placed=None, options=NEW_OPTIONS, log="", refuse
         def __init__(self, path, sess_options, providers, provider_options, enable_fallback=1):
             if enable_fallback:
                 raise AssertionError("with fallback on, onnxruntime prints and drops providers by itself")
+            if last_words:
+                os.write(2, last_words.encode("utf-8"))
+                os.abort()
+            try:
+                self._open(path, sess_options, providers, provider_options)
+            except RuntimeError as error:
+                if not falls_back:
+                    raise
+                # _enable_fallback = True, whatever was asked for (onnxruntime_inference_collection.py, 1.15 to 1.22)
+                fallback = [CUDA, CPU] if TENSORRT in available and CUDA in available else [CPU]
+                print("*************** EP Error ***************")
+                print("EP Error {} when using {}".format(error, providers))
+                print("Falling back to {} and retrying.".format(fallback))
+                print("****************************************")
+                self._open(path, sess_options, fallback, [{} for _ in fallback])
+
+        def _open(self, path, sess_options, providers, provider_options):
             for provider, given in zip(providers, provider_options):
                 unknown = sorted(set(given) - (options if provider == TENSORRT else set()))
                 if unknown:

@@ -138,7 +138,8 @@ def profile_ranges(profile):
 class EngineCore(object):
     """A deserialised plan: graph, optimization profiles."""
 
-    def __init__(self, plan, memory):
+    def __init__(self, plan, memory, logger):
+        self.logger = logger
         size = int.from_bytes(plan[9:13], "little")
         self.header = json.loads(plan[13 : 13 + size].decode("utf-8"))
         self.session = open_session(bytes(plan[13 + size :]))
@@ -326,7 +327,11 @@ def make_tensorrt(release, memory=None):
             self._core = ContextCore(engine_core)
 
         def set_optimization_profile_async(self, profile_index, stream_handle):
-            return self._core.select(profile_index, stream_handle)
+            try:
+                return self._core.select(profile_index, stream_handle)
+            except Misuse as error:  # the bindings never return False here (context_set_optimization_profile_async)
+                self._engine_core.logger.log(ILogger.ERROR, str(error))
+                raise RuntimeError("Error in set optimization profile async.") from error
 
     class ICudaEngine(*engine_bases):
         def __init__(self, core):
@@ -348,7 +353,7 @@ def make_tensorrt(release, memory=None):
             if not plan.startswith(_MAGIC):
                 self._logger.log(ILogger.ERROR, "Serialization assertion failed. Magic tag does not match")
                 return None
-            core = EngineCore(plan, memory)
+            core = EngineCore(plan, memory, self._logger)
             if core.header["version"] != version:
                 self._logger.log(
                     ILogger.ERROR, "Version tag does not match. Built by {}".format(core.header["version"])
@@ -360,7 +365,7 @@ def make_tensorrt(release, memory=None):
     module.__version__ = version
     module.ILogger, module.DataType, module.LayerType = ILogger, DataType, LayerType
     module.float32, module.float16, module.int32 = DataType.FLOAT, DataType.HALF, DataType.INT32
-    module.nptype = lambda dtype: _NUMPY[dtype.name]
+    module.nptype = make_nptype(release)
     module.ILayer, module.IElementWiseLayer, module.IUnaryLayer = layer_classes(release)
     module.ElementWiseOperation, module.UnaryOperation = ElementWiseOperation, UnaryOperation
     module.Runtime, module.ICudaEngine, module.IExecutionContext = Runtime, ICudaEngine, IExecutionContext
@@ -368,6 +373,15 @@ def make_tensorrt(release, memory=None):
         module.TensorIOMode, module.MemoryPoolType = TensorIOMode, MemoryPoolType
     add_builder(module, release, version)
     return module
+
+
+def make_nptype(release):
+    def nptype(dtype):
+        if release == "8.5":  # as the real one with numpy 1.24 to 1.26
+            raise AttributeError("module 'numpy' has no attribute 'bool'")
+        return _NUMPY[dtype.name]
+
+    return nptype
 
 
 FLAGS = {
@@ -462,15 +476,21 @@ def add_builder(module, release, version):
             return self.content + b"+measured"
 
     class ConfigBase(object):
-        __slots__ = ("_cache", "flags_set", "limits", "profiles")
+        __slots__ = ("_cache", "_logger", "flags_set", "limits", "profiles")
 
-        def __init__(self):
-            self.profiles, self.flags_set, self.limits, self._cache = [], [], {}, None
+        def __init__(self, logger):
+            self.profiles, self.limits, self._cache, self._logger = [], {}, None, logger
+            self.flags_set = ["TF32"]  # documented: enabled by default
 
         def set_flag(self, flag):
             if flag.family != "BuilderFlag" or flag.name not in FLAGS[release]:
                 raise Misuse("{} is no flag of this release".format(flag))
             self.flags_set.append(flag.name)
+
+        def clear_flag(self, flag):
+            if flag.family != "BuilderFlag" or flag.name not in FLAGS[release]:
+                raise Misuse("{} is no flag of this release".format(flag))
+            self.flags_set.remove(flag.name)
 
         def add_optimization_profile(self, profile):
             self.profiles.append(profile.shapes)
@@ -483,6 +503,7 @@ def add_builder(module, release, version):
             if ignore_mismatch:
                 raise Misuse("times of another GPU would be believed")
             if cache.content and not cache.content.startswith(version.encode("ascii")):
+                self._logger.log(ILogger.ERROR, "timing cache does not match the version of TensorRT")
                 return False
             self._cache = TimingCache(cache.content or version.encode("ascii"))
             return True
@@ -510,8 +531,8 @@ def add_builder(module, release, version):
     class OldConfig(ConfigBase):
         __slots__ = ("max_workspace_size",)
 
-        def __init__(self):
-            ConfigBase.__init__(self)
+        def __init__(self, logger):
+            ConfigBase.__init__(self, logger)
             self.max_workspace_size = 16 << 20
 
     config_class = {"8.2": OldConfig, "8.5": BothConfig}.get(release, PoolConfig)
@@ -530,7 +551,7 @@ def add_builder(module, release, version):
             return Network(flags)
 
         def create_builder_config(self):
-            return config_class()
+            return config_class(self._logger)
 
         def create_optimization_profile(self):
             return Profile()

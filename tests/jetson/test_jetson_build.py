@@ -51,6 +51,13 @@ def build_or_die(self, network, config):
         sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\\n")
         sys.stderr.flush()
         os.abort()
+    if death in ("gpu", "nvmap"):
+        text = "1: [defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)"
+        if death == "nvmap":
+            sys.stderr.write("NvMapMemAllocInternalTagged: 1075072515 error 12\\n")
+            text = "10: could not find any implementation for node MatMul"
+        self._logger.log(module.ILogger.ERROR, text)
+        return None
     if death == "sleep":
         with open(os.environ["FAKE_TRT_PID"], "w") as file:
             file.write(str(os.getpid()))
@@ -121,6 +128,7 @@ def test_the_first_preference_is_fp16_and_a_smaller_workspace_builds_again(bundl
     records = build_engines(bundle, **machine)
     assert [record["precision"] for record in records] == ["fp16", "fp16"]
     assert records[0]["workspace_mib"] == 64
+    assert records[0]["tf32"] is True
     assert records[0]["fp32_layers"] == [
         "norm/ReduceMean", "norm/Pow", "norm/ReduceMean_1", "norm/Add", "norm/Sqrt", "norm/Div", "Softmax",
     ]  # fmt: skip
@@ -156,6 +164,15 @@ def test_killed_for_memory(bundle, machine, monkeypatch):
 def test_the_host_side_ran_out_of_memory(bundle, machine, monkeypatch):
     monkeypatch.setenv("FAKE_TRT_DEATH", "alloc")
     with pytest.raises(UserError, match=r"(?s)died \(signal 6\).*say that memory ran out.*std::bad_alloc"):
+        build_engines(bundle, **machine)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("gpu", r"Cuda Runtime \(out of memory\)"), ("nvmap", "could not find any implementation")]
+)
+def test_the_gpu_ran_out_of_memory(bundle, machine, monkeypatch, how, reason):
+    monkeypatch.setenv("FAKE_TRT_DEATH", how)
+    with pytest.raises(UserError, match=reason + r".*Memory ran out. Do one of these: .*--workspace-mib 32\)"):
         build_engines(bundle, **machine)
 
 
@@ -219,12 +236,18 @@ def test_bad_settings(bundle, fixture_folder, machine):
 def test_memory_is_looked_at_before(bundle, machine):
     needed_mib = estimate_build_mib(bundle, "decoder", 64)
     assert needed_mib == pytest.approx(600 + 64 + 4 * os.path.getsize(bundle.graph_path("decoder")) / 2.0**20)
-    verify_memory("decoder", needed_mib, FreeMemory(400.0, 300.0))
-    verify_memory("decoder", needed_mib, FreeMemory(None, None))
+    verify_memory("decoder", needed_mib, FreeMemory(400.0, 300.0), 64)
+    verify_memory("decoder", needed_mib, FreeMemory(None, None), 64)
     with pytest.raises(
         UserError, match=r"may take 664 MiB \(estimate\), free are 300 MiB of memory and 200 MiB of swap"
     ):
-        verify_memory("decoder", needed_mib, FreeMemory(300.0, 200.0))
+        verify_memory("decoder", needed_mib, FreeMemory(300.0, 200.0), 64)
+    for workspace, smaller in ((None, 128), (64, 32), (20, 16)):
+        with pytest.raises(UserError, match=r"a smaller workspace \(--workspace-mib {}\)".format(smaller)):
+            verify_memory("decoder", needed_mib, FreeMemory(300.0, 200.0), workspace)
+    with pytest.raises(UserError) as caught:
+        verify_memory("decoder", needed_mib, FreeMemory(300.0, 200.0), 16)
+    assert "workspace" not in str(caught.value)  # 16 MiB is the least: there is no smaller one to ask for
     write_text(os.path.join(machine["root"], "proc/meminfo"), "MemAvailable: 102400 kB\nSwapFree: 0 kB\n")
     assert read_free_memory(machine["root"]) == FreeMemory(100.0, 0.0)
     with pytest.raises(UserError, match="--no-memory-check"):

@@ -86,7 +86,20 @@ def test_long_files_say_that_they_are_cut(fixture_folder, tmp_path, capsys):
 def test_bench_writes_a_report_and_a_table(fixture_folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     output = str(tmp_path / "out" / "report.json")
-    args = ["bench", fixture_folder, "--repeats", "2", "--min-count", "1", "--warmup", "1", "--limit", "2", "--output", output]
+    args = [
+        "bench",
+        fixture_folder,
+        "--repeats",
+        "2",
+        "--min-count",
+        "1",
+        "--warmup",
+        "1",
+        "--limit",
+        "2",
+        "--output",
+        output,
+    ]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     assert "single-stream: 4 runs of 2 clips (0.8 s of audio)" in out

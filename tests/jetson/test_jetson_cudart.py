@@ -22,11 +22,13 @@ def test_what_the_gpu_says(library, monkeypatch):
     assert Cudart(library).gpu() == Gpu("Fake Orin", "8.7", 4, True, True)
 
 
-@pytest.mark.parametrize("mapped", [True, False])
-def test_bytes_go_there_and_back(library, mapped):
+@pytest.mark.parametrize("kind", ["mapped", "pinned", "pageable"])
+def test_bytes_go_there_and_back(library, kind):
     cuda = Cudart(library)
-    stream = cuda.create_stream()
-    source, target = cuda.host_alloc(64, mapped), cuda.host_alloc(64, mapped)
+    stream, mapped = cuda.create_stream(), kind == "mapped"
+    source, target = (
+        cuda.host_pageable(64) if kind == "pageable" else cuda.host_alloc(64, mapped=mapped) for _ in range(2)
+    )
     assert (source.device_address is not None) == mapped
     source.array[:] = np.arange(64, dtype=np.uint8)
     target.array[:] = 0
@@ -39,8 +41,9 @@ def test_bytes_go_there_and_back(library, mapped):
     if mapped:
         assert source.device_address == source.address
     cuda.free(device)
-    cuda.free_host(source)
-    cuda.free_host(target)
+    if kind != "pageable":
+        cuda.free_host(source)
+        cuda.free_host(target)
     cuda.destroy_stream(stream)
 
 
@@ -87,6 +90,7 @@ def test_every_return_code_is_looked_at(library, monkeypatch):
         with pytest.raises(CudaError, match=name + ": CUDA error 700: an illegal memory access") as caught:
             call()
         assert caught.value.code == 700
+        assert isinstance(caught.value, UserError)  # a message and exit code 2, not a traceback
 
 
 def test_no_gpu(library, monkeypatch):

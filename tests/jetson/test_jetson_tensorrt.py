@@ -1,6 +1,8 @@
 """The TensorRT runtime over stand-ins of four releases: the same tokens as a numpy model, and no misuse of the API."""
 
 import inspect
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,10 +14,15 @@ from engine_fixture import ask_for_engines, build_all
 from fake_cuda import FakeCuda, HostMemory, Misuse
 from fake_tensorrt import VERSIONS, make_tensorrt
 
+from edgeqlora_jetson.engines import optimization_profiles
 from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.files import write_text
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.runtimes.cudart import Cudart
 from edgeqlora_jetson.runtimes.tensorrt import TensorRt, describe_engines
+from edgeqlora_jetson.runtimes.trt_adapters import make_logger, numpy_dtype
+from edgeqlora_jetson.runtimes.trt_builder import build_plan
+from edgeqlora_jetson.runtimes.trt_engine import TrtEngine
 from edgeqlora_jetson.transcribe import Transcriber
 
 
@@ -28,8 +35,8 @@ def bundle(bundle_copy):
 def opened(bundle, tmp_path):
     """Function that opens the bundle in a release's stand-in, its engines built before."""
 
-    def open_it(release, integrated=True, precision="fp32", **changes):
-        cuda = FakeCuda(integrated=integrated)
+    def open_it(release, integrated=True, precision="fp32", compute_capability="8.7", **changes):
+        cuda = FakeCuda(integrated=integrated, compute_capability=compute_capability)
         trt = make_tensorrt(release, cuda)
         cache_dir, root = str(tmp_path / ("engines" + release)), str(tmp_path)
         build_all(bundle, cache_dir, trt, cuda, root, precision)
@@ -77,6 +84,26 @@ def test_nothing_is_allocated_while_decoding_and_only_logits_come_back(opened, b
     Transcriber(bundle, runtime).transcribe(clips[2])
     assert runtime.zero_copy
     assert cuda.n_copies == 0
+
+
+@pytest.mark.parametrize(
+    ("integrated", "compute_capability", "memory", "n_pinned"),
+    [
+        (True, "5.3", "pageable host memory, copied", 0),  # Nano: its processor would read pinned memory uncached
+        (True, "6.2", "pageable host memory, copied", 0),  # TX2
+        (True, "7.2", "mapped host memory, zero-copy", 3),  # Xavier
+        (True, "11.0", "mapped host memory, zero-copy", 3),  # Thor
+        (False, "6.1", "pinned host memory, copied", 3),
+    ],
+)
+def test_zero_copy_only_where_the_processor_caches_it(
+    opened, bundle, clips, expected, integrated, compute_capability, memory, n_pinned
+):
+    runtime, cuda = opened("8.5", integrated, compute_capability=compute_capability)
+    assert Transcriber(bundle, runtime).transcribe(clips[2]).tokens == expected["tokens"][2]
+    assert runtime.notes[-1].startswith("mel, tokens and logits in " + memory)
+    assert cuda.n_pinned == n_pinned
+    assert (cuda.n_copies == 0) == runtime.zero_copy == ("zero-copy" in memory)
 
 
 def test_logits_are_ones_own(opened):
@@ -148,6 +175,20 @@ def test_fp16_is_said_with_what_stayed_fp32(opened):
     assert line == "decoder: fp16, 7 layers kept in fp32, built 2026-01-01T00:00:00Z in 1 s"
     runtime, _ = opened("11", precision="fp16")
     assert runtime.precision == "fp32"
+    assert runtime.notes[0] == "decoder: fp32 without TF32, built 2026-01-01T00:00:00Z in 1 s"
+
+
+@pytest.mark.parametrize("release", sorted(VERSIONS))
+def test_fp32_is_not_tf32(bundle, tmp_path, release):
+    """On by default: from Ampere on products of an engine called fp32 would have 10 bits."""
+    trt = make_tensorrt(release)
+    built = build_all(bundle, str(tmp_path), trt, FakeCuda(), str(tmp_path), "fp32")
+    assert "TF32" not in trt.Builder.last[1].flags_set
+    assert built["decoder"].tf32 is False
+    built = build_all(bundle, str(tmp_path), trt, FakeCuda(), str(tmp_path), "fp16")
+    assert built["decoder"].tf32 is (built["decoder"].precision != "fp32")
+    del trt.BuilderFlag.TF32
+    assert build_all(bundle, str(tmp_path), trt, FakeCuda(), str(tmp_path))["decoder"].tf32 is None
 
 
 def test_without_engines_the_build_command_is_said(bundle, tmp_path):
@@ -200,11 +241,17 @@ def test_a_bundle_without_request_and_providers(fixture_folder, bundle):
         open_runtime(bundle, "tensorrt", providers=["CUDAExecutionProvider"])
 
 
-def test_without_tensorrt_the_package_is_named(bundle, monkeypatch):
-    import sys
-
+def test_without_tensorrt_the_package_is_named(bundle, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match=r"sudo apt install python3-libnvinfer"):
+        open_runtime(bundle, "tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))  # a file, which has no __path__
+    with pytest.raises(UserError, match=r"no Builder: <module 'tensorrt'>.*sudo apt install"):
+        open_runtime(bundle, "tensorrt")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    write_text(tmp_path / "tensorrt" / "__init__.py", "import ctypes\nctypes.CDLL('libnvinfer.so.none')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be imported \(libnvinfer.so.none: .*sudo apt install"):
         open_runtime(bundle, "tensorrt")
 
 
@@ -280,6 +327,57 @@ def test_what_tensorrt_refuses_is_an_error_with_its_words(opened, monkeypatch):
     runtime._encoder._context._logger.errors.append("3: [executionContext.cpp] out of memory\nmore")
     with pytest.raises(UserError, match=r"TensorRT refused the execution: 3: \[executionContext.cpp\] out of memory"):
         runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+
+
+def test_the_last_errors_are_told_not_the_first(opened, monkeypatch):
+    runtime, _ = opened("10")
+    logger = runtime._encoder._context._logger
+    for n in range(30):
+        logger.log(make_tensorrt("10").ILogger.ERROR, "error {}".format(n))
+    assert len(logger.errors) == 20
+    monkeypatch.setattr(runtime._encoder._context._context, "execute_async_v3", lambda stream: False)
+    with pytest.raises(UserError, match=r"refused the execution: error 27; error 28; error 29\. If .*build --force"):
+        runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+
+
+def test_a_refused_timing_cache_is_not_the_reason(bundle, monkeypatch):
+    trt = make_tensorrt("8.5")
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", lambda self, network, config: None)
+    profiles = optimization_profiles(bundle.manifest["engine_request"], "encoder")
+    with pytest.raises(UserError, match="cannot build this engine: TensorRT gave no reason"):
+        build_plan(trt, bundle.graph_path("encoder"), profiles, timing_cache=b"8.2.1.8 of another TensorRT")
+
+
+@pytest.mark.parametrize("release", ["8.2", "10"])
+def test_an_optimization_profile_in_use_is_a_message(opened, release):
+    runtime, _ = opened(release)
+    with pytest.raises(UserError, match=r"TensorRT refused the optimization profile 0: .*is in use by another context"):
+        runtime._step._context.select(0, runtime._stream)
+
+
+def test_a_type_that_inference_does_not_use():
+    trt = make_tensorrt("10")
+    assert [numpy_dtype(trt, kind, "x") for kind in (trt.float32, trt.float16, trt.int32)] == ["f4", "f2", "i4"]
+    with pytest.raises(
+        UserError, match=r"logits: the engine has it in DataType.INT8, allowed: float32, float16, int32"
+    ):
+        numpy_dtype(trt, trt.DataType.INT8, "logits")
+
+
+def test_an_engine_that_does_not_fit_leads_to_force(bundle):
+    """Plain build would answer "was there already"."""
+    trt = make_tensorrt("10", FakeCuda())
+    profiles = optimization_profiles(bundle.manifest["engine_request"], "encoder")
+    plan = build_plan(trt, bundle.graph_path("encoder"), profiles).plan
+    for bad, wanted, reason in (
+        (b"x", profiles, "cannot load this engine"),
+        (plan, profiles[:1], "the bundle asks for 1"),
+    ):
+        with pytest.raises(UserError, match=reason + r".*\(build --force\)"):
+            TrtEngine(trt, bad, "e.engine", wanted, make_logger(trt), 0)
+    context = TrtEngine(trt, plan, "e.engine", profiles, make_logger(trt), 0).open()
+    with pytest.raises(UserError, match=r"differs in mel, tokens: build it again \(build --force\)"):
+        context.check_names(["tokens"], ["cross_k_0", "cross_v_0"])
 
 
 def test_over_the_real_cuda_calls(bundle, tmp_path, clips, expected):

@@ -38,25 +38,26 @@ class Gpu(NamedTuple):
     can_map: bool  # reads and writes host memory that was allocated for it
 
 
-class CudaError(Exception):
+class CudaError(UserError):
     """A CUDA call failed. code: cudaError_t."""
 
     def __init__(self, call: str, code: int, text: str) -> None:
-        super(CudaError, self).__init__("{}: CUDA error {}: {}".format(call, code, text))
+        super(CudaError, self).__init__(
+            "{}: CUDA error {}: {}. Run it again; if it comes back after a reboot, report it".format(call, code, text)
+        )
         self.code = code
 
 
 class HostBuffer(object):
-    """Page-locked host memory.
+    """Host memory that is copied from and to.
 
     array: uint8 (n_bytes,), the memory itself. device_address: where the GPU sees the same bytes, None: it does not.
     """
 
-    def __init__(self, address: int, n_bytes: int, device_address: Optional[int]) -> None:
-        self.address = address
+    def __init__(self, array: np.ndarray, device_address: Optional[int] = None) -> None:
+        self.array = array
+        self.address = int(array.ctypes.data)
         self.device_address = device_address
-        block = (ctypes.c_uint8 * n_bytes).from_address(address)
-        self.array: np.ndarray = np.ctypeslib.as_array(block)
 
 
 class Cudart(object):
@@ -124,9 +125,15 @@ class Cudart(object):
         self._allocate("cudaHostAlloc", n_bytes, ctypes.byref(pointer), ctypes.c_size_t(n_bytes), ctypes.c_uint(flags))
         if mapped:
             self._call("cudaHostGetDevicePointer", ctypes.byref(device), pointer, ctypes.c_uint(0))
-        return HostBuffer(int(pointer.value or 0), n_bytes, int(device.value or 0) if mapped else None)
+        block = (ctypes.c_uint8 * n_bytes).from_address(int(pointer.value or 0))
+        return HostBuffer(np.ctypeslib.as_array(block), int(device.value or 0) if mapped else None)
+
+    def host_pageable(self, n_bytes: int) -> HostBuffer:
+        """Ordinary host memory; it is Python's and frees itself."""
+        return HostBuffer(np.empty(n_bytes, dtype=np.uint8))
 
     def free_host(self, buffer: HostBuffer) -> None:
+        """Free what host_alloc gave."""
         self._call("cudaFreeHost", ctypes.c_void_p(buffer.address))
 
     def copy_to_device(self, address: int, buffer: HostBuffer, n_bytes: int, stream: int) -> None:

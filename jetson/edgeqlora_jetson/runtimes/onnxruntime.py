@@ -8,25 +8,22 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from ..engine_cache import build_command, default_cache_dir, read_power_mode
+from ..engine_cache import default_cache_dir
 from ..engines import GRAPHS, PRECISIONS
 from ..errors import UserError
 from ..windows import window_samples
-from .cudart import CudaError, Cudart
+from .provider_engines import ProviderBuild, engine_options, mark_built
 from .providers import (
     CPU,
     CUDA,
     TENSORRT,
+    ProviderRefused,
     choose_providers,
     explain_idle,
     heard_stderr,
     is_auto,
-    is_built,
-    mark_built,
     open_session,
-    provider_cache_dir,
     read_placement,
-    tensorrt_options,
 )
 
 
@@ -35,6 +32,7 @@ class OnnxRuntime(object):
 
     providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads. precision: of
     the graphs, or what the TensorRT provider was asked for. notes: providers that were passed over, and why.
+    build: leave for the TensorRT provider to build its engines; without it they must be there.
     """
 
     name = "onnxruntime"
@@ -47,7 +45,7 @@ class OnnxRuntime(object):
         precision: Optional[str] = None,
         cache_dir: Optional[str] = None,
         place_nodes: bool = False,
-        allow_build: bool = False,
+        build: Optional[ProviderBuild] = None,
     ) -> None:
         onnxruntime = _import_onnxruntime()
         model = bundle.manifest["model"]
@@ -70,7 +68,10 @@ class OnnxRuntime(object):
             self.precision = "fp32"
         cache_dir = cache_dir or default_cache_dir()
         while True:
-            idle = self._try(bundle, wanted, cache_dir, place_nodes, allow_build)
+            try:
+                idle = self._try(bundle, wanted, cache_dir, place_nodes, build)
+            except ProviderRefused as refusal:
+                idle = [TENSORRT, str(refusal)]
             if idle is None:
                 break
             if not is_auto(providers):
@@ -85,7 +86,7 @@ class OnnxRuntime(object):
         return self._placement
 
     def _try(
-        self, bundle: Any, wanted: List[str], cache_dir: str, place_nodes: bool, allow_build: bool
+        self, bundle: Any, wanted: List[str], cache_dir: str, place_nodes: bool, build: Optional[ProviderBuild]
     ) -> Optional[List[str]]:
         """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
         options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in GRAPHS}
@@ -93,22 +94,19 @@ class OnnxRuntime(object):
         if not accelerators and not place_nodes:
             self._open_sessions(bundle, wanted, options, None)
             return None
-        folders = self._engine_folders(bundle, cache_dir) if TENSORRT in wanted else {}
-        for graph, folder in folders.items():
-            if not allow_build and not is_built(folder):
-                reason = "no {} engine of onnxruntime's TensorRT provider in {}: it would be built now, for minutes. "
-                command = build_command(bundle, self.precision, cache_dir)
-                return [TENSORRT, (reason + "Build it first: {} --runtime onnxruntime").format(graph, folder, command)]
-            os.makedirs(folder, exist_ok=True)
-            request = bundle.manifest.get("engine_request")
-            options[graph] = {TENSORRT: tensorrt_options(request, graph, self.precision, folder)}
+        engines: Dict[str, Dict[str, str]] = {}
+        if TENSORRT in wanted:
+            engines = engine_options(bundle, self.precision, self.version, cache_dir, build)
+            options = {graph: {TENSORRT: engines[graph]} for graph in GRAPHS}
         temporary = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
         try:
-            with heard_stderr() as heard:
+            with heard_stderr(build.log if build is not None else None) as heard:
                 self._open_sessions(bundle, wanted, options, temporary)
             self._warm_up(bundle)
             profiles = [session.end_profiling() for session in (self._encoder, self._decoder)]
             self._placement = {graph: read_placement(path) for graph, path in zip(GRAPHS, profiles)}
+        except ProviderRefused:
+            raise
         except Exception as error:  # of onnxruntime, whose exception classes differ from release to release
             if not accelerators:
                 raise
@@ -118,18 +116,10 @@ class OnnxRuntime(object):
         # Of several, the best one counts: behind TensorRT, CUDA may rightly be left without a node.
         if accelerators and not any(accelerators[0] in nodes for nodes in self._placement.values()):
             return [accelerators[0], explain_idle(accelerators[0], heard[0])]
-        for graph, folder in folders.items():
-            mark_built(folder, self._placement[graph])
+        if build is not None:
+            for graph, given in engines.items():
+                mark_built(given, self._placement[graph])
         return None
-
-    def _engine_folders(self, bundle: Any, cache_dir: str) -> Dict[str, str]:
-        """Folder of the TensorRT provider's engines, by graph."""
-        place = [self.version] + _read_gpu() + [read_power_mode()]
-        files, graphs = bundle.manifest["files"], bundle.manifest["graphs"]
-        return {
-            graph: provider_cache_dir(cache_dir, files[graphs[graph]["file"]]["sha256"], self.precision, place)
-            for graph in GRAPHS
-        }
 
     def _open_sessions(
         self,
@@ -262,15 +252,6 @@ def _engine_precision(bundle: Any, precision: Optional[str]) -> str:
     return precision or (request["precisions"][0] if request else "fp32")
 
 
-def _read_gpu() -> List[Optional[str]]:
-    """What engines depend on: the GPU, where CUDA says it."""
-    try:
-        gpu = Cudart().gpu()
-    except (UserError, CudaError):
-        return [None, None, None]
-    return [gpu.name, gpu.compute_capability, str(gpu.n_sms)]
-
-
 def _open_graph(
     onnxruntime: Any,
     path: str,
@@ -294,6 +275,8 @@ def _open_graph(
         options.log_severity_level = 2  # warnings say why a provider cannot be had; they are heard, not printed
     try:
         return open_session(onnxruntime, path, options, providers, provider_options)
+    except ProviderRefused:
+        raise
     except Exception as error:  # onnxruntime's own exception classes differ from release to release
         raise UserError(
             "{}: onnxruntime {} cannot load this graph: {}".format(

@@ -5,25 +5,27 @@ Options of the TensorRT and CUDA providers: onnxruntime.ai/docs/execution-provid
 """
 
 import contextlib
-import hashlib
-import json
+import io
 import os
 import tempfile
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from ..engines import BOUNDS, optimization_profiles
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import read_json
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PREFERENCE = (TENSORRT, CUDA, CPU)
 _SHORT = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _AUTO = "auto"
-_BUILT = "built.json"
 
 # What an older onnxruntime may not know, dropped one by one when it says so: explicit shapes and the timing cache came
-# with 1.15 (pull requests 15546, 14767), the others are older.
+# with 1.15 (pull requests 15546, 14767), the others are older. Shapes are never dropped.
 _UNKNOWN_OPTION = "Invalid TensorRT EP option: "
+SHAPES = "trt_profile_"
+
+
+class ProviderRefused(UserError):
+    """The TensorRT provider must not be used here; the text is the whole reason."""
 
 
 def choose_providers(wanted: Optional[Sequence[str]], available: Sequence[str]) -> List[str]:
@@ -54,54 +56,40 @@ def is_auto(wanted: Optional[Sequence[str]]) -> bool:
     return bool(wanted) and list(wanted or []) == [_AUTO]
 
 
-def tensorrt_options(request: Optional[Dict[str, Any]], graph: str, precision: str, cache_dir: str) -> Dict[str, str]:
-    """Options of the TensorRT provider for a graph: engine cache, precision, workspace, and the shapes to build for.
-
-    Without explicit shapes it builds anew, for minutes, whenever a longer past than any before comes along
-    (microsoft/onnxruntime#12120). It takes one range for an input, so this is the span of all optimization profiles.
-    """
-    options = {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": cache_dir,
-        "trt_timing_cache_enable": "True",
-        "trt_fp16_enable": "True" if precision == "fp16" else "False",
-        # Squares of activations overflow in fp16 (known of Whisper's layer norms: microsoft/onnxruntime#31626).
-        "trt_layer_norm_fp32_fallback": "True" if precision == "fp16" else "False",
-    }
-    if request is None:
-        return options
-    if request["workspace_mib"] is not None:
-        options["trt_max_workspace_size"] = str(request["workspace_mib"] << 20)
-    profiles = optimization_profiles(request, graph)
-    for bound in BOUNDS:
-        pick: Callable[..., int] = {"min": min, "opt": max, "max": max}[bound]
-        shapes = []
-        for name in sorted(profiles[0].inputs):
-            span = [pick(sizes) for sizes in zip(*(profile.inputs[name][bound] for profile in profiles))]
-            shapes.append("{}:{}".format(name, "x".join(str(n) for n in span)))
-        options["trt_profile_{}_shapes".format(bound)] = ",".join(shapes)
-    return options
-
-
 def open_session(
     onnxruntime: Any, path: str, session_options: Any, providers: Sequence[str], options: Dict[str, Dict[str, str]]
 ) -> Any:
-    """A session, with options that this onnxruntime does not know left out; never with other providers than asked.
+    """A session, with options that this onnxruntime does not know left out; never without the first provider.
 
-    options: by provider. Raises whatever onnxruntime raises.
+    options: by provider. Raises ProviderRefused where the shapes of engines are not known, else whatever onnxruntime
+    raises, and RuntimeError with what it printed where it went on without the first provider.
     """
     options = {name: dict(values) for name, values in options.items()}
     while True:
         given = [options.get(name, {}) for name in providers]
+        printed = io.StringIO()
         try:
-            # enable_fallback: newer releases otherwise print, drop the provider and go on with CPU.
-            return onnxruntime.InferenceSession(
-                path, sess_options=session_options, providers=list(providers), provider_options=given, enable_fallback=0
-            )
+            with contextlib.redirect_stdout(printed):
+                session = onnxruntime.InferenceSession(
+                    path,
+                    sess_options=session_options,
+                    providers=list(providers),
+                    provider_options=given,
+                    enable_fallback=0,
+                )
+            # Up to 1.22 it does not look at enable_fallback: it prints, drops the provider and goes on with the rest.
+            if providers[0] not in session.get_providers():
+                raise RuntimeError(_fallback_reason(printed.getvalue(), providers[0]))
+            return session
         except Exception as error:  # its exception classes differ from release to release
             unknown = _unknown_option(str(error))
             if unknown is None or unknown not in options.get(TENSORRT, {}):
                 raise
+            if unknown.startswith(SHAPES):
+                raise ProviderRefused(
+                    "onnxruntime {} (< 1.15) would rebuild its engine for every length; use the tensorrt runtime or "
+                    "cuda".format(onnxruntime.__version__)
+                ) from error
             del options[TENSORRT][unknown]
 
 
@@ -145,30 +133,23 @@ def explain_idle(provider: str, said: str) -> str:
     return "execution provider {} was asked for and runs no node: {}{}".format(provider, reason[:600], _hint(provider))
 
 
-def provider_cache_dir(cache_dir: str, graph_sha256: str, precision: str, place: Sequence[Optional[str]]) -> str:
-    """Folder for the engines that onnxruntime's TensorRT provider builds; it holds for one graph, precision and place."""
-    key = json.dumps([graph_sha256, precision] + list(place))
-    return os.path.join(cache_dir, "onnxruntime-" + hashlib.sha256(key.encode("utf-8")).hexdigest()[:24])
-
-
-def is_built(folder: str) -> bool:
-    """True when the TensorRT provider has built in this folder what it takes of a graph, if anything."""
-    return os.path.isfile(os.path.join(folder, _BUILT))
-
-
-def mark_built(folder: str, placement: Dict[str, int]) -> None:
-    """Note that the build for this folder ended well; an engine alone would not say so, and there may be none."""
-    if not is_built(folder):
-        write_json(os.path.join(folder, _BUILT), {"placement": placement})
-
-
 @contextlib.contextmanager
-def heard_stderr() -> Iterator[List[str]]:
+def heard_stderr(log: Optional[str] = None) -> Iterator[List[str]]:
     """What C++ code writes to stderr inside the block, in a list of one text after it.
 
-    onnxruntime tells only its log, on file descriptor 2, why a provider cannot be had.
+    onnxruntime tells only its log, on file descriptor 2, why a provider cannot be had. log: file that stderr goes to
+    already; it is left so, since the process may die and its last words are then read there.
     """
     heard: List[str] = []
+    if log is not None:
+        start = os.path.getsize(log)
+        try:
+            yield heard
+        finally:
+            with open(log, "rb") as said:
+                said.seek(start)
+                heard.append(said.read().decode("utf-8", errors="replace"))
+        return
     saved = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
@@ -179,6 +160,13 @@ def heard_stderr() -> Iterator[List[str]]:
             os.close(saved)
             file.seek(0)
             heard.append(file.read().decode("utf-8", errors="replace"))
+
+
+def _fallback_reason(printed: str, provider: str) -> str:
+    """What onnxruntime printed when it dropped a provider, without its frame of asterisks, in one line."""
+    lines = [line.strip() for line in printed.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("***", "Falling back"))]
+    return " ".join(telling) or "onnxruntime dropped {} and gave no reason".format(provider)
 
 
 def _unknown_option(text: str) -> Optional[str]:

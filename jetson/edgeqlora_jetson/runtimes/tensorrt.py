@@ -13,14 +13,15 @@ from ..engines import GRAPHS, optimization_profiles
 from ..errors import UserError
 from .cudart import Cudart
 from .trt_adapters import make_logger
-from .trt_engine import DeviceBuffer, IoBuffer, TrtEngine
+from .trt_engine import DeviceBuffer, IoBuffer, TrtEngine, choose_host_memory
 
 
 class TensorRt(object):
     """The two engines of a bundle, loaded, with every buffer allocated at the largest size the bundle asks for.
 
     providers: ["TensorRT"]. version: of TensorRT. threads: 1, the host only gives work out. precision: what the engines
-    really have. engines: the records of the engine cache. One batch is decoded at a time: `encode` ends the one before.
+    really have. engines: the records of the engine cache. notes: engines and memory in sentences, for the report. One
+    batch is decoded at a time: `encode` ends the one before.
     """
 
     name = "tensorrt"
@@ -72,6 +73,11 @@ class TensorRt(object):
         self.api = self._encoder.api
         self._name_tensors()
         self._allocate(request)
+        self.notes = describe_engines(self) + [
+            "mel, tokens and logits in {} host memory, {}".format(
+                self.host_memory, "zero-copy" if self.zero_copy else "copied to and from the device"
+            )
+        ]
 
     def encode(self, mel: np.ndarray) -> Tuple[int, int]:
         """Mel float32 (batch, n_mels, n_frames) -> (batch, n_audio); keys and values stay on the device.
@@ -103,16 +109,15 @@ class TensorRt(object):
     def _allocate(self, request: Dict[str, Any]) -> None:
         """All buffers, once, at their largest: nothing is allocated while decoding."""
         cuda, stream, encoder, decoder = self._cuda, self._stream, self._encoder.tensors, self._step.tensors
-        gpu = cuda.gpu()
-        # On a Jetson processor and GPU share the memory: copying from one part of it to another only costs.
-        self.zero_copy = gpu.is_integrated and gpu.can_map
+        self.host_memory = choose_host_memory(cuda.gpu())
+        self.zero_copy = self.host_memory == "mapped"
         mels = [profile.inputs["mel"]["max"] for profile in optimization_profiles(request, "encoder")]
         n_frames = max(shape[2] for shape in mels)
         n_tokens = max(profile.inputs["tokens"]["max"][1] for profile in optimization_profiles(request, "decoder"))
         per_position = self._max_batch * self._n_heads * self._head_dim
 
         def io_buffer(n_items: int, dtype: np.dtype) -> IoBuffer:
-            return IoBuffer(cuda, n_items, dtype, self.zero_copy, stream)
+            return IoBuffer(cuda, n_items, dtype, self.host_memory, stream)
 
         self._mel = io_buffer(self._max_batch * mels[0][1] * n_frames, encoder["mel"].dtype)
         self._tokens = io_buffer(self._max_batch * n_tokens, decoder["tokens"].dtype)
@@ -192,8 +197,10 @@ def import_tensorrt() -> Any:
         if not hasattr(
             module, "Builder"
         ):  # a folder of that name, or the type stubs alone, imports as an empty package
-            raise ImportError("what is called tensorrt here has no Builder: {}".format(list(module.__path__)))
-    except ImportError as error:
+            raise ImportError(
+                "what is called tensorrt here has no Builder: {}".format(getattr(module, "__path__", module))
+            )
+    except (ImportError, OSError) as error:  # OSError: the package loads libnvinfer by ctypes
         raise UserError(
             "TensorRT's Python package cannot be imported ({}). On a Jetson it comes with JetPack: sudo apt install "
             "python3-libnvinfer, and use the system's Python; a pip package for desktop GPUs does not run on a "
@@ -205,9 +212,10 @@ def import_tensorrt() -> Any:
 def describe_engines(runtime: TensorRt) -> List[str]:
     """One line an engine for reports: graph, precision, what was kept in fp32, when it was built."""
     return [
-        "{}: {}{}, built {} in {:.0f} s".format(
+        "{}: {}{}{}, built {} in {:.0f} s".format(
             graph,
             entry["precision"],
+            " without TF32" if entry.get("tf32") is False else "",
             ", {} layers kept in fp32".format(entry["n_fp32_layers"]) if entry.get("n_fp32_layers") else "",
             entry["created_utc"],
             entry["build_s"],

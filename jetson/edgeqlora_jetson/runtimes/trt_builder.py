@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 
 from ..engines import BOUNDS, OptimizationProfile
 from ..errors import UserError
-from .trt_adapters import first_error, make_logger
+from .trt_adapters import last_errors, make_logger
 
 if TYPE_CHECKING:  # tensorrt-stubs: calls are checked against 10.13's types
     import tensorrt
@@ -29,6 +29,7 @@ class Built(NamedTuple):
     fp32_layers: List[str]  # layers kept in fp32 inside an fp16 engine
     timing_cache: Optional[bytes]  # measured kernels, for the next build
     notes: List[str]  # what could not be done as asked, in sentences
+    tf32: Optional[bool] = None  # products in fp32 may use TF32's 10 bits; None: this TensorRT has no such switch
 
 
 def build_plan(
@@ -70,17 +71,19 @@ def build_plan(
         fp32_layers = keep_fp32(trt, config, network)
         if not fp32_layers:
             notes.append("no layer could be kept in fp32: compare the error rate with onnxruntime's")
+    tf32 = allow_tf32(trt, config, precision != "fp32")
     has_cache = timing_cache is not None and load_timing_cache(config, timing_cache)
+    logger.errors.clear()  # an old timing cache is refused with an error that is none of the build's
     if configure is not None:
         configure(config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UserError(
-            "{}: TensorRT {} cannot build this engine: {}".format(onnx_path, trt.__version__, first_error(logger))
+            "{}: TensorRT {} cannot build this engine: {}".format(onnx_path, trt.__version__, last_errors(logger))
         )
     del parser
     measured = bytes(memoryview(config.get_timing_cache().serialize())) if has_cache else None
-    return Built(plan, precision, fp32_layers, measured, notes)
+    return Built(plan, precision, fp32_layers, measured, notes, tf32)
 
 
 def parse_network(
@@ -96,7 +99,7 @@ def parse_network(
         errors = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
         raise UserError(
             "{}: TensorRT {} cannot read this graph: {}. Export the bundle for the profile of this board".format(
-                onnx_path, trt.__version__, "; ".join(errors[:3]) or first_error(logger)
+                onnx_path, trt.__version__, "; ".join(errors[:3]) or last_errors(logger)
             )
         )
     return network, parser
@@ -140,7 +143,7 @@ def add_profile(
         profile.set_shape(name, *(tuple(shapes[bound]) for bound in BOUNDS))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(
-            "engine_request: TensorRT refuses optimization profile {!r}: {}".format(wanted.name, first_error(logger))
+            "engine_request: TensorRT refuses optimization profile {!r}: {}".format(wanted.name, last_errors(logger))
         )
 
 
@@ -164,6 +167,18 @@ def keep_fp32(trt: Any, config: "tensorrt.IBuilderConfig", network: "tensorrt.IN
             config.set_flag(getattr(trt.BuilderFlag, name))
             break
     return [layer.name for layer in sensitive]
+
+
+def allow_tf32(trt: Any, config: "tensorrt.IBuilderConfig", allowed: bool) -> Optional[bool]:
+    """Switch TF32 off for an engine that is to be fp32; returns whether it is on, None where there is no switch.
+
+    It is on by default, and from Ampere on (Orin) rounds the inputs of products to 10 bits: no fp32 to compare with.
+    """
+    if not hasattr(trt.BuilderFlag, "TF32"):
+        return None
+    if not allowed:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    return allowed
 
 
 def load_timing_cache(config: "tensorrt.IBuilderConfig", data: bytes) -> bool:

@@ -6,7 +6,11 @@ import numpy as np
 
 from ..engines import OptimizationProfile
 from ..errors import UserError
+from .cudart import Gpu
 from .trt_adapters import load_engine, open_context
+
+_CACHED_PINNED = (7, 2)
+"""Compute capability from which on a Jetson's processor caches page-locked memory."""
 
 
 class TrtEngine(object):
@@ -26,7 +30,7 @@ class TrtEngine(object):
         found = self._engine.num_optimization_profiles
         if found != len(self._profiles):
             raise UserError(
-                "{}: this engine has {} optimization profiles, the bundle asks for {}: build it again".format(
+                "{}: this engine has {} optimization profiles, the bundle asks for {}: build it again (build --force)".format(
                     path, found, len(self._profiles)
                 )
             )
@@ -55,7 +59,9 @@ class TrtContext(object):
         wanted = sorted([(name, True) for name in inputs] + [(name, False) for name in outputs])
         if found != wanted:
             wrong = sorted({name for name, _ in set(found) ^ set(wanted)})
-            raise UserError("{}: this engine differs in {}: build it again".format(self._path, ", ".join(wrong)))
+            raise UserError(
+                "{}: this engine differs in {}: build it again (build --force)".format(self._path, ", ".join(wrong))
+            )
 
     def set_shapes(self, shapes: Dict[str, Tuple[int, ...]]) -> None:
         """Set the shapes of all inputs, changing the optimization profile where these need another one.
@@ -96,19 +102,35 @@ class DeviceBuffer(object):
         self.address = cuda.malloc(max(1, n_items) * self.dtype.itemsize)
 
 
+def choose_host_memory(gpu: Gpu) -> str:
+    """The kind of host memory for inputs and outputs: "mapped" (zero-copy), "pageable" or "pinned" (both copied).
+
+    On a Jetson processor and GPU share the DRAM, so mapped memory saves the copy. But below compute capability 7.2
+    (Nano, TX2) the processor does not cache page-locked memory, and reading logits from it costs more than copying
+    them (CUDA for Tegra, Memory Management, "Pinned host memory"; not measured on a board).
+    """
+    if not gpu.is_integrated:
+        return "pinned"
+    major, minor = gpu.compute_capability.split(".")
+    if (int(major), int(minor)) < _CACHED_PINNED:
+        return "pageable"
+    return "mapped" if gpu.can_map else "pinned"
+
+
 class IoBuffer(object):
     """Memory that the processor and the GPU both use: input written here, output read here.
 
-    zero_copy: the GPU uses the host memory itself, which on a Jetson is the same DRAM: nothing is copied. Else there is
-    device memory beside it, and copies in the stream.
+    host_memory: of choose_host_memory. "mapped": the GPU uses the host memory itself and nothing is copied; else there
+    is device memory beside it, and copies in the stream.
     """
 
-    def __init__(self, cuda: Any, n_items: int, dtype: np.dtype, zero_copy: bool, stream: int) -> None:
+    def __init__(self, cuda: Any, n_items: int, dtype: np.dtype, host_memory: str, stream: int) -> None:
         self.dtype = np.dtype(dtype)
         self._cuda, self._stream = cuda, stream
         n_bytes = max(1, n_items) * self.dtype.itemsize
-        self._host = cuda.host_alloc(n_bytes, mapped=zero_copy)
-        self._device: Optional[int] = None if zero_copy else cuda.malloc(n_bytes)
+        is_mapped = host_memory == "mapped"
+        self._host = cuda.host_pageable(n_bytes) if host_memory == "pageable" else cuda.host_alloc(n_bytes, is_mapped)
+        self._device: Optional[int] = None if is_mapped else cuda.malloc(n_bytes)
         # Where the GPU finds it.
         self.address: int = self._host.device_address if self._device is None else self._device
 
