@@ -1,10 +1,17 @@
 """Shared fixtures: where the real model and the real speech are, if they are here."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    """Programs started in the background ignore SIGINT and hand that on: the tests of Ctrl-C would test nothing."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
