@@ -1,6 +1,6 @@
 """Measure what the harness claims about itself: what measuring costs, and that it neither leaks nor drifts.
 
-    python tests/benchmarks/board.py BUNDLE [--only overhead soak] [--minutes 30] [--pairs 60]
+    python tests/benchmarks/board.py BUNDLE [--only polls overhead soak] [--minutes 30] [--pairs 60]
 
 There is no board here: power comes from a made-up sysfs tree of an Orin Nano and from a tegrastats that replays a
 recorded line, which cost the processor what real ones cost it, but for the I2C bus.
@@ -9,9 +9,11 @@ recorded line, which cost the processor what real ones cost it, but for the I2C 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,38 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
     return rows
 
 
+def measure_polls(n: int = 2000) -> dict[str, float]:
+    """Median microseconds of one reading of each sensor, and of parsing one line."""
+    from fake_boards import write_board_tree
+
+    from edgeqlora_jetson.memory import MemoryMonitor
+    from edgeqlora_jetson.power.ina import InaSource
+    from edgeqlora_jetson.power.tegrastats import parse_line
+    from edgeqlora_jetson.thermal import ThermalMonitor
+
+    medians = {}
+    with tempfile.TemporaryDirectory() as root:
+        write_board_tree(root, "orin-nano-r36")
+        memory, thermal = MemoryMonitor(), ThermalMonitor(root)
+        memory.start()
+        thermal.start()
+        readings: dict[str, Any] = {
+            "memory (this machine)": memory.poll,
+            "thermal (made-up tree)": thermal.poll,
+            "ina (made-up tree)": InaSource(root=root).poll,
+            "tegrastats line": lambda: parse_line(RECORDED),
+        }
+        for name, read in readings.items():
+            times_s = []
+            for _ in range(n):
+                start_s = time.perf_counter()
+                read()
+                times_s.append(time.perf_counter() - start_s)
+            medians[name] = 1e6 * statistics.median(times_s)
+            print(f"{name:<24}{medians[name]:8.1f} us", flush=True)
+    return medians
+
+
 def soak(bundle_dir: Path, minutes: float, threads: int | None, output: Path) -> dict[str, Any]:
     """The runner's own soak, in a process of its own."""
     command = [sys.executable, "-m", "edgeqlora_jetson", "soak", str(bundle_dir), "--hours", str(minutes / 60)]
@@ -80,13 +114,17 @@ def soak(bundle_dir: Path, minutes: float, threads: int | None, output: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--only", nargs="*", default=["overhead", "soak"], choices=["overhead", "soak"])
+    parser.add_argument(
+        "--only", nargs="*", default=["polls", "overhead", "soak"], choices=["polls", "overhead", "soak"]
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, default=Path("board-claims.json"))
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
+    if "polls" in arguments.only:
+        result["polls_us"] = measure_polls()
     if "overhead" in arguments.only:
         result["overhead"] = measure_overheads(arguments.bundle, arguments.pairs, arguments.threads)
     if "soak" in arguments.only:

@@ -1,7 +1,6 @@
 """Heat and throttling: temperatures, counters, cooling devices, clocks below their pin, from written /sys trees."""
 
 import os
-import time
 
 import fake_boards
 import fake_power
@@ -235,18 +234,6 @@ def test_files_are_closed_after_the_run(orin):
     before = len(os.listdir("/proc/self/fd"))
     watch(orin)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_poll_of_a_whole_board_is_cheap(orin):
-    monitor = ThermalMonitor(str(orin))
-    monitor.start()
-    times_s = []
-    for _ in range(100):
-        start_s = time.perf_counter()
-        monitor.poll()
-        times_s.append(time.perf_counter() - start_s)
-    monitor.finish()
-    assert sorted(times_s)[50] < 1e-3
 
 
 def test_the_gpus_clock_is_found_under_every_releases_name(tmp_path):
