@@ -120,7 +120,7 @@ def run_bench(
         say("loading the model")
         rss_before_mib = measure_rss_mib()
         start_s = time.perf_counter()
-        opened = open_model(bundle, place_nodes=True, **runtime_settings(settings))
+        opened = open_model(bundle, **runtime_settings(settings))
         transcriber = Transcriber(bundle, opened)
         loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
         workload = load_workload(clips, transcriber, settings.seed)

@@ -104,8 +104,11 @@ class Sensors(object):
         self.telemetry.thermal = self._thermal
         self.telemetry.read_now()
 
-    def end_run(self, start_s: float, end_s: float) -> None:
-        """Stop reading and work out what the sensors say of the window (time.monotonic())."""
+    def end_run(self, start_s: float, end_s: float, with_energy: bool = True) -> None:
+        """Stop reading and work out what the sensors say of the window (time.monotonic()).
+
+        with_energy: False where the samples were counted and forgotten row by row.
+        """
         self.telemetry.read_now()
         if self.source is not None:
             self.telemetry.wait_for_sample_after(end_s)
@@ -113,8 +116,13 @@ class Sensors(object):
         self.memory = self._finish("memory", self._memory)
         self.thermal = self._finish("thermal", self._thermal)
         self.problems += self.memory.pop("problems", [])
-        self.energy = self._measure_energy(start_s, end_s)
-        self.warnings += self.energy.get("warnings", [])
+        if self.source is not None and self.telemetry.power_error:
+            self.problems.append(
+                "power source {} ended during the run: {}".format(self.source.name, self.telemetry.power_error)
+            )
+        if with_energy:
+            self.energy = self._measure_energy(start_s, end_s)
+            self.warnings += self.energy.get("warnings", [])
         for name, text in sorted(self.telemetry.errors.items()):
             self.problems.append("the {} sensors failed during the run: {}".format(name, text))
 
@@ -129,9 +137,6 @@ class Sensors(object):
     def _measure_energy(self, start_s: float, end_s: float) -> Dict[str, Any]:
         if self.source is None:
             return missing_energy("no power source: " + ("; ".join(self.notes) or "none was asked for"))
-        died = self.telemetry.power_error
-        if died:
-            self.problems.append("power source {} ended during the run: {}".format(self.source.name, died))
         try:
             energy = measure_energy(
                 self.telemetry.samples(),
@@ -140,7 +145,7 @@ class Sensors(object):
                 self.scope,
                 idle_power_mw=self._idle["value"],
                 averaging_s=self.source.averaging_s,
-                source_error=died,
+                source_error=self.telemetry.power_error,
             )
         except RailVanished as error:
             self.problems.append(str(error))

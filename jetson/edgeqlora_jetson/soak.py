@@ -135,7 +135,7 @@ def run_soak(
             soak.is_complete = True
         except KeyboardInterrupt:
             pass
-        sensors.end_run(start_s, time.monotonic())
+        sensors.end_run(start_s, time.monotonic(), with_energy=False)
     soak.thermal = sensors.thermal
     soak.problems += [text for text in sensors.problems if text not in soak.problems]
     return soak, opened, sensors

@@ -21,7 +21,7 @@ class Telemetry(object):
         self.errors: Dict[str, str] = {}
         self.memory, self.thermal = memory, thermal
         self._power = power
-        self._period_s = period_s
+        self.period_s = period_s
         self._samples: List[Any] = []
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # held while sensors are read
@@ -91,7 +91,7 @@ class Telemetry(object):
 
     def cost(self) -> Dict[str, Any]:
         """What the sampling thread took: processor seconds, seconds it ran, polls. Not what child programs took."""
-        return {"cpu_s": self._cpu_s, "active_s": self._active_s, "n_polls": self._n_polls, "period_s": self._period_s}
+        return {"cpu_s": self._cpu_s, "active_s": self._active_s, "n_polls": self._n_polls, "period_s": self.period_s}
 
     def read_now(self) -> None:
         """Read memory and heat at this moment, besides the regular times: the edges of a run."""
@@ -103,7 +103,7 @@ class Telemetry(object):
     def _loop(self) -> None:
         started_s = time.monotonic()
         due_s = {"memory": started_s, "thermal": started_s}
-        while not self._stopping.wait(self._period_s):
+        while not self._stopping.wait(self.period_s):
             with self._turn:
                 if not self._paused:
                     self._read(due_s)

@@ -2,6 +2,9 @@
 
     python tests/benchmarks/board.py BUNDLE [--only polls overhead soak] [--minutes 30] [--pairs 60]
 
+`overhead` reads every sensor TIMES as often as a run does and divides what that costs by TIMES: at the normal rate the
+cost is far below what this machine's speed changes by from second to second.
+
 There is no board here: power comes from a made-up sysfs tree of an Orin Nano and from a tegrastats that replays a
 recorded line, which cost the processor what real ones cost it, but for the I2C bus.
 """
@@ -27,11 +30,16 @@ RECORDED = (
 )
 
 
+TIMES = 10
+"""How much more often sensors are read to measure what reading costs."""
+
+
 def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> list[dict[str, Any]]:
-    """Share of the throughput that sensors take, for each source, and with none but memory and heat."""
+    """Share of the throughput that sensors take, for each source, and with none but memory and heat, in %."""
     from fake_boards import write_board_tree
     from fake_power import write_tegrastats
 
+    from edgeqlora_jetson import telemetry
     from edgeqlora_jetson.bench import first_calls, transcribe
     from edgeqlora_jetson.bundle import Bundle
     from edgeqlora_jetson.overhead import measure_overhead
@@ -42,6 +50,8 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
     from edgeqlora_jetson.workload import load_workload
 
     rows = []
+    telemetry.MEMORY_EVERY_S /= TIMES
+    telemetry.THERMAL_EVERY_S /= TIMES
     bundle = Bundle.load(bundle_dir)
     with tempfile.TemporaryDirectory() as temporary:
         write_board_tree(temporary + "/root", "orin-nano-r36")
@@ -56,15 +66,19 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
 
         warm_up(run, calls, 20)
         for power in ("none", "ina", "tegrastats"):
-            sensors = Sensors.open(bundle, power, root=temporary + "/root")
+            sensors = Sensors.open(bundle, power, 0.2 / TIMES, root=temporary + "/root")
+            if power == "none":
+                sensors.telemetry.period_s = telemetry.MEMORY_EVERY_S
             with sensors:
                 sensors.start_run()
                 overhead = measure_overhead(run, calls, sensors.telemetry, n_pairs=n_pairs)
                 cost = sensors.telemetry.cost()
-            rows.append({"power": power, **overhead, "sampler_cpu_share": cost["cpu_s"] / cost["active_s"]})
+            row = {name: overhead[name] / TIMES for name in ("value", "low", "high")}
+            row["sampler_cpu_percent"] = 100 * cost["cpu_s"] / cost["active_s"] / TIMES
+            rows.append({"power": power, "times": TIMES, "n_pairs": n_pairs, **row})
             print(
-                f"{power:<11}{overhead['value']:+6.2f} %  ({overhead['low']:+.2f} to {overhead['high']:+.2f}), "
-                f"sampler thread {100 * rows[-1]['sampler_cpu_share']:.2f} % of a core",
+                f"{power:<11}{row['value']:+6.2f} %  ({row['low']:+.2f} to {row['high']:+.2f}), "
+                f"sampler thread {row['sampler_cpu_percent']:.2f} % of a core",
                 flush=True,
             )
     return rows

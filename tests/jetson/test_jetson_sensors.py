@@ -9,11 +9,14 @@ pytest.importorskip("onnxruntime")
 from fake_boards import write_board_tree
 from fake_power import break_rail, write_tegrastats
 
+from edgeqlora_jetson import soak as soak_module
 from edgeqlora_jetson.bench import Settings, run_bench
 from edgeqlora_jetson.board import detect_board, load_boards
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.sensors import board_facts
+from edgeqlora_jetson.soak import SoakSettings, run_soak
+from edgeqlora_jetson.soak_report import build_soak_report, format_soak
 from edgeqlora_jetson.table import format_table
 
 
@@ -122,3 +125,34 @@ def test_whose_rails_are_counted(orin_nano, tmp_path):
     unknown = detect_board(str(tmp_path / "nothing"))
     assert board_facts(unknown, Exported(thor)) is None
     assert board_facts(unknown, None) is None
+
+
+def soak_on(fixture_folder, root, monkeypatch, power, during=lambda elapsed_s, soak: None):
+    monkeypatch.setattr(soak_module, "MIN_DURATION_S", 0.1)
+    bundle = Bundle.load(fixture_folder)
+    settings = SoakSettings(duration_s=3.0, settle_s=0.5, interval_s=0.5, power=power, threads=1)
+    soak, runtime, sensors = run_soak(bundle, bundle.read_eval_clips(), settings, progress=during, root=root)
+    return build_soak_report(bundle, soak, runtime, sensors)
+
+
+def test_a_soak_counts_energy_row_by_row_and_keeps_no_samples(fixture_folder, orin_nano, monkeypatch):
+    """5.25 W throughout: every row's energy is 5.25 W times its length, and the whole run needs no figure of its own."""
+    report = soak_on(fixture_folder, orin_nano, monkeypatch, "ina")
+    assert (report["energy_scope"], report["rails"]) == ("module_input", ["VDD_IN"])
+    for row in report["rows"]:
+        assert row["energy_j"] == pytest.approx(5.25 * (row["end_s"] - row["start_s"]), rel=0.02)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["energy drift"]["value"]["value"] is not None
+    assert "sensors" not in checks
+    assert "Energy is that of VDD_IN (module_input)" in format_soak(report)
+
+
+def test_a_soak_whose_rail_vanishes_fails(fixture_folder, orin_nano, monkeypatch):
+    def break_once(elapsed_s, soak):
+        if len(soak.rows) == 2:
+            break_rail(orin_nano, "VDD_IN")
+
+    report = soak_on(fixture_folder, orin_nano, monkeypatch, "ina", break_once)
+    assert report["verdict"] == "failed"
+    check = next(check for check in report["checks"] if check["name"] == "sensors")
+    assert "power rail VDD_IN vanished" in check["detail"]
