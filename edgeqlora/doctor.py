@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.quiet import hush
-from edgeqlora_jetson.doctor import examine
-from edgeqlora_jetson.findings import Finding, note, ok, problem, warning
+from edgeqlora_jetson.doctor.findings import Finding, note, ok, problem, warning
+from edgeqlora_jetson.doctor.run import examine
 
 _TORCH_INDEX = "https://download.pytorch.org/whl"
 _GPU_TRAINING_MIB = 4096

@@ -11,7 +11,7 @@ from typing import Any
 from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora.sensors import peak_rss_mib
+from edgeqlora.training.resources import peak_rss_mib
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 
 SCHEMA = "edgeqlora.evaluation/1"
@@ -53,7 +53,7 @@ def evaluate(
     the same prompt and suppressed tokens.
     """
     from edgeqlora.data.manifest import load_rows
-    from edgeqlora.scores import NORMALISERS, score_texts
+    from edgeqlora.evaluation.scores import NORMALISERS, score_texts
 
     for name in normalisers:
         if name not in NORMALISERS:
@@ -161,9 +161,9 @@ def _with_torch(
 ) -> dict[str, Any]:
     import torch
 
+    from edgeqlora.evaluation.recognise import Recogniser, perplexity
     from edgeqlora.merge import verify_parent
     from edgeqlora.models.whisper import load_model
-    from edgeqlora.recognise import Recogniser, perplexity
 
     card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -254,7 +254,7 @@ def _utterances(
     rows: Sequence[Row], outcome: dict[str, Any], name: str, spelling: dict[str, str] | None
 ) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors under the first normaliser."""
-    from edgeqlora.scores import normaliser
+    from edgeqlora.evaluation.scores import normaliser
     from edgeqlora_jetson.wer import align_counts
 
     apply = normaliser(name, spelling)

@@ -156,14 +156,14 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
             )
         return []
     from edgeqlora.data.manifest import load_rows
-    from edgeqlora.prepare import evenly
+    from edgeqlora.training.training_data import evenly
 
     return evenly(load_rows(source), limit or 0)
 
 
 def _score(speech: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: str) -> dict[str, Any]:
-    from edgeqlora.recognise import Recogniser
-    from edgeqlora.scores import score_texts
+    from edgeqlora.evaluation.recognise import Recogniser
+    from edgeqlora.evaluation.scores import score_texts
 
     recogniser = Recogniser(
         speech, card.get("windows_s") or [30.0], card.get("language"), card.get("task") or "transcribe"

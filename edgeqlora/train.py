@@ -15,16 +15,16 @@ from typing import Any
 
 from rich.console import Console
 
-from edgeqlora import checkpoint
-from edgeqlora.arguments import drop_default_progress, per_device_batch, training_arguments
 from edgeqlora.card import measured, missing, write_card
 from edgeqlora.data.batching import BucketSampler, Collator
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora.prepare import Prepared, augmentation, evenly, prepare
-from edgeqlora.sensors import EnergyMeter, peak_rss_mib, peak_vram
 from edgeqlora.settings import TrainSettings, write_settings
-from edgeqlora.unfinished import CONFIG, open_partial, partial_folder, verify_output
+from edgeqlora.training import checkpoint
+from edgeqlora.training.arguments import drop_default_progress, per_device_batch, training_arguments
+from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
+from edgeqlora.training.resources import EnergyMeter, peak_rss_mib, peak_vram
+from edgeqlora.training.training_data import Prepared, augmentation, evenly, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
 
 
@@ -36,8 +36,8 @@ def train(
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
     """
-    from edgeqlora.heap import return_freed_memory
     from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
+    from edgeqlora.training.malloc import return_freed_memory
 
     if settings.low_memory:
         return_freed_memory()
@@ -54,11 +54,11 @@ def train(
     n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
     _say_plan(console, settings, data, n_steps, world_size)
 
-    from edgeqlora.adapters import load_base, with_adapters
     from edgeqlora.data.cache import MelCache, default_cache_folder
     from edgeqlora.data.dataset import SpeechDataset, load_noises
     from edgeqlora.data.features import MelExtractor
-    from edgeqlora.recognise import Recogniser
+    from edgeqlora.evaluation.recognise import Recogniser
+    from edgeqlora.lora.adapters import load_base, with_adapters
 
     cache_folder = {"auto": default_cache_folder(), "none": None}.get(settings.cache, settings.cache)
     dataset = SpeechDataset(
@@ -101,7 +101,7 @@ class _Run:
         per_device: int,
         console: Console,
     ):
-        from edgeqlora.progress import Throughput
+        from edgeqlora.training.run_log import Throughput
 
         self.settings, self.data, self.dataset, self.recogniser = settings, data, dataset, recogniser
         self.scored, self.n_steps, self.per_device, self.console = scored, n_steps, per_device, console
@@ -111,7 +111,7 @@ class _Run:
 
     def run(self, folder: Path, resume_from: Path | None, is_first: bool) -> Any:
         """Train to the end (or early stop) with checkpoints in `folder`; returns the trainer."""
-        from edgeqlora.progress import truncate_log
+        from edgeqlora.training.run_log import truncate_log
 
         log_path = folder / "log.jsonl" if is_first else None
         if log_path is not None:
@@ -167,8 +167,8 @@ class _Run:
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
-        from edgeqlora.progress import RunLog
-        from edgeqlora.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
+        from edgeqlora.training.run_log import RunLog
+        from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
 
         settings, spec = self.settings, self.recogniser.spec
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
@@ -219,8 +219,8 @@ class _Run:
 
 def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
     """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
-    from edgeqlora.scores import character_errors, word_errors
-    from edgeqlora.scores import normaliser as find_normaliser
+    from edgeqlora.evaluation.scores import character_errors, word_errors
+    from edgeqlora.evaluation.scores import normaliser as find_normaliser
 
     apply = find_normaliser(normaliser, recogniser.speech.spelling)
 
@@ -308,7 +308,7 @@ def _write_output(
             shutil.copytree(partial / "runs", out / "runs")  # TensorBoard's
         write_settings(settings, out / CONFIG)
         if ranks:
-            write_json(out / "ranks.json", {"schema": "edgeqlora.ranks/1", **ranks})
+            write_json(out / "ranks.json", {"schema": "edgeqlora.lora.ranks/1", **ranks})
         card = write_card(
             out,
             "adapter" if settings.method != "full" else "model",

@@ -29,7 +29,7 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
     """Read a data set: a manifest file, a corpus folder or `hf:owner/name[:config]`.
 
     `split` picks one split of a source that has several (see `list_splits`); `limit` keeps the first rows
-    only. Audio files are not opened: `edgeqlora.data.check` does that.
+    only. Audio files are not opened: `edgeqlora.data.check.run` does that.
 
     Raises UserError when the source is missing, empty, of no known format, or holds a broken row.
     """

@@ -129,7 +129,7 @@ def train(
     import numpy as np
     import torch
 
-    from edgeqlora_export.windowed import windowed
+    from edgeqlora_export.whisper.windowed import windowed
 
     ctc_head = torch.nn.Linear(recipe.d_model, len(tokenizer) + 1)
     parameters = [p for p in [*model.parameters(), *ctc_head.parameters()] if p.requires_grad]
@@ -164,7 +164,7 @@ def measure_wer(model: Any, tokenizer: WhisperTokenizer, utterances: list[Uttera
     import jiwer
     import torch
 
-    from edgeqlora_export.windowed import windowed
+    from edgeqlora_export.whisper.windowed import windowed
 
     model.eval()
     hypotheses: list[str] = []

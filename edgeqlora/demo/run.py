@@ -70,7 +70,7 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
     say(f"  kept: adapter on the {chosen} base")
 
     _step(say, 4, "export", f"edgeqlora export {merged} --target cpu -d {test} --eval-clips 100 -o {bundle}")
-    from edgeqlora.bundling import export
+    from edgeqlora.export import export
 
     summary = export(str(merged), bundle, target="cpu", data=test, n_eval=100, overwrite=True, say=lambda text: None)
     for gate in summary["gates"]:

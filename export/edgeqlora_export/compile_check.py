@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora_export.engine_request import engine_request
-from edgeqlora_jetson.engines import GRAPHS, optimization_profiles
+from edgeqlora_jetson.engines.request import GRAPHS, optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes.trt_builder import build_plan
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeqlora_export.windowed import window_frames
-from edgeqlora_jetson.engines import SCHEMA, check_request
+from edgeqlora_export.whisper.windowed import window_frames
+from edgeqlora_jetson.engines.request import SCHEMA, check_request
 from edgeqlora_jetson.errors import UserError
 
 ENGINE_PRECISIONS = ("fp16", "fp32")

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from edgeqlora_export.bundle import draft_manifest, write_bundle
 from edgeqlora_export.compile_check import compile_gate
-from edgeqlora_export.decoding import decoding_spec, is_multilingual
-from edgeqlora_export.detokenizer import detokenizer_table
 from edgeqlora_export.engine_request import engine_request
-from edgeqlora_export.graphs import export_whisper
 from edgeqlora_export.lint import lint_graph, load_operators
-from edgeqlora_export.parity import Gate, Progress, measure_parity, verify_gates
-from edgeqlora_export.whisper import model_constants
-from edgeqlora_export.windowed import model_window_s, window_frames
+from edgeqlora_export.whisper.decoding import decoding_spec, is_multilingual
+from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.parity import Gate, Progress, measure_parity, verify_gates
+from edgeqlora_export.whisper.windowed import model_window_s, window_frames
+from edgeqlora_export.write_bundle import draft_manifest, write_bundle
+from edgeqlora_jetson.audio.logmel import LogMel
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, write_json
-from edgeqlora_jetson.logmel import LogMel
 from edgeqlora_jetson.runtimes import open_runtime
 
 SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160

@@ -9,9 +9,9 @@ import threading
 from typing import Any, List, Optional
 
 from . import __version__
-from .commands import command_name, run_info, run_transcribe
+from .commands.setup import run_build, run_doctor
+from .commands.transcribe import command_name, run_info, run_transcribe
 from .errors import UserError
-from .setup_commands import run_build, run_doctor
 
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 
@@ -180,8 +180,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .bench import Settings
-    from .measure_commands import run_bench_command
+    from .bench.run import Settings
+    from .commands.measure import run_bench_command
 
     settings = Settings(
         scenario=args.scenario,
@@ -209,8 +209,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _soak(args: argparse.Namespace) -> int:
-    from .measure_commands import run_soak_command
-    from .soak import SoakSettings
+    from .commands.measure import run_soak_command
+    from .soak.run import SoakSettings
 
     settings = SoakSettings(
         duration_s=args.hours * 3600.0,

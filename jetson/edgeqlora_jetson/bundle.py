@@ -5,7 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from .engines import check_covers, check_request
+from .engines.request import check_covers, check_request
 from .errors import UserError
 from .files import read_json, read_json_lines, sha256_file
 

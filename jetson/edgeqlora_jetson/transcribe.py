@@ -5,10 +5,10 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
-from .audio import LogMel, choose_window, split_long
+from .audio.load import LogMel, choose_window, split_long
+from .audio.windows import window_samples
 from .bundle import Bundle
-from .decode import Detokenizer, greedy
-from .windows import window_samples
+from .decoders import Detokenizer, greedy
 
 
 class Transcript(NamedTuple):

@@ -36,18 +36,18 @@ TIMES = 10
 
 def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> list[dict[str, Any]]:
     """Share of the throughput that sensors take, for each source, and with none but memory and heat, in %."""
-    from fake_boards import write_board_tree
-    from fake_power import write_tegrastats
+    from fakes.boards import write_board_tree
+    from fakes.power import write_tegrastats
 
-    from edgeqlora_jetson import telemetry
-    from edgeqlora_jetson.bench import first_calls, transcribe
+    from edgeqlora_jetson.bench.overhead import measure_overhead
+    from edgeqlora_jetson.bench.run import first_calls, transcribe
+    from edgeqlora_jetson.bench.warmup import warm_up
+    from edgeqlora_jetson.bench.workload import load_workload
     from edgeqlora_jetson.bundle import Bundle
-    from edgeqlora_jetson.overhead import measure_overhead
     from edgeqlora_jetson.runtimes import open_runtime
-    from edgeqlora_jetson.sensors import Sensors
+    from edgeqlora_jetson.sensors import telemetry
+    from edgeqlora_jetson.sensors.session import Sensors
     from edgeqlora_jetson.transcribe import Transcriber
-    from edgeqlora_jetson.warmup import warm_up
-    from edgeqlora_jetson.workload import load_workload
 
     rows = []
     telemetry.MEMORY_EVERY_S /= TIMES
@@ -86,12 +86,12 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
 
 def measure_polls(n: int = 2000) -> dict[str, float]:
     """Median microseconds of one reading of each sensor, and of parsing one line."""
-    from fake_boards import write_board_tree
+    from fakes.boards import write_board_tree
 
-    from edgeqlora_jetson.memory import MemoryMonitor
     from edgeqlora_jetson.power.ina import InaSource
     from edgeqlora_jetson.power.tegrastats import parse_line
-    from edgeqlora_jetson.thermal import ThermalMonitor
+    from edgeqlora_jetson.sensors.memory import MemoryMonitor
+    from edgeqlora_jetson.sensors.thermal import ThermalMonitor
 
     medians = {}
     with tempfile.TemporaryDirectory() as root:

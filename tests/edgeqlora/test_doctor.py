@@ -15,9 +15,9 @@ from edgeqlora.doctor import (
     read_installed,
     read_requirements,
 )
-from edgeqlora.profiles import load_profile
-from edgeqlora_jetson.board import detect_board, load_boards
-from edgeqlora_jetson.doctor_board import export_command
+from edgeqlora.profiles.load import load_profile
+from edgeqlora_jetson.board.detect import detect_board, load_boards
+from edgeqlora_jetson.doctor.board import export_command
 
 GPU = Gpu(
     torch="2.9.0+cu126",

@@ -38,7 +38,7 @@ def test_dequantised_merge_computes_what_training_did(adapter, tiny_model):
     from peft import PeftModel
 
     from edgeqlora.models.whisper import keep_linear4bit_in_train_mode
-    from edgeqlora_export.windowed import windowed
+    from edgeqlora_export.whisper.windowed import windowed
 
     trained = PeftModel.from_pretrained(load_model(str(tiny_model), quantise=True).model, str(adapter))
     keep_linear4bit_in_train_mode(trained)

@@ -10,16 +10,16 @@ from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_genera
 from onnx import numpy_helper
 
 from edgeqlora_export import run
-from edgeqlora_export.decoding import decoding_spec, torch_greedy
-from edgeqlora_export.detokenizer import detokenizer_table
-from edgeqlora_export.evalclips import write_wav
-from edgeqlora_export.graphs import export_whisper
-from edgeqlora_export.parity import measure_parity, verify_gates
+from edgeqlora_export.eval_clips import write_wav
 from edgeqlora_export.run import export_bundle
-from edgeqlora_export.whisper import model_constants
-from edgeqlora_jetson.audio import load_audio
+from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.parity import measure_parity, verify_gates
+from edgeqlora_jetson.audio.load import load_audio
 from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.decode import Detokenizer
+from edgeqlora_jetson.decoders import Detokenizer
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.transcribe import Transcriber

@@ -11,18 +11,18 @@ from onnx import TensorProto, helper
 from transformers import WhisperForConditionalGeneration
 
 from edgeqlora_export.compile_check import compile_graphs, import_compiler
-from edgeqlora_export.decoding import decoding_spec
 from edgeqlora_export.engine_request import engine_request
-from edgeqlora_export.graphs import export_whisper
 from edgeqlora_export.run import export_bundle
-from edgeqlora_export.whisper import model_constants
+from edgeqlora_export.whisper.decoding import decoding_spec
+from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.engines import OptimizationProfile, optimization_profiles
+from edgeqlora_jetson.engines.request import OptimizationProfile, optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes import trt_builder
 from edgeqlora_jetson.runtimes.trt_adapters import make_logger
 
-FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixture_bundle"
+FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixtures" / "bundle"
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import onnx
 import pytest
 from export_tiny import tiny_generation_config
 
-from edgeqlora_export.decoding import decoding_spec
 from edgeqlora_export.engine_request import engine_request
-from edgeqlora_export.graphs import export_whisper
-from edgeqlora_export.whisper import model_constants
+from edgeqlora_export.whisper.decoding import decoding_spec
+from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle, check_manifest
-from edgeqlora_jetson.engines import GRAPHS, check_request, optimization_profiles
+from edgeqlora_jetson.engines.request import GRAPHS, check_request, optimization_profiles
 from edgeqlora_jetson.errors import UserError
 
-FIXTURES = Path(__file__).resolve().parents[1] / "jetson"
+FIXTURES = Path(__file__).resolve().parents[1] / "jetson" / "fixtures"
 MODEL = {"n_layers": 1, "n_heads": 2, "head_dim": 4, "n_mels": 16, "max_target_positions": 24}
 
 
@@ -52,8 +52,10 @@ def test_the_shapes_of_a_model_worked_out_by_hand():
 
 
 def test_the_boards_tests_use_the_same_request():
-    expected = json.loads((FIXTURES / "fixture_engine_request.json").read_text())
-    assert ask() == expected, "make tests/jetson/fixture_engine_request.json again: python tests/jetson/make_request.py"
+    expected = json.loads((FIXTURES / "engine_request.json").read_text())
+    assert ask() == expected, (
+        "make tests/jetson/fixtures/engine_request.json again: python tests/jetson/fixtures/make_request.py"
+    )
 
 
 def test_every_input_of_the_graphs_is_asked_for(whisper, tokenizer, tmp_path):
@@ -152,7 +154,7 @@ STEP = ("graphs", "decoder", "optimization_profiles", 1, "inputs")
     ],
 )
 def test_a_broken_request_stops_the_bundle(edit, message):
-    manifest = Bundle.load(FIXTURES / "fixture_bundle").manifest
+    manifest = Bundle.load(FIXTURES / "bundle").manifest
     manifest["engine_request"] = ask()
     check_manifest(manifest, "manifest.json")
     edit(manifest["engine_request"])

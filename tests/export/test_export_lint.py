@@ -5,9 +5,9 @@ import pytest
 from export_tiny import tiny_whisper
 from onnx import TensorProto, helper
 
-from edgeqlora.profiles import list_profiles, load_profile
-from edgeqlora_export.graphs import export_whisper
+from edgeqlora.profiles.load import list_profiles, load_profile
 from edgeqlora_export.lint import _AXES_INPUT, find_problems, known_versions, lint_graph, load_operators
+from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_jetson.errors import UserError
 
 

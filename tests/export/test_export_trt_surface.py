@@ -17,7 +17,7 @@ JETSON_TESTS = Path(__file__).resolve().parents[1] / "jetson"
 ROOT = JETSON_TESTS.parents[1]
 sys.path.insert(0, str(JETSON_TESTS))
 
-from fake_tensorrt import FLAGS, NETWORK_FLAGS, make_tensorrt  # noqa: E402
+from fakes.tensorrt import FLAGS, NETWORK_FLAGS, make_tensorrt  # noqa: E402
 
 CLASSES = ("Builder", "OnnxParser", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "Runtime")
 

@@ -21,14 +21,14 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def fixture_folder():
-    """The tiny bundle made by make_fixture.py."""
-    return os.path.join(HERE, "fixture_bundle")
+    """The tiny bundle made by make_bundle.py."""
+    return os.path.join(HERE, "fixtures/bundle")
 
 
 @pytest.fixture(scope="session")
 def expected():
     """What the tiny bundle must say: tokens, texts, window_s of its clips, computed apart from onnxruntime."""
-    with open(os.path.join(HERE, "fixture_expected.json")) as file:
+    with open(os.path.join(HERE, "fixtures/expected.json")) as file:
         return json.load(file)
 
 
@@ -55,6 +55,6 @@ def transcriber(fixture_folder):
 @pytest.fixture(scope="session")
 def clips(fixture_folder):
     """The tiny bundle's three clips: list of float32 (n_samples,)."""
-    from edgeqlora_jetson.audio import load_audio
+    from edgeqlora_jetson.audio.load import load_audio
 
     return [load_audio(os.path.join(fixture_folder, "eval", name)) for name in ("0000.wav", "0001.wav", "0002.wav")]

@@ -8,10 +8,10 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from ..engine_cache import default_cache_dir
-from ..engines import GRAPHS, PRECISIONS
+from ..audio.windows import window_samples
+from ..engines.cache import default_cache_dir
+from ..engines.request import GRAPHS, PRECISIONS
 from ..errors import UserError
-from ..windows import window_samples
 from .provider_engines import ProviderBuild, engine_options, mark_built
 from .providers import (
     CPU,

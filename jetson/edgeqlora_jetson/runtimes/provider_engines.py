@@ -8,8 +8,8 @@ import os
 import shutil
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from ..engine_cache import build_command, graph_hashes, key_sha256, read_power_mode
-from ..engines import BOUNDS, GRAPHS, optimization_profiles
+from ..engines.cache import build_command, graph_hashes, key_sha256, read_power_mode
+from ..engines.request import BOUNDS, GRAPHS, optimization_profiles
 from ..errors import UserError
 from ..files import read_json, write_json
 from .cudart import Cudart

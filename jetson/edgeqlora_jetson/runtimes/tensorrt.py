@@ -8,8 +8,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..engine_cache import default_cache_dir, find_engine, read_engine, read_place
-from ..engines import GRAPHS, optimization_profiles
+from ..engines.cache import default_cache_dir, find_engine, read_engine, read_place
+from ..engines.request import GRAPHS, optimization_profiles
 from ..errors import UserError
 from .cudart import Cudart
 from .trt_adapters import make_logger

@@ -6,7 +6,7 @@ really executed with TensorRT-RTX, which has TensorRT 11's surface; not run on h
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from ..engines import BOUNDS, OptimizationProfile
+from ..engines.request import BOUNDS, OptimizationProfile
 from ..errors import UserError
 from .trt_adapters import last_errors, make_logger
 

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..engines import OptimizationProfile
+from ..engines.request import OptimizationProfile
 from ..errors import UserError
 from .cudart import Gpu
 from .trt_adapters import load_engine, open_context

@@ -1,0 +1,390 @@
+"""The command line: it parses, calls one function and prints. Heavy imports stay inside the commands."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeqlora import __version__
+from edgeqlora.cli import board as cli_board
+from edgeqlora.cli.messages import done, say
+from edgeqlora.errors import UserError
+
+app = typer.Typer(
+    name="edgeqlora",
+    help="From a speech data set to a fine-tuned speech model on an edge board, with honest numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
+profiles_app = typer.Typer(help="Hardware profiles: what each board can do.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(profiles_app, name="profiles")
+
+Source = Annotated[str, typer.Argument(help="Base model, adapter, merged folder or bundle.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many clips.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"edgeqlora {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
+    base_model: Annotated[str | None, typer.Option("--base-model", "-m", help="Whisper folder or hub name.")] = None,
+    train_data: Annotated[str | None, typer.Option("--train", help="Training data.")] = None,
+    dev: Annotated[str | None, typer.Option(help="Data that chooses the best checkpoint by WER.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
+    method: Annotated[str | None, typer.Option(help="qlora, lora or full.")] = None,
+    ranks: Annotated[str | None, typer.Option(help="uniform:R or a ranks.json.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Default: twice the rank.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option()] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips per step over all processes.")] = None,
+    gradient_accumulation: Annotated[int | None, typer.Option()] = None,
+    optimizer: Annotated[str | None, typer.Option(help="auto, adamw or paged-adamw-8bit.")] = None,
+    warmup_ratio: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    max_grad_norm: Annotated[float | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, more time.")] = None,
+    low_memory: Annotated[bool | None, typer.Option(help="CPU: a fifth less memory, a third less speed.")] = None,
+    window_s: Annotated[str | None, typer.Option(help="auto, seconds, or several: 2,5,10.")] = None,
+    long_clips: Annotated[str | None, typer.Option(help="Clips longer than the window: error or skip.")] = None,
+    max_label_tokens: Annotated[int | None, typer.Option()] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between dev evaluations.")] = None,
+    eval_samples: Annotated[int | None, typer.Option(help="Dev clips per evaluation; 0: all.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without gain.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    language: Annotated[str | None, typer.Option(help="For multilingual models, e.g. de.")] = None,
+    task: Annotated[str | None, typer.Option(help="transcribe or translate.")] = None,
+    normaliser: Annotated[str | None, typer.Option(help="basic, none or whisper-english.")] = None,
+    spec_augment: Annotated[bool | None, typer.Option(help="Time warp, frequency and time masks.")] = None,
+    speed_perturb: Annotated[str | None, typer.Option(help="Factors to draw from: 0.9,1.0,1.1")] = None,
+    noise: Annotated[str | None, typer.Option(help="Folder or manifest of noise to mix in.")] = None,
+    noise_snr_db: Annotated[str | None, typer.Option(help="Lowest and highest SNR: 5,20")] = None,
+    noise_probability: Annotated[float | None, typer.Option()] = None,
+    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, none, or a folder.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Data loader processes.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many training clips.")] = None,
+    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, mlflow, wandb.")] = None,
+    save_config: Annotated[Path | None, typer.Option(help="Write the settings as TOML and stop.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Two real steps, then what the run would cost.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a speech model with QLoRA, LoRA or all weights; writes an adapter (or model) folder."""
+    from edgeqlora.settings import TrainSettings, make_settings, read_settings, write_settings
+
+    given_here = {**locals(), "train": train_data}
+    names = [f.name for f in dataclasses.fields(TrainSettings)]
+    flags: dict[str, Any] = {name: given_here[name] for name in names if given_here[name] is not None}
+    for name in ("speed_perturb", "noise_snr_db"):
+        if name in flags:
+            flags[name] = _numbers(name, flags[name])
+    given = (read_settings(config) if config else {}) | flags
+    if flags.get("steps") and "epochs" not in flags:
+        given.pop("epochs", None)  # a flag wins over the file also where it names the other unit
+    if flags.get("epochs") and "steps" not in flags:
+        given.pop("steps", None)
+    settings = make_settings(given)
+    if save_config is not None:
+        write_settings(settings, save_config)
+        done(f"settings written to {save_config}", f"edgeqlora train --config {save_config}")
+        return
+    from edgeqlora.train import train as run
+
+    card = run(settings, resume=resume, dry_run=dry_run, overwrite=overwrite)
+    if not card:
+        return  # another process of torchrun
+    if dry_run:
+        done("nothing written", "the same command without --dry-run")
+        return
+    wer = card["dev_wer"]["value"]
+    best = f", best dev WER {wer:.2f} % at step {card['best_step']}" if wer is not None else ""
+    speed = card["figures"]["samples_per_s"]["value"]
+    say(
+        f"{card['steps']} steps in {card['figures']['wall_time']['value']:.0f} s"
+        + (f", {speed:.1f} clips/s" if speed else "")
+        + f", peak memory {card['figures']['peak_rss']['value'] / 1024:.2f} GiB{best}"
+    )
+    if settings.method == "full":
+        done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")
+    else:
+        done(f"adapter in {settings.output}", f"edgeqlora merge {settings.output} -o merged")
+
+
+@app.command()
+def evaluate(
+    source: Source,
+    data: Annotated[str, typer.Option("--data", "-d", help="Data to score on.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="Split, where the data has several.")] = None,
+    window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of the folder, or 30.")] = None,
+    language: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[str | None, typer.Option()] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips at a time (torch).")] = 16,
+    normaliser: Annotated[list[str] | None, typer.Option(help="basic, none, whisper-english; may be repeated.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Of an adapter that does not say.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (bundle).")] = None,
+    limit: Limit = None,
+    worst: Annotated[int, typer.Option(min=0, help="Utterances to show.")] = 5,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write (and .jsonl).")] = None,
+) -> None:
+    """WER, CER, BLEU, perplexity and real-time factor of a model, adapter, merged folder or bundle."""
+    from edgeqlora.evaluate import evaluate as run
+    from edgeqlora.evaluate import format_evaluation
+    from edgeqlora.settings import parse_windows
+
+    windows = parse_windows(window_s) if window_s else None
+    with _progress("recognising") as progress:
+        report = run(
+            source,
+            data,
+            split=split,
+            windows_s=windows,
+            language=language,
+            task=task,
+            batch_size=batch_size,
+            normalisers=normaliser or (),
+            base_model=base_model,
+            limit=limit,
+            threads=threads,
+            output=output,
+            progress=progress,
+        )
+    typer.echo(format_evaluation(report, worst))
+    following = {
+        "adapter": f"edgeqlora merge {source} -o merged",
+        "model": f"edgeqlora export {source} --target cpu -o bundle",
+        "bundle": f"edgeqlora bench {source}",
+    }[report["kind"]]
+    written = (
+        f"report in {output}, utterances in {output.with_suffix('.jsonl')}" if output else "nothing written (pass -o)"
+    )
+    done(written, following)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.", show_default=False)],
+    output: Output,
+    dev: Annotated[str, typer.Option(help="Data to choose by; default: the dev data of training.")] = "",
+    base_model: Annotated[str | None, typer.Option(help="Default: the one it was trained on.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="dequantised or original: keep this one.")] = None,
+    normaliser: Annotated[str, typer.Option()] = "basic",
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge an adapter into its base in fp32, both sound ways scored on dev; writes a transformers folder."""
+    from edgeqlora.merge import merge as run
+
+    card = run(
+        adapter,
+        output,
+        dev=dev,
+        base_model=base_model,
+        candidate=candidate,
+        normaliser=normaliser,
+        limit=limit,
+        overwrite=overwrite,
+        say=say,
+    )
+    done(f"merged model ({card['chosen']} base) in {output}", f"edgeqlora export {output} --target cpu -o bundle")
+
+
+@app.command()
+def export(
+    merged: Annotated[str, typer.Argument(help="Merged (or base) transformers folder.", show_default=False)],
+    output: Output,
+    target: Annotated[str, typer.Option("--target", "-t", help="Hardware profile: a name, or a TOML file.")] = "cpu",
+    jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
+    window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of training, or 30.")] = None,
+    data: Annotated[str, typer.Option("--data", "-d", help="Clips for parity and for the bundle's eval set.")] = "",
+    eval_clips: Annotated[int, typer.Option(min=0, help="Clips to ship in the bundle.")] = 32,
+    language: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[str | None, typer.Option()] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
+    compile_check: Annotated[
+        bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export to ONNX for a board, prove parity with torch on real clips, write a self-contained bundle."""
+    from edgeqlora.export import export as run
+
+    summary = run(
+        merged,
+        output,
+        target=target,
+        jetpack=jetpack,
+        window_s=window_s,
+        data=data,
+        n_eval=eval_clips,
+        language=language,
+        task=task,
+        name=name,
+        compile_check=compile_check,
+        overwrite=overwrite,
+        say=say,
+    )
+    say(f"{len(summary['gates'])} gates passed, {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']:.0f} s")
+    done(f"bundle in {output}", f"edgeqlora bench {output}")
+
+
+@data_app.command("check")
+def data_check(
+    train_data: Annotated[str, typer.Option("--train", help="Training data.")] = "",
+    dev: Annotated[str, typer.Option(help="Development data.")] = "",
+    test: Annotated[str, typer.Option(help="Test data.")] = "",
+    data: Annotated[str, typer.Argument(help="Or: one data set alone.")] = "",
+    base_model: Annotated[str, typer.Option("--base-model", "-m", help="Checks labels against this model too.")] = "",
+    window_s: Annotated[float | None, typer.Option(min=0.5, max=30.0)] = None,
+    language: Annotated[str | None, typer.Option(help="Language of the texts, to find foreign scripts.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write.")] = None,
+) -> None:
+    """Find what would go wrong in training: every file is decoded. Exit code 1 if there are errors."""
+    from edgeqlora.data.check.run import ALL, format_report, load_label_rules, run_check
+
+    sources = {ALL: data, "train": train_data, "dev": dev, "test": test}
+    with _progress("decoding") as progress:
+        report = run_check(
+            {name: source for name, source in sources.items() if source},
+            window_s,
+            load_label_rules(base_model, language) if base_model else None,
+            progress=progress,
+        )
+    typer.echo(format_report(report))
+    if output is not None:
+        from edgeqlora_jetson.files import write_json
+
+        write_json(output, report.to_json())
+    model = base_model or "MODEL"
+    split = f"--train {train_data or data or 'TRAIN'}" + (f" --dev {dev}" if dev else "")
+    done(
+        f"report in {output}" if output else "nothing written (pass -o)",
+        f"edgeqlora train -m {model} {split} -o adapter --dry-run",
+    )
+    if report.n_errors:
+        raise typer.Exit(1)
+
+
+@profiles_app.command("list")
+def profiles_list() -> None:
+    """The boards that bundles can be exported for."""
+    from edgeqlora.profiles.load import list_profiles, load_profile
+    from edgeqlora.profiles.text import format_profiles
+
+    typer.echo(format_profiles(load_profile(name) for name in list_profiles()))
+    done("nothing written", "edgeqlora profiles show NAME")
+
+
+@profiles_app.command("check")
+def profiles_check(
+    profiles: Annotated[list[str] | None, typer.Argument(help="Names or TOML files; default: all that ship.")] = None,
+) -> None:
+    """Cross-check profiles: rails, opset against TensorRT, limits against memory. Exit code 1 if one is wrong."""
+    from edgeqlora.profiles.check import run_checks
+
+    text, is_good = run_checks(profiles or [])
+    typer.echo(text)
+    done("nothing written", "edgeqlora profiles show NAME")
+    if not is_good:
+        raise typer.Exit(1)
+
+
+@profiles_app.command("show")
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="Profile name, or a TOML file.")],
+    jetpack: Annotated[str | None, typer.Option(help="As it is with this JetPack.")] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print the file itself, to start one's own from.")] = False,
+    new_name: Annotated[str | None, typer.Option("--name", help="--toml: under this name.")] = None,
+) -> None:
+    """Everything a profile says, with the source of each fact."""
+    from edgeqlora.profiles.load import load_profile
+    from edgeqlora.profiles.text import format_profile, profile_toml
+
+    if toml:
+        typer.echo(profile_toml(name, new_name), nl=False)
+        done("nothing written", f"edgeqlora profiles check {new_name or 'MINE'}.toml")
+        return
+    if new_name is not None:
+        raise UserError(f"--name {new_name} renames the file that --toml prints: add --toml")
+
+    typer.echo(format_profile(load_profile(name, jetpack)))
+    done("nothing written", f"edgeqlora export MERGED --target {name} -o bundle")
+
+
+cli_board.register(app)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("edgeqlora-demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole line on the embedded model and speech: train, merge, export, bench, WER before and after."""
+    from edgeqlora.demo.run import run_demo
+
+    run_demo(output, overwrite=overwrite, say=say)
+    done(
+        f"adapter, merged model, bundle and reports in {output}",
+        f"copy {output}/bundle to a board and run python3 edgeqlora-jetson.pyz bench in it",
+    )
+
+
+def main() -> None:
+    """Entry point: errors of the user's making end with one message and exit code 2, never a traceback."""
+    from edgeqlora.quiet import hush
+
+    hush()
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not our error
+    except Exception as error:
+        from edgeqlora.cli.explain import explain
+
+        message = explain(error)
+        if message is None:
+            raise  # a defect of ours: the traceback is the report
+        _fail(message, 2)
+
+
+def _fail(message: str, code: int) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    typer.secho("error: " if rank == 0 else f"error (process {rank}): ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    sys.exit(code)
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in str(text).split(",")]
+    except ValueError:
+        raise UserError(f"{name}={text!r}: give numbers separated by commas, e.g. 5,20") from None
+
+
+def _progress(title: str) -> Any:
+    from edgeqlora.cli.progress_bar import CountBar
+
+    return CountBar(title)
+
+
+if __name__ == "__main__":
+    main()

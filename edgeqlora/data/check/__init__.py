@@ -1,0 +1,1 @@
+"""`data check`: what would go wrong with a data set."""

@@ -1,0 +1,129 @@
+"""Look at a whole data set before training: everything that would break it, or make its figures wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from edgeqlora.data.check.audio_findings import (
+    audio_findings,
+    duplicate_findings,
+    format_findings,
+    length_findings,
+    speaker_findings,
+)
+from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
+from edgeqlora.data.check.report import SEVERITIES, CheckReport, Finding, SplitFigures, format_report
+from edgeqlora.data.check.text_findings import case_findings, text_findings, token_findings
+from edgeqlora.data.label_rules import LabelRules, load_label_rules
+from edgeqlora.data.manifest import list_splits, load_rows
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+
+__all__ = ["CheckReport", "Finding", "LabelRules", "check_data", "format_report", "load_label_rules", "run_check"]
+
+ALL = "all"
+"""Name under which one source stands for all the splits inside it."""
+
+
+def check_data(
+    splits: Mapping[str, Sequence[Row]],
+    window_s: float | None = None,
+    max_text_tokens: int | None = None,
+    tokenise: Callable[[str], Sequence[int]] | None = None,
+    suppressed: set[int] | None = None,
+    expected_scripts: set[str] | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Decode every clip of every split once and report what is wrong.
+
+    window_s: what the encoder sees; clips beyond it are reported. tokenise: text to token ids, without prompt
+    and end; needed for `max_text_tokens` (room for text beside them) and `suppressed` (ids that decoding
+    never produces). expected_scripts: what the model writes, e.g. {"LATIN"}; without it, what the row's
+    language is written in. workers: decoding threads.
+
+    Bad data is reported, never raised.
+    """
+    rows = [row for split in splits.values() for row in split]
+    facts = iter(inspect_clips(rows, workers, progress))
+    clips: Clips = {name: [next(facts) for _ in split] for name, split in splits.items()}
+    findings = [
+        *audio_findings(clips),
+        *length_findings(clips, window_s),
+        *duplicate_findings(clips),
+        *speaker_findings(clips),
+        *text_findings(clips, expected_scripts),
+        *token_findings(clips, max_text_tokens, tokenise, suppressed or set()),
+        *format_findings(clips),
+        *case_findings(clips),
+    ]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return CheckReport({name: _figures(facts) for name, facts in clips.items()}, findings, window_s)
+
+
+def run_check(
+    sources: Mapping[str, str],
+    window_s: float | None = None,
+    rules: LabelRules | None = None,
+    workers: int = 2,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Load sources (split name to manifest, folder or hub name) and check them together.
+
+    A source that has splits of its own gives the one named like its key; with one source under the key `ALL` ("all"),
+    every split it has is checked. `rules` (see `load_label_rules`) are those of the model to be trained; `limit`
+    looks at the first rows of each split only.
+
+    Raises UserError when a source cannot be read at all.
+    """
+    if not sources:
+        raise UserError("no data set to check: give at least one manifest or folder")
+    splits: dict[str, list[Row]] = {}
+    for name, source in sources.items():
+        inside = list_splits(source)
+        if not inside:
+            splits[name] = load_rows(source, limit=limit)
+        elif name == ALL and len(sources) == 1:
+            for split in sorted(inside, key=_reading_order):
+                splits[split] = load_rows(source, split=split, limit=limit)
+        else:
+            only = inside[0] if len(inside) == 1 else name
+            splits[name] = load_rows(source, split=only, limit=limit)
+    rules = rules or LabelRules()
+    return check_data(
+        splits,
+        window_s,
+        max_text_tokens=rules.max_text_tokens,
+        tokenise=rules.tokenise,
+        suppressed=set(rules.suppressed_ids),
+        expected_scripts=None if rules.expected_scripts is None else set(rules.expected_scripts),
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _reading_order(split: str) -> tuple[int, str]:
+    """Training first: the other splits are held against it."""
+    for place, start in enumerate(("train", "dev", "val", "test")):
+        if split.startswith(start):
+            return place, split
+    return 9, split
+
+
+def _figures(facts: Sequence[ClipFacts]) -> SplitFigures:
+    decoded = [fact for fact in facts if fact.error is None]
+    durations = [fact.duration_s for fact in decoded]
+    speakers = {fact.row.speaker for fact in facts} - {None}
+    characters = Counter(character for fact in facts for character in fact.row.text)
+    return SplitFigures(
+        n_rows=len(facts),
+        hours=sum(durations) / 3600,
+        longest_s=max(durations, default=0.0),
+        n_speakers=len(speakers) or None,
+        sample_rates_hz=dict(Counter(fact.sample_rate_hz for fact in decoded)),
+        channels=dict(Counter(fact.n_channels for fact in decoded)),
+        characters=dict(characters.most_common()),
+        durations_s=durations,
+    )

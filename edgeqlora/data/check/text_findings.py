@@ -1,0 +1,108 @@
+"""Findings about transcripts: empty, in the wrong script, beyond what the model can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from edgeqlora.data.check.clip_facts import Clips, all_clips, shown, training_split
+from edgeqlora.data.check.report import Finding, findings_of
+from edgeqlora.data.text import scripts, scripts_of_language
+
+
+def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[Finding]:
+    """Empty transcripts, wrong scripts, and characters that the first split never has."""
+    empty = [shown(name, fact) for name, fact in all_clips(clips) if not fact.row.text.strip()]
+    yield from findings_of(
+        "empty_text",
+        "warning",
+        empty,
+        "empty transcript",
+        "Right for recordings without speech (the model learns to say nothing); otherwise add the text.",
+    )
+    wrong: list[str] = []
+    mixed: list[str] = []
+    for name, fact in all_clips(clips):
+        allowed = expected
+        if allowed is None and fact.row.language is not None:
+            allowed = scripts_of_language(fact.row.language)
+        found = scripts(fact.row.text)
+        if allowed is None or found <= allowed:
+            continue
+        label = f"{shown(name, fact)}: {' '.join(sorted(found - allowed))}: {fact.row.text:.40}"
+        (mixed if found & allowed else wrong).append(label)
+    asked = f" (expected {' '.join(sorted(expected))})" if expected else " for its language"
+    yield from findings_of(
+        "wrong_script",
+        "error",
+        wrong,
+        f"text in the wrong script{asked}",
+        "Correct text or language, or take a base model for that language (an .en model knows only English).",
+    )
+    yield from findings_of(
+        "mixed_script",
+        "note",
+        mixed,
+        "text with some letters of another script",
+        "Often a loan word, sometimes a lookalike letter (Cyrillic a in an English word): look at them.",
+    )
+    training = training_split(clips)
+    characters = {name: {c for fact in facts for c in fact.row.text} for name, facts in clips.items()}
+    new = [
+        f"{name}: {' '.join(repr(character) for character in sorted(unseen)[:20])}"
+        for name, present in characters.items()
+        if training is not None and (unseen := present - characters[training])
+    ]
+    yield from findings_of(
+        "unseen_characters",
+        "note",
+        new,
+        f"split with characters that {training} never has",
+        "Often a difference in how the splits were written (case, punctuation): write them alike.",
+    )
+
+
+def token_findings(
+    clips: Clips, most: int | None, tokenise: Callable[[str], Sequence[int]] | None, suppressed: set[int]
+) -> Iterator[Finding]:
+    """Transcripts beyond the model's limit, or with tokens that decoding never produces."""
+    if tokenise is None:
+        return
+    ids_of = {text: tokenise(text) for text in {fact.row.text for _, fact in all_clips(clips)}}
+    if most is not None:
+        long = [
+            f"{shown(name, fact)}: {len(ids_of[fact.row.text])} tokens"
+            for name, fact in all_clips(clips)
+            if len(ids_of[fact.row.text]) > most
+        ]
+        yield from findings_of(
+            "label_too_long",
+            "error",
+            long,
+            f"transcript longer than the {most} tokens the model can write",
+            "Its end would be cut off. Split clip and transcript, or remove the row.",
+        )
+    never: list[str] = []
+    for name, fact in all_clips(clips):
+        ids = suppressed.intersection(ids_of[fact.row.text])
+        if ids:
+            never.append(f"{shown(name, fact)}: ids {' '.join(map(str, sorted(ids)))}: {fact.row.text:.40}")
+    yield from findings_of(
+        "suppressed_token",
+        "warning",
+        never,
+        "transcript with tokens that decoding suppresses",
+        "The model can never write them: each costs an error. Spell out or remove such symbols.",
+    )
+
+
+def case_findings(clips: Clips) -> Iterator[Finding]:
+    """Transcripts in capitals throughout."""
+    texts = [fact.row.text for _, fact in all_clips(clips) if scripts(fact.row.text)]
+    if texts and all(text == text.upper() and text != text.lower() for text in texts):
+        yield from findings_of(
+            "upper_case_text",
+            "note",
+            [texts[0][:60]],
+            "data set with transcripts all in capitals",
+            "The model would learn to write so. Lower-case them if that is not meant.",
+        )

@@ -1,0 +1,1 @@
+"""Recognised text and its scores."""

@@ -1,0 +1,109 @@
+"""`edgeqlora export`: the hardware profile in plain values, real clips, and the export room put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeqlora.card import folder_sha256, read_card
+from edgeqlora.errors import UserError
+from edgeqlora.settings import parse_windows
+
+if TYPE_CHECKING:
+    from edgeqlora.profiles.load import Profile
+
+
+def export(
+    merged: str,
+    output: Path,
+    *,
+    target: str = "cpu",
+    jetpack: str | None = None,
+    window_s: str | None = None,
+    data: str = "",
+    n_eval: int = 32,
+    language: str | None = None,
+    task: str | None = None,
+    name: str | None = None,
+    compile_check: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Export `merged` for the board of profile `target`, prove it on clips of `data`, write the bundle.
+
+    jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
+    data: default is the dev data that the adapter was trained with. Windows: default is what training used, else 30 s.
+    Values of the profile that no public document confirms are said where they are used, and recorded.
+    Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
+    """
+    from edgeqlora.data.audio import load_audio
+    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.models.whisper import check_is_whisper
+    from edgeqlora.profiles.load import load_profile
+    from edgeqlora.training.training_data import evenly
+
+    profile = load_profile(target, jetpack)
+    check_is_whisper(merged)
+    if (Path(merged) / "adapter_config.json").is_file():
+        raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
+    card = read_card(Path(merged)) or {}
+    windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [30.0]
+    if max(windows_s) > profile.max_window_s:
+        raise UserError(
+            f"window_s={max(windows_s):g} is more than {profile.name} is asked for: at most {profile.max_window_s:g} s"
+        )
+    source = data or _dev_of(card)
+    if not source:
+        raise UserError(
+            "export proves the graphs on real clips, and there are none: pass --data with a manifest or folder"
+        )
+    rows = evenly(load_rows(source), max(n_eval, N_PARITY))
+    clips = [(load_audio(row), row.text) for row in rows]
+
+    plain = _plain_profile(profile, say)
+    from edgeqlora_export.run import export_bundle
+
+    return export_bundle(
+        merged,
+        output,
+        opset=profile.opset,
+        windows_s=windows_s,
+        profile=plain,
+        clips=clips,
+        n_eval=n_eval,
+        language=language or card.get("language"),
+        task=task or card.get("task"),
+        name=name,
+        base_model=card.get("base_model"),
+        parents={"merged": folder_sha256(Path(merged)), "adapter": (card.get("parents") or {}).get("adapter")},
+        n_parity=N_PARITY,
+        compile_check=compile_check,
+        overwrite=overwrite,
+        progress=say,
+    )
+
+
+N_PARITY = 8
+"""Clips that the parity gates run on."""
+
+
+def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, Any]:
+    """The profile as the manifest records it, once its unsourced values that are used have been said."""
+    from edgeqlora.profiles.load import ENERGY_USES, unsourced_of
+
+    used, of_energy = unsourced_of(profile), unsourced_of(profile, ENERGY_USES)
+    if used:
+        say(f"no public document confirms these values of {profile.name}, used here: {'; '.join(used)}")
+    if of_energy:
+        say(
+            f"no public document confirms these values of {profile.name}, which its energy figures will rest on: "
+            f"{'; '.join(of_energy)}"
+        )
+    return {**profile.to_plain(), "unsourced_used": used + of_energy}
+
+
+def _dev_of(card: dict[str, Any]) -> str:
+    """Dev data named in the card of the adapter that a merged folder came from, if it is still there."""
+    source = (card.get("settings") or {}).get("dev") or card.get("dev") or ""
+    return source if source and (source.startswith("hf:") or Path(source).exists()) else ""

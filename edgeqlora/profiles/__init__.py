@@ -1,0 +1,1 @@
+"""Hardware profiles: read, checked, shown."""

@@ -1,0 +1,161 @@
+"""Hardware profiles: what one board takes, read from profiles/<name>.toml, with the source of every fact."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeqlora.errors import UserError
+from edgeqlora.profiles.fields import PRECISIONS, JetpackRelease, PowerMode, Profile
+from edgeqlora.profiles.rules import parse_profile
+from edgeqlora.profiles.text import format_profile, format_profiles, profile_toml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "PRECISIONS",
+    "JetpackRelease",
+    "PowerMode",
+    "Profile",
+    "choose_jetpack",
+    "format_profile",
+    "format_profiles",
+    "list_profiles",
+    "load_profile",
+    "parse_profile",
+    "profile_path",
+    "profile_toml",
+    "profiles_dir",
+    "unsourced_of",
+]
+
+EXPORT_USES = (
+    "opset",
+    "precisions",
+    "max_window_s",
+    "max_batch",
+    "threads",
+    "memory_mib",
+    "memory_budget_mib",
+    "tensorrt",
+    "python",
+    "workspace_mib",
+    "jetpack",
+)
+"""Keys that decide what an export makes; the others only travel with the bundle."""
+
+ENERGY_USES = ("energy_scope", "total_rail", "sum_rails", "optional_rails", "rails")
+"""Keys that decide on the board what its energy figures cover."""
+
+_NOT_ASKED = ("bf16", "int8")
+"""Precisions that a profile lists as offered but that no engine is built with: the graphs are fp32, uncalibrated."""
+
+_BF16_SINCE = 9
+"""Major version of TensorRT whose parser first knew bf16 (onnx-tensorrt docs/Changelog.md)."""
+
+
+def profiles_dir(package_dir: Path | None = None) -> Path:
+    """Folder of the shipped profiles: of the checkout if this is one, else the copy inside the installed package."""
+    package_dir = package_dir or Path(__file__).resolve().parents[1]
+    for folder in (package_dir.parent / "profiles", package_dir / "_profiles"):
+        # A folder called "profiles" beside an installed package may be anybody's: ours holds cpu.toml.
+        if (folder / "cpu.toml").is_file():
+            return folder
+    raise UserError(f"no profiles beside {package_dir}: the installation is incomplete; install edgeqlora again")
+
+
+def list_profiles() -> list[str]:
+    """Names of the shipped profiles, sorted."""
+    return sorted(path.stem for path in profiles_dir().glob("*.toml"))
+
+
+def load_profile(name_or_path: str | Path, jetpack: str | None = None) -> Profile:
+    """Load a shipped profile by name, or any profile by the path of its .toml file.
+
+    jetpack: a JetPack release of the board other than the profile's own, such as "5.1.6" or, for the newest of its
+    releases that starts so, "5.1": its TensorRT, Python and opset replace the profile's.
+
+    Raises UserError for an unknown name (lists the known ones and suggests the nearest), an unreadable file,
+    an unknown or missing key, a wrong type, a value out of range, a value without a source, or an unknown release.
+    """
+    path = profile_path(name_or_path)
+    profile = parse_profile(_read_toml(path), path)
+    return profile if jetpack is None else choose_jetpack(profile, jetpack)
+
+
+def profile_path(name_or_path: str | Path) -> Path:
+    """File of a shipped profile by name, or the path itself. Raises UserError for an unknown name."""
+    text = str(name_or_path)
+    if text.endswith(".toml") or "/" in text or "\\" in text:
+        return Path(text)
+    known = list_profiles()
+    if text not in known:
+        near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.4)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"profile {text!r} is not known; the known ones are {', '.join(known)}{guess}")
+    return profiles_dir() / f"{text}.toml"
+
+
+def choose_jetpack(profile: Profile, jetpack: str) -> Profile:
+    """The profile with another of its JetPack releases; precisions that its TensorRT does not know are dropped.
+
+    Raises UserError, with the board's releases, for one it has not.
+    """
+    wanted = jetpack.strip().split(".")
+    fitting = [release for release in profile.jetpacks if release.jetpack.split(".")[: len(wanted)] == wanted]
+    if not fitting:
+        known = ", ".join(release.jetpack for release in profile.jetpacks)
+        raise UserError(
+            f"jetpack={jetpack!r} is not known for {profile.name}; its releases are {known}"
+            if known
+            else f"jetpack={jetpack!r}: {profile.name} has no JetPack releases; leave it out"
+        )
+    release = max(fitting, key=lambda release: [int(part) for part in release.jetpack.split(".")])
+    source = profile.sources.get(f"jetpacks.{release.jetpack}", profile.sources["jetpacks"])
+    major_minor = release.tensorrt.split(".")[:2]
+    offered = tuple(p for p in profile.precisions if p != "bf16" or int(major_minor[0]) >= _BF16_SINCE)
+    dropped = {f"precisions.{p}" for p in set(profile.precisions) - set(offered)}
+    return dataclasses.replace(
+        profile,
+        jetpack=release.jetpack,
+        tensorrt=".".join(major_minor),
+        python=release.python,
+        opset=release.opset,
+        precisions=offered,
+        sources={
+            **{key: text for key, text in profile.sources.items() if key not in dropped},
+            "jetpack": "chosen by the user",
+            **dict.fromkeys(("tensorrt", "python", "opset"), source),
+        },
+    )
+
+
+def unsourced_of(profile: Profile, keys: tuple[str, ...] = EXPORT_USES) -> list[str]:
+    """Unsourced values among `keys` that are really used, each as "key = value" or "key: part".
+
+    bf16 and int8 are not: they are listed as offered, and no engine is built with them.
+    """
+    used = []
+    for name in profile.unsourced:
+        key, _, part = name.partition(".")
+        if key in keys and not (key == "precisions" and part in _NOT_ASKED):
+            value = getattr(profile, key)
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            used.append(f"{key}: {part}" if part else f"{key} = {shown}")
+    return used
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: this profile cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this profile is not TOML: {error}") from error

@@ -1,0 +1,112 @@
+"""Energy and memory on the workstation: counters read before and after; null with a reason where there are none."""
+
+import time
+import weakref
+from typing import Any
+
+from edgeqlora.card import measured, missing
+from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
+from edgeqlora_jetson.machine import measure_rss_mib
+from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
+from edgeqlora_jetson.power.energy import MIN_COVERAGE
+
+# Training polls once a step. Between polls further apart than this a power reading says nothing; counters do not mind.
+_MAX_GAP_S = 10.0
+_MEANING = {
+    "cpu_package": "RAPL: processor packages, not the memory, the board or the power supply",
+    "gpu_board": "NVML: GPU boards, not the processor or the power supply",
+    "cpu_package+gpu_board": "RAPL and NVML: processor packages and GPU boards, not the power supply",
+}
+
+
+def rss_mib() -> float:
+    """Resident memory of this process now, in MiB; where the system does not say, its peak."""
+    return measure_rss_mib() or peak_rss_mib()
+
+
+def peak_vram() -> dict[str, Any]:
+    """Peak memory that torch allocated on the GPU, or null with the reason."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return missing("no CUDA GPU in this run")
+    return measured(round(torch.cuda.max_memory_allocated() / 1024**2, 1), "MiB", how="torch.cuda.max_memory_allocated")
+
+
+class EnergyMeter:
+    """Joules between construction and `read()`: GPU boards (NVML) and processor packages (RAPL), those that are there.
+
+    Counters are differences, however long apart; a run longer than one wrap-around must call `poll` now and then. A GPU
+    without an energy counter is integrated over its power at every poll, and null where polls were too far apart.
+    """
+
+    def __init__(self, root: str = "/"):
+        self._source: PowerSource | None = None
+        self._scope: Scope | None = None
+        self._start_s = time.monotonic()
+        self._power_j = self._covered_s = 0.0
+        self._lost: str | None = None
+        self._first: Sample | None = None
+        self._last: Sample | None = None
+        self._source, self._scope, notes = open_power_source("auto", root=root)
+        self._reason = "; ".join(notes)
+        if self._source is not None:
+            self._source.start()
+            weakref.finalize(self, self._source.stop)
+            self.poll()
+            self._first = self._last
+
+    def poll(self) -> None:
+        """Add what was used since the last look."""
+        if self._source is None or self._scope is None:
+            return
+        for sample in self._source.poll():
+            gone = [r for r in self._scope.rails if r not in sample.counters_j and r not in sample.rails_mw]
+            if gone:
+                self._lost = f"{', '.join(gone)} gave no reading any more ({self._source.error})"
+                continue
+            self._add(sample)
+
+    def read(self) -> dict[str, Any]:
+        """The figure: J with scope, source and duration, or null with the reason."""
+        if self._source is None or self._scope is None:
+            return missing(self._reason)
+        self.poll()
+        duration_s = time.monotonic() - self._start_s
+        reason = self._lost or self._source.error
+        if reason is None and (self._first is None or self._last is None):
+            reason = f"{self._source.name} gave no reading"
+        has_power = self._last is not None and any(rail in self._last.rails_mw for rail in self._scope.rails)
+        if reason is None and has_power and self._covered_s < MIN_COVERAGE * duration_s:
+            reason = (
+                f"power was read in {self._covered_s:.1f} of {duration_s:.1f} s, at least {MIN_COVERAGE:.0%} needed"
+            )
+        if reason is not None or self._first is None or self._last is None:
+            return missing(str(reason))
+        # What was not covered is filled with the mean power: left out, the figure would be too low.
+        power_j = self._power_j * duration_s / self._covered_s if has_power else 0.0
+        counted_j = sum(
+            self._last.counters_j[rail] - self._first.counters_j[rail]
+            for rail in self._scope.rails
+            if rail in self._last.counters_j
+        )
+        return measured(
+            round(counted_j + power_j, 3),
+            "J",
+            energy_scope=self._scope.energy_scope,
+            source=self._source.name,
+            meaning=_MEANING.get(self._scope.energy_scope, "input or rails of this board"),
+            duration_s=round(duration_s, 3),
+            coverage=round(self._covered_s / duration_s, 4) if has_power else 1.0,
+        )
+
+    def _add(self, sample: Sample) -> None:
+        """One more reading: counters are kept, power is a trapezoid to the reading before."""
+        before, self._last = self._last, sample
+        if before is None or not 0 < sample.time_s - before.time_s <= _MAX_GAP_S or self._scope is None:
+            return
+        step_s = sample.time_s - before.time_s
+        self._covered_s += step_s
+        for rail in self._scope.rails:
+            if rail in sample.rails_mw and rail in before.rails_mw:
+                self._power_j += step_s * (sample.rails_mw[rail] + before.rails_mw[rail]) / 2000.0

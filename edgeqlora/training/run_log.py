@@ -1,0 +1,153 @@
+"""What a user sees of a training run while it runs, and the same as JSONL."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from transformers import TrainerCallback
+
+from edgeqlora.training.resources import EnergyMeter, rss_mib
+
+
+class Throughput:
+    """Clips per second of training alone: evaluation, checkpoints and the first step (allocations) left out."""
+
+    def __init__(self, clips_per_step: int):
+        self.clips_per_step = clips_per_step
+        self.step_s: list[float] = []
+        self._last: float | None = None
+
+    def resume(self) -> None:
+        """Start timing anew: call after what is not training."""
+        self._last = time.perf_counter()
+
+    def step(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.step_s.append(now - self._last)
+        self._last = now
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """Mean over all timed steps but the first."""
+        timed = self.step_s[1:] or self.step_s
+        return self.clips_per_step * len(timed) / sum(timed) if timed else None
+
+
+class RunLog(TrainerCallback):
+    """Progress bar on a terminal, one line every 30 s elsewhere, and log.jsonl in the output folder."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        console: Console,
+        throughput: Throughput,
+        energy: EnergyMeter,
+        total_steps: int,
+    ):
+        self.path, self.console, self.throughput, self.energy = path, console, throughput, energy
+        self.total_steps = total_steps
+        self._bar: Progress | None = None
+        self._loss = math.nan
+        self._wer: float | None = None
+        self._said_s = time.monotonic()
+        self._start_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start_step = state.global_step
+        self.throughput.resume()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=self.total_steps, completed=state.global_step, text="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.throughput.step()
+        self.energy.poll()
+        text = self._line(state)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, text=text)
+        elif time.monotonic() - self._said_s > 30:
+            self._said_s = time.monotonic()
+            self.console.print(f"  {text}", soft_wrap=True, highlight=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if "train_runtime" in (logs or {}):
+            return  # transformers' totals of this process; ours, which know of resuming, are in the card
+        row = {"step": state.global_step, "time_utc": round(time.time(), 3), **(logs or {})}
+        row.pop("eval_rank", None)
+        row.pop("epoch", None)  # the sampler's run is one long epoch to the trainer; ours are in the card
+        if "loss" in row:
+            self._loss = row["loss"]
+            row["samples_per_s"] = self.throughput.samples_per_s
+            row["rss_mib"] = round(rss_mib(), 1)
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.throughput.resume()
+        if metrics and "eval_wer" in metrics:
+            self._wer = metrics["eval_wer"]
+            self._print(
+                f"  step {state.global_step:>5}: dev WER {metrics['eval_wer']:.2f} %, CER {metrics['eval_cer']:.2f} %, "
+                f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s)"
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.throughput.resume()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def close(self) -> None:
+        """Put the terminal in order after an error or Ctrl-C."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, text: str) -> None:
+        (self._bar.console if self._bar is not None else self.console).print(text, soft_wrap=True, highlight=False)
+
+    def _line(self, state: Any) -> str:
+        timed = self.throughput.step_s[1:] or self.throughput.step_s
+        parts = [f"{state.global_step}/{self.total_steps}", f"loss {self._loss:.3f}"]
+        if self._wer is not None:
+            parts.append(f"WER {self._wer:.1f} %")
+        if self.throughput.samples_per_s:
+            parts.append(f"{self.throughput.samples_per_s:.1f} clips/s")
+            left_s = (self.total_steps - state.global_step) * sum(timed) / len(timed)
+            parts.append(f"{rss_mib() / 1024:.2f} GiB")
+            parts.append(f"{int(left_s) // 60}:{int(left_s) % 60:02d} left")
+        return ", ".join(parts)
+
+
+def truncate_log(path: Path, last_step: int) -> None:
+    """Drop rows after `last_step`, which a resumed run is about to write again, and a line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("step", 0) <= last_step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

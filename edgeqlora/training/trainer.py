@@ -1,0 +1,141 @@
+"""transformers' Trainer with our batches, windows and checkpoints; accelerate does devices, processes and precision."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from edgeqlora.data.batching import BucketSampler
+from edgeqlora.training import checkpoint
+from edgeqlora_export.whisper.windowed import windowed
+from edgeqlora_jetson.files import sha256_file, write_json
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+def token_mean_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy summed over the tokens of this micro-batch / tokens of the whole optimiser step.
+
+    The divisor counts all processes and accumulation steps, so that the gradient of a global batch is the same
+    however it is divided.
+    """
+    total = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+
+
+class SpeechTrainer(Trainer):
+    """Trainer for models whose encoder sees a window of the batch's own length."""
+
+    def __init__(self, *, sampler: BucketSampler, evaluate_now: Evaluate | None, **kwargs: Any):
+        """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*."""
+        super().__init__(compute_loss_func=token_mean_loss, **kwargs)
+        self._sampler, self._evaluate_now = sampler, evaluate_now
+        # Our loss is already divided by the tokens of the whole step.
+        self.loss_is_scaled_for_ga = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._sampler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with windowed(self.accelerator.unwrap_model(model), inputs["input_features"].shape[-1] / 100):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        assert self._evaluate_now is not None, "evaluation without dev data"
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            metrics = self._evaluate_now()
+        finally:
+            model.train(was_training)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        return metrics
+
+    # Checkpoints: transformers would pickle optimiser, random state and arguments; ours are safetensors and JSON.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return  # Trainer calls this on every process
+        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # left over from a run that was killed while writing it
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
+            write_json(folder / checkpoint.COMPLETE, {"step": self.state.global_step, "sha256": weights})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)  # sharded states have their own formats
+        elif self.args.should_save:
+            checkpoint.save_tree(self.optimizer.state_dict(), Path(output_dir, "optimizer"))
+            checkpoint.save_tree(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler"))
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(folder)
+            return
+        self.optimizer.load_state_dict(checkpoint.load_tree(Path(folder, "optimizer")))
+        self.lr_scheduler.load_state_dict(checkpoint.load_tree(Path(folder, "scheduler")))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.args.should_save:
+            checkpoint.save_tree(scaler.state_dict(), Path(output_dir, "scaler"))
+
+    def _load_scaler(self, folder: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and folder is not None and Path(folder, "scaler.json").exists():
+            scaler.load_state_dict(checkpoint.load_tree(Path(folder, "scaler")))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        os.makedirs(output_dir, exist_ok=True)
+        checkpoint.save_tree(checkpoint.random_state(), Path(output_dir, f"random-{self.args.process_index}"))
+
+    def _load_rng_state(self, folder: str | None) -> None:
+        if folder is not None and Path(folder, f"random-{self.args.process_index}.json").exists():
+            checkpoint.set_random_state(checkpoint.load_tree(Path(folder, f"random-{self.args.process_index}")))
+
+
+class EarlyStop(EarlyStoppingCallback):
+    """Early stopping that a resumed run takes up where it was: also when it had already stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class EveryAdapterLearns(TrainerCallback):
+    """Stops a run in which some adapter gets no gradient (a silent failure of checkpointing and of wrong names)."""
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self._checked:
+            return
+        self._checked = True
+        silent = [
+            name for name, p in model.named_parameters() if "lora_B" in name and (p.grad is None or not p.grad.any())
+        ]
+        # lora_A has a zero gradient in the first step, because B starts at zero.
+        if silent:
+            raise RuntimeError(f"{len(silent)} adapters get no gradient, the first is {silent[0]}")

@@ -1,0 +1,189 @@
+"""Decoding rules of a Whisper model, and greedy decoding in torch by the very rules the board follows.
+
+Training, evaluation, parity and the bundle all take their prompt and suppressed tokens from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
+
+from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
+from edgeqlora_jetson.errors import UserError
+
+MULTILINGUAL_VOCAB_SIZE = 51865
+"""Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`)."""
+
+
+def max_new_tokens_of(window_s: float, n_prompt: int, max_target_positions: int) -> int:
+    """Most tokens that one window may produce: ceil(32 + 14 x window_s), within the model's positions.
+
+    Fast speech has about 6 syllables, so at most some 8 byte-pair tokens, a second; 14 a second and 32 on top
+    is out of reach for speech in any script Whisper knows. A decoder that loops on noise would otherwise run to
+    the end of its position table: this bounds what such a clip costs.
+    """
+    return min(max_target_positions - n_prompt, math.ceil(32 + 14 * window_s))
+
+
+def is_multilingual(model: Any, generation_config: Any) -> bool:
+    """Whether the prompt of `model` names a language and a task."""
+    said = getattr(generation_config, "is_multilingual", None)
+    return bool(said) if said is not None else model.config.vocab_size >= MULTILINGUAL_VOCAB_SIZE
+
+
+def _language_code(language: str) -> str:
+    """'German' or 'DE' -> 'de'."""
+    return LANGUAGES.get(language.lower(), language.lower())
+
+
+def _prompt(vocabulary: dict[str, int], multilingual: bool, language: str | None, task: str | None) -> list[str]:
+    """The tokens that start every decoding, as text. Raises UserError for a language or task that cannot be."""
+    if not multilingual:
+        if language not in (None, "en"):
+            raise UserError(
+                f"language={language!r} cannot be asked of an English-only model: allowed is 'en'; "
+                "take a multilingual base model for other languages"
+            )
+        if task not in (None, "transcribe"):
+            raise UserError(f"task={task!r} cannot be asked of an English-only model: allowed is 'transcribe'")
+        return ["<|startoftranscript|>", "<|notimestamps|>"]
+    task = task or "transcribe"
+    if task not in ("transcribe", "translate"):
+        raise UserError(f"task={task!r} is unknown: allowed are 'transcribe' and 'translate'")
+    if language is None:
+        raise UserError("language=None: a multilingual model needs one; say which language is spoken, such as 'en'")
+    if f"<|{language}|>" not in vocabulary:
+        known = sorted(code for code in set(LANGUAGES.values()) if f"<|{code}|>" in vocabulary)
+        raise UserError(f"language={language!r} is not in the tokenizer: it knows {', '.join(known) or 'none'}")
+    return ["<|startoftranscript|>", f"<|{language}|>", f"<|{task}|>", "<|notimestamps|>"]
+
+
+def _suppressed(ids: Any, vocab_size: int) -> list[int]:
+    """Suppressed ids within the vocabulary, in order; None and the old placeholder -1 mean nothing."""
+    return sorted({int(i) for i in ids or [] if 0 <= int(i) < vocab_size})
+
+
+def decoding_spec(
+    model: Any,
+    tokenizer: Any,
+    generation_config: Any,
+    windows_s: list[float] | tuple[float, ...],
+    language: str | None = None,
+    task: str | None = None,
+) -> dict[str, Any]:
+    """The `decoding` part of a bundle's manifest: plain values only.
+
+    English-only models are prompted with start-of-transcript and no-timestamps; multilingual ones have language
+    and task in between. `generation_config` may be None, and so may its suppressed tokens.
+
+    Raises UserError for an unknown language or task, or a tokenizer without Whisper's control tokens.
+    """
+    base = base_whisper(model)
+    config = base.config
+    multilingual = is_multilingual(base, generation_config)
+    language = _language_code(language) if language else None
+    vocabulary = tokenizer.get_vocab()
+    prompt = _prompt(vocabulary, multilingual, language, task)
+    missing = [token for token in prompt if token not in vocabulary]
+    if missing:
+        raise UserError(
+            f"the tokenizer has no {', '.join(missing)}: these control tokens start every transcript; "
+            "use the tokenizer that came with the model"
+        )
+    eos = getattr(generation_config, "eos_token_id", None)
+    eos = config.eos_token_id if eos is None else eos
+    prompt_ids = [vocabulary[token] for token in prompt]
+    positions = config.max_target_positions
+    return {
+        "prompt_ids": prompt_ids,
+        "eos_id": int(eos[0] if isinstance(eos, list) else eos),
+        "suppress_ids": _suppressed(getattr(generation_config, "suppress_tokens", None), config.vocab_size),
+        "begin_suppress_ids": _suppressed(getattr(generation_config, "begin_suppress_tokens", None), config.vocab_size),
+        "max_new_tokens": {str(float(w)): max_new_tokens_of(float(w), len(prompt_ids), positions) for w in windows_s},
+        "language": language if multilingual else "en",
+        "task": (task or "transcribe") if multilingual else "transcribe",
+        "detokenizer": "detokenizer.json",
+    }
+
+
+@contextmanager
+def _cache_usable(model: Any) -> Iterator[None]:
+    """Gradient checkpointing drops the K/V cache in training mode: off for the while, as it was afterwards."""
+    touched = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in touched:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in touched:
+            module.gradient_checkpointing = True
+
+
+@torch.no_grad()
+def torch_greedy(
+    model: Any, mel: torch.Tensor | np.ndarray, spec: dict[str, Any], max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
+
+    mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
+    Returns the tokens of each clip, without prompt and end token. `suppress_ids` are out at every step,
+    `begin_suppress_ids` at the first; a clip that has ended feeds the end token until its row is dropped.
+
+    The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
+    repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
+    """
+    base = base_whisper(model)
+    reference = base.model.encoder.conv1.weight
+    features = torch.as_tensor(mel).to(device=reference.device, dtype=reference.dtype)
+    n_frames = features.shape[-1]
+    native = n_frames == 2 * base.config.max_source_positions
+    limit = min(max_new_tokens, base.config.max_target_positions - len(spec["prompt_ids"]))
+    with _cache_usable(base), nullcontext() if native else windowed(base, n_frames / FRAMES_PER_S):
+        audio_features = base.model.encoder(features).last_hidden_state
+    with _cache_usable(base):
+        return _decode(base, audio_features, spec, limit)
+
+
+def _decode(base: Any, audio_features: torch.Tensor, spec: dict[str, Any], limit: int) -> list[list[int]]:
+    """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
+    batch, device = audio_features.shape[0], audio_features.device
+    eos = spec["eos_id"]
+    suppress = torch.tensor(spec["suppress_ids"], dtype=torch.long, device=device)
+    begin = torch.tensor(spec["begin_suppress_ids"], dtype=torch.long, device=device)
+    tokens = torch.tensor([spec["prompt_ids"]] * batch, device=device)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    out: list[list[int]] = [[] for _ in range(batch)]
+    rows = list(range(batch))  # the clip behind each row; rows whose clip has ended are dropped in halves
+    done = [False] * batch
+    for step in range(limit):
+        hidden = base.model.decoder(
+            input_ids=tokens, encoder_hidden_states=audio_features, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        logits = base.proj_out(hidden).float()
+        logits[:, suppress] = -torch.inf
+        if step == 0:
+            logits[:, begin] = -torch.inf
+        chosen = logits.argmax(-1).tolist()
+        for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            done[row] = done[row] or token == eos
+            if done[row]:
+                chosen[i] = eos
+            else:
+                out[row].append(token)
+        if all(done):
+            break
+        tokens = torch.tensor(chosen, device=device).unsqueeze(1)
+        active = [i for i, row in enumerate(rows) if not done[row]]
+        if len(active) <= len(rows) // 2:
+            # One clip that loops to its limit must not make all the others of its batch run along.
+            keep = torch.tensor(active, device=device)
+            cache.batch_select_indices(keep)
+            audio_features, tokens, rows = audio_features[keep], tokens[keep], [rows[i] for i in active]
+    return out

@@ -1,0 +1,214 @@
+"""The parity gate: exported graphs, run as the board runs them, against transformers' own model in fp32.
+
+Measuring and judging are apart: `measure_parity` returns one gate for each window and kind of output,
+`verify_gates` raises on the first that failed. A bundle is written only after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from edgeqlora_export.whisper.decoding import torch_greedy
+from edgeqlora_export.whisper.windowed import base_whisper, windowed
+from edgeqlora_jetson.decoders import greedy
+from edgeqlora_jetson.errors import UserError
+
+BATCH_SIZES = (1, 2, 4)
+PAST_LENGTHS = (0, 1, 7, 200)
+
+RELATIVE_LIMIT = 5e-4
+"""Largest difference allowed, times the largest magnitude of the reference (at least 1).
+
+Measured on whisper-tiny.en: up to 3e-5 (encoder, 30 s); deeper models add up more rounding. A wrong mask, position
+or weight differs by far more, and the greedy tokens must be equal in any case.
+"""
+
+Gate = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+class _Worst(NamedTuple):
+    """The case that is nearest to its limit, or furthest beyond it."""
+
+    difference: float
+    limit: float
+    case: str
+
+    @property
+    def share(self) -> float:
+        # A NaN is no small difference.
+        return self.difference / self.limit if np.isfinite(self.difference) else np.inf
+
+
+def measure_parity(
+    model: Any,
+    runtime: Any,
+    mels: Mapping[float, np.ndarray],
+    spec: Mapping[str, Any],
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    past_lengths: Sequence[int] = PAST_LENGTHS,
+    progress: Progress = lambda message: None,
+) -> list[Gate]:
+    """Compare `runtime` (of edgeqlora_jetson, holding the exported graphs) with `model`, on real clips.
+
+    mels: for each window in seconds, float32 (n_clips, n_mels, 100 x window_s), at least one clip.
+    spec: the manifest's `decoding`.
+    Three gates a window: encoder outputs, decoder logits after each past length the model can hold, and the
+    tokens of free-running greedy decoding of every clip, which must all be equal.
+    """
+    base = base_whisper(model)
+    gates: list[Gate] = []
+    with _evaluating(base):
+        for window_s, clips in sorted(mels.items()):
+            if not len(clips):
+                raise UserError(f"window {window_s:g} s: 0 clips for the parity check; give at least one")
+            progress(f"parity with torch at {window_s:g} s: {len(clips)} clips")
+            with windowed(base, window_s):
+                gates += _tensor_gates(base, runtime, window_s, clips, spec, batch_sizes, past_lengths)
+                gates.append(_token_gate(base, runtime, window_s, clips, spec, max(batch_sizes)))
+    return gates
+
+
+def verify_gates(gates: Sequence[Gate]) -> None:
+    """Raises UserError naming the first gate that failed, its figure, its limit and the case."""
+    for gate in gates:
+        if not gate["passed"]:
+            raise UserError(
+                f"gate failed: {gate['name']}: {gate['measured']:.3g}, allowed at most {gate['limit']:.3g} "
+                f"({gate['detail']}). No bundle was written; please report this with the model's config.json"
+            )
+
+
+def _tensor_gates(
+    model: Any,
+    runtime: Any,
+    window_s: float,
+    clips: np.ndarray,
+    spec: Mapping[str, Any],
+    batch_sizes: Sequence[int],
+    past_lengths: Sequence[int],
+) -> list[Gate]:
+    encoder_cases, decoder_cases = [], []
+    positions = model.config.max_target_positions
+    prompt = spec["prompt_ids"]
+    # Past 0 is the prefill: the whole prompt at once.
+    fitting = [n for n in past_lengths if n + (1 if n else len(prompt)) <= positions]
+    for batch in batch_sizes:
+        mel = np.ascontiguousarray(np.resize(clips, (batch, *clips.shape[1:])))
+        with torch.no_grad():
+            audio_features = model.model.encoder(torch.from_numpy(mel)).last_hidden_state
+            expected = _cross_projections(model, audio_features)
+        cross = runtime.encode(mel)
+        for i, (value, reference) in enumerate(zip(cross, expected, strict=True)):
+            case = f"cross_{'kv'[i % 2]}_{i // 2}, batch {batch}"
+            encoder_cases.append(_compare(value.numpy(), reference, case))
+        for n_past in fitting:
+            tokens = _forced_tokens(prompt, batch, n_past, model.config.vocab_size, spec["eos_id"])
+            with torch.no_grad():
+                hidden = model.model.decoder(
+                    input_ids=torch.from_numpy(tokens).long(), encoder_hidden_states=audio_features, use_cache=False
+                ).last_hidden_state[:, -1]
+                reference = model.proj_out(hidden).numpy()
+            state = runtime.start(cross)
+            if n_past:
+                state.step(tokens[:, :n_past])
+            decoder_cases.append(_compare(state.step(tokens[:, n_past:]), reference, f"batch {batch}, past {n_past}"))
+    done = f"batch {_listed(batch_sizes)}"
+    skipped = [n for n in past_lengths if n not in fitting]
+    pasts = f", past {_listed(fitting)}"
+    if skipped:
+        pasts += f"; past {_listed(skipped)} skipped: the model holds {positions} positions"
+    return [
+        _gate(f"encoder parity at {window_s:g} s", encoder_cases, done),
+        _gate(f"decoder parity at {window_s:g} s", decoder_cases, done + pasts),
+    ]
+
+
+def _token_gate(
+    model: Any, runtime: Any, window_s: float, clips: np.ndarray, spec: Mapping[str, Any], batch: int
+) -> Gate:
+    """Share of clips whose greedy tokens differ: 0 is the limit."""
+    limit = spec["max_new_tokens"][str(float(window_s))]
+    differing: list[str] = []
+    n_tokens = 0
+    for start in range(0, len(clips), batch):
+        mel = np.ascontiguousarray(clips[start : start + batch])
+        expected = torch_greedy(model, mel, dict(spec), limit)
+        found = greedy(runtime, mel, dict(spec), limit).tokens
+        for row, (wanted, got) in enumerate(zip(expected, found, strict=True)):
+            n_tokens += len(wanted)
+            if wanted != got:
+                at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), None)
+                at = min(len(wanted), len(got)) if at is None else at
+                differing.append(
+                    f"clip {start + row} from token {at}: torch {wanted[at : at + 5]}, exported {got[at : at + 5]}"
+                )
+    detail = f"{len(clips)} clips, {n_tokens} tokens, greedy"
+    return {
+        "name": f"greedy tokens at {window_s:g} s",
+        "passed": not differing,
+        "measured": len(differing) / len(clips),
+        "limit": 0.0,
+        "detail": f"{detail}; differing: {differing[0]}" if differing else f"{detail}, all equal",
+    }
+
+
+def _cross_projections(model: Any, audio_features: torch.Tensor) -> list[np.ndarray]:
+    """What transformers' cross-attention makes of the encoder's output, in the graph's order and layout."""
+    expected: list[np.ndarray] = []
+    for layer in model.model.decoder.layers:
+        attention = layer.encoder_attn
+        shape = (*audio_features.shape[:2], attention.num_heads, attention.head_dim)
+        expected.append(attention.k_proj(audio_features).view(shape).permute(0, 2, 3, 1).numpy())
+        expected.append(attention.v_proj(audio_features).view(shape).transpose(1, 2).numpy())
+    return expected
+
+
+def _forced_tokens(prompt: Sequence[int], batch: int, n_past: int, vocab_size: int, eos_id: int) -> np.ndarray:
+    """Prompt, then arbitrary text tokens, other ones in each row: int32 (batch, n_past + 1), or the prompt alone."""
+    length = n_past + 1 if n_past else len(prompt)
+    # Below the end token are the text tokens of every real Whisper vocabulary.
+    text = np.random.default_rng(0).integers(0, min(eos_id, vocab_size) or vocab_size, (batch, length))
+    start = min(len(prompt), length)
+    text[:, :start] = np.asarray(prompt)[:start]
+    return text.astype(np.int32)
+
+
+def _compare(found: np.ndarray, reference: np.ndarray, case: str) -> _Worst:
+    if found.shape != reference.shape:
+        return _Worst(np.inf, 1.0, f"{case}: shape {found.shape}, expected {reference.shape}")
+    limit = RELATIVE_LIMIT * max(1.0, float(np.abs(reference).max()))
+    return _Worst(float(np.abs(found - reference).max()), limit, case)
+
+
+def _gate(name: str, cases: Sequence[_Worst], done: str) -> Gate:
+    worst = max(cases, key=lambda case: case.share)
+    finite = bool(np.isfinite(worst.difference))
+    return {
+        "name": name,
+        "passed": finite and worst.difference <= worst.limit,
+        # The manifest is JSON, which knows no infinity.
+        "measured": worst.difference if finite else float(np.finfo(np.float32).max),
+        "limit": worst.limit,
+        "detail": f"max abs difference over {done}; worst: {worst.case}",
+    }
+
+
+def _listed(values: Sequence[int]) -> str:
+    return "/".join(str(value) for value in values)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,155 @@
+"""Write the bundle: one folder with all that a board needs, from graphs to hashes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from edgeqlora_export.eval_clips import write_eval_clips
+from edgeqlora_jetson.bundle import MANIFEST, SCHEMA, Bundle
+from edgeqlora_jetson.files import sha256_file, write_json, write_text
+from edgeqlora_jetson.pyz import build_pyz
+
+RUNNER = "edgeqlora-jetson.pyz"
+
+_README = """\
+{name}
+
+Speech recognition, made by EdgeQLoRA. Everything it needs is in this folder; copy the whole folder to the board.
+
+On the board (Python 3.6 or newer, with numpy and onnxruntime):
+
+    python3 {runner} info
+    python3 {runner} transcribe recording.wav
+    python3 {runner} bench{bench_note}
+{engines}
+The encoder sees {windows} of audio at a time; longer recordings are cut at quiet places.
+Python 3.6 takes onnxruntime 1.10.0, and needs pip 19.3 or newer to find it.
+Every file but {manifest} is listed there with its SHA-256; the runner checks them before it starts.
+"""
+
+_ENGINES = """\
+
+With TensorRT {tensorrt} (once, minutes; the engines hold for this board, TensorRT and power mode):
+
+    python3 {runner} build
+    python3 {runner} bench{bench_note} --runtime tensorrt
+
+This was not run on the board itself when the bundle was made: bench prints error rates beside the times, and the
+same bench without --runtime gives those of onnxruntime to compare with.
+"""
+
+
+def draft_manifest(
+    *,
+    name: str,
+    model: Mapping[str, Any],
+    audio: Mapping[str, Any],
+    decoding: Mapping[str, Any],
+    graphs: Mapping[str, Mapping[str, Any]],
+    profile: Mapping[str, Any],
+    parents: Mapping[str, Any],
+    normaliser: str,
+    engine_request: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A manifest with all that is known before any file is written; gates, eval and files are still empty.
+
+    The arguments are the manifest's parts of the same name. Nothing is read or checked here.
+    """
+    note = "the graphs are fp32"
+    if engine_request is None:
+        note += "; engine_request is null: the profile names no TensorRT, onnxruntime runs them"
+    else:
+        # Engines hold for one GPU and one TensorRT only: the board builds them.
+        note += (
+            f"; engines are not in the bundle: the board builds them for TensorRT {engine_request['tensorrt']} "
+            f"({' or '.join(engine_request['precisions'])}) with the runner's build command"
+        )
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "created_utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": tool_versions(),
+        "model": dict(model),
+        "audio": dict(audio),
+        "decoding": dict(decoding),
+        "graphs": {key: dict(value) for key, value in graphs.items()},
+        "profile": {**profile, "note": note},
+        "engine_request": None if engine_request is None else dict(engine_request),
+        "gates": [],
+        "parents": dict(parents),
+        "normaliser": normaliser,
+        "eval": None,
+        "files": {},
+    }
+
+
+def write_bundle(
+    folder: Path | str,
+    manifest: Mapping[str, Any],
+    *,
+    mel_filters: np.ndarray,
+    detokenizer: Sequence[str | None],
+    eval_clips: Sequence[tuple[np.ndarray, str]] = (),
+) -> dict[str, Any]:
+    """Complete a folder that holds the graphs to a bundle, and return its final manifest.
+
+    The caller makes the folder with edgeqlora_jetson.files.atomic_folder, so that a bundle is whole or absent.
+    manifest: a draft with its gates, all passed. mel_filters: float32 (n_fft//2 + 1, n_mels).
+    eval_clips: (audio float32 (n_samples,) at 16 kHz, reference). Raises UserError if the runner refuses the result.
+    """
+    folder, final = Path(folder), dict(manifest)
+    np.save(folder / final["audio"]["mel_filters"], mel_filters.astype(np.float32), allow_pickle=False)
+    table = json.dumps(list(detokenizer), ensure_ascii=False, separators=(",", ":"))
+    write_text(folder / final["decoding"]["detokenizer"], table + "\n")
+    if eval_clips:
+        write_eval_clips(folder / "eval", eval_clips)
+        final["eval"] = {"manifest": "eval/manifest.jsonl", "n_clips": len(eval_clips)}
+    build_pyz(folder / RUNNER)
+    write_text(folder / "README.txt", _readme(final))
+    final["files"] = hash_files(folder)
+    write_json(folder / MANIFEST, final)
+    # The runner's own reading of what it will be given.
+    Bundle.load(folder)
+    return final
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size in bytes of every file below `folder` but the manifest; names with forward slashes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in paths
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    return {
+        "edgeqlora": importlib.metadata.version("edgeqlora"),
+        "torch": str(torch.__version__),
+        "onnx": str(onnx.__version__),
+    }
+
+
+def _readme(manifest: Mapping[str, Any]) -> str:
+    windows = ", ".join(f"{float(window_s):g}" for window_s in manifest["audio"]["windows_s"])
+    bench_note = "" if manifest["eval"] else " --manifest clips.jsonl"
+    request = manifest["engine_request"]
+    engines = _ENGINES.format(tensorrt=request["tensorrt"], runner=RUNNER, bench_note=bench_note) if request else ""
+    return _README.format(
+        name=manifest["name"],
+        runner=RUNNER,
+        windows=f"{windows} s",
+        manifest=MANIFEST,
+        bench_note=bench_note,
+        engines=engines,
+    )

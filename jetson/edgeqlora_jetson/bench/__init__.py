@@ -1,0 +1,1 @@
+"""One measured run and its report."""

@@ -1,0 +1,1 @@
+"""The runner's commands: plain values in, text out."""

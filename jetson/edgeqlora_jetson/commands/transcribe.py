@@ -1,0 +1,138 @@
+"""The commands info and transcribe. Each takes plain values and prints."""
+
+import json
+import os
+import sys
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+from ..bundle import Bundle
+from ..errors import UserError
+from ..machine import read_machine
+from ..pyz import find_pyz
+
+
+def open_bundle(folder: Optional[str]) -> Bundle:
+    """The bundle given, else the one that the running .pyz lies in, checked. Raises UserError without either."""
+    if folder is None:
+        pyz = find_pyz()
+        if pyz is None:
+            raise UserError(
+                "no bundle given: name the bundle folder (the one with manifest.json in it), "
+                "or run the .pyz that lies in a bundle"
+            )
+        folder = os.path.dirname(pyz)
+    return Bundle.load(folder)
+
+
+def command_name() -> str:
+    """How this program is called, for hints that can be pasted."""
+    pyz = find_pyz()
+    if pyz is not None:
+        return "python3 " + os.path.relpath(pyz)
+    return "python3 -m edgeqlora_jetson"
+
+
+def run_info(folder: Optional[str]) -> int:
+    """Print what the bundle holds and whether this machine can run it."""
+    bundle = open_bundle(folder)
+    from ..doctor.run import examine, format_findings
+
+    print(format_info(bundle))
+    print()
+    print(format_findings(examine(bundle)))
+    print("Next: {} transcribe speech.wav{}".format(command_name(), bundle_flag(folder)))
+    return 0
+
+
+def format_info(bundle: Bundle) -> str:
+    """The facts of a bundle as text."""
+    manifest = bundle.manifest
+    model, decoding, profile = manifest["model"], manifest["decoding"], manifest.get("profile") or {}
+    n_bytes = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
+    evaluation, machine = manifest.get("eval"), read_machine()
+    lines = [
+        "Bundle      {} in {}".format(bundle.name, bundle.folder),
+        "Model       {}, base model {}, {} decoder layers, vocabulary {}".format(
+            model.get("family"), model.get("base_model"), model["n_layers"], model["vocab_size"]
+        ),
+        "Language    {}, task {}".format(decoding.get("language") or "not fixed", decoding.get("task") or "transcribe"),
+        "Windows     {}".format(
+            ", ".join("{:g} s (at most {} tokens)".format(w, bundle.max_new_tokens(w)) for w in bundle.windows_s)
+        ),
+    ]
+    for graph, entry in sorted(manifest["graphs"].items()):
+        size = manifest["files"][entry["file"]].get("bytes")
+        lines.append(
+            "Graph       {}: {}, {}, opset {}{}".format(
+                graph,
+                entry["file"],
+                entry.get("precision"),
+                entry.get("opset"),
+                ", {:.1f} MiB".format(size / 2.0**20) if size else "",
+            )
+        )
+    lines.append("Profile     {}".format(profile.get("name", "none")))
+    for gate in manifest.get("gates") or []:
+        lines.append(
+            "Gate        {}: {}, measured {:.3g}, limit {:.3g} ({})".format(
+                gate["name"], "passed" if gate["passed"] else "FAILED", gate["measured"], gate["limit"], gate["detail"]
+            )
+        )
+    lines += [
+        "Files       {}, {:.1f} MiB, all hashes as in the manifest".format(len(manifest["files"]), n_bytes / 2.0**20),
+        "Evaluation  {}".format("{} clips inside".format(evaluation["n_clips"]) if evaluation else "no clips inside"),
+        "Made        {} by edgeqlora {}".format(
+            manifest.get("created_utc"), (manifest.get("versions") or {}).get("edgeqlora")
+        ),
+        "Machine     {}, {} cores".format(
+            machine["board"] or machine["cpu_model"] or machine["machine"], machine["n_cores"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, runtime: Mapping[str, Any]) -> int:
+    """Print the text of each file, by open_runtime(bundle, **runtime); a file that cannot be read is named on stderr and the others go on (exit code 2)."""
+    from ..audio.load import load_audio
+    from ..runtimes import open_runtime
+    from ..transcribe import Transcriber
+
+    bundle = open_bundle(folder)
+    transcriber = Transcriber(bundle, open_runtime(bundle, **runtime))
+    exit_code = 0
+    for path in files:
+        try:
+            transcript = transcriber.transcribe(load_audio(path, transcriber.sample_rate_hz))
+        except UserError as error:
+            print("error: {}".format(error), file=sys.stderr)
+            exit_code = 2
+            continue
+        if transcript.n_pieces > 1:
+            print(
+                "{}: {:.1f} s is longer than the largest window of {:g} s: cut into {} pieces at quiet places".format(
+                    path, transcript.audio_s, transcript.window_s, transcript.n_pieces
+                ),
+                file=sys.stderr,
+            )
+        if transcript.n_incomplete:
+            print(
+                "{}: ran into the limit of {} tokens: the text may be cut off or looping".format(
+                    path, bundle.max_new_tokens(transcript.window_s)
+                ),
+                file=sys.stderr,
+            )
+        if as_json:
+            row: Dict[str, Any] = {"audio": path}
+            row.update(transcript._asdict())
+            print(json.dumps(row, ensure_ascii=False))
+        elif len(files) > 1:
+            print("{}: {}".format(path, transcript.text))
+        else:
+            print(transcript.text)
+        sys.stdout.flush()
+    return exit_code
+
+
+def bundle_flag(folder: Optional[str]) -> str:
+    """The --bundle flag for a hint, where the bundle is not the one the .pyz lies in."""
+    return " --bundle {}".format(folder) if folder else ""

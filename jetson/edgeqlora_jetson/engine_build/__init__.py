@@ -1,0 +1,1 @@
+"""Building TensorRT engines in a process of its own."""

@@ -1,0 +1,1 @@
+"""TensorRT engines: what is asked for, and where built ones are kept."""

@@ -1,0 +1,1 @@
+"""Memory, heat and power, read beside a run."""

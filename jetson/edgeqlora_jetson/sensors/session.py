@@ -1,0 +1,192 @@
+"""All sensors of one run, opened together: which board, its power, memory and heat, and what they say at the end."""
+
+import time
+from typing import Any, Dict, List, Optional
+
+from ..board.detect import Board, detect_board, load_boards, set_power_mode
+from ..errors import UserError
+from ..figures import figure
+from ..power import open_power_source
+from ..power.energy import RailVanished, mean_power, measure_energy
+from ..power.sample import rail_table
+from .memory import MemoryMonitor
+from .telemetry import Telemetry
+from .thermal import ThermalMonitor
+
+_ENERGY_FIGURES = (
+    ("energy", "J"),
+    ("net_energy", "J"),
+    ("mean_power", "mW"),
+    ("peak_power", "mW"),
+    ("idle_power", "mW"),
+)
+
+_RAIL_FACTS = {"rails", "total_rail", "sum_rails", "energy_scope"}
+
+
+class Sensors(object):
+    """Sensors of one run. Use: open, enter (reading begins), rest, start_run, end_run; then the parts of the report.
+
+    energy, memory, thermal: parts of the report, there after end_run. problems: what makes the run not valid.
+    """
+
+    def __init__(self, board: Board, source: Any, scope: Any, notes: List[str], root: str) -> None:
+        self.board, self.source, self.scope, self.notes = board, source, scope, notes
+        self.energy: Dict[str, Any] = {}
+        self.memory: Dict[str, Any] = {}
+        self.thermal: Dict[str, Any] = {}
+        self.problems: List[str] = []
+        self.warnings: List[str] = []
+        self.was_named = False  # a power source asked for by name must give energy
+        self._memory = MemoryMonitor(root)
+        self._memory.start()
+        self._thermal = ThermalMonitor(root, board.clocks_locked)
+        self.telemetry = Telemetry(source, self._memory, period_s=source.interval_s if source else 0.25)
+        self._idle: Dict[str, Any] = figure(None, "mW", "no idle baseline was taken")
+        self._idle_s = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Any,
+        power: str = "auto",
+        power_interval_s: Optional[float] = None,
+        power_mode: Optional[str] = None,
+        root: str = "/",
+    ) -> "Sensors":
+        """Find the board and open its sensors; memory is counted from here, so open before the model is loaded.
+
+        Raises UserError when a power source was named and does not work, or the power mode cannot be set.
+        """
+        if power_mode is not None:
+            set_power_mode(power_mode, root)
+        board = detect_board(root)
+        facts = board_facts(board, bundle)
+        source, scope, notes = open_power_source(power, rail_table(facts), interval_s=power_interval_s, root=root)
+        sensors = cls(board, source, scope, notes, root)
+        sensors.was_named = power != "auto"
+        doubtful = sorted(set((facts or {}).get("unsourced") or ()) & _RAIL_FACTS)
+        if source is not None and doubtful:
+            sensors.warnings.append(
+                "what the rails of {} mean is not confirmed by any public source ({}): do not compare its energy with "
+                "other boards".format(board.title, ", ".join(doubtful))
+            )
+        return sensors
+
+    @property
+    def has_power(self) -> bool:
+        return self.source is not None
+
+    def __enter__(self) -> "Sensors":
+        self.telemetry.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.telemetry.stop()
+
+    def rest(self, idle_s: float) -> None:
+        """Do nothing for idle_s and take the mean power of it as the idle baseline."""
+        if self.source is None or idle_s <= 0:
+            return
+        self.telemetry.wait_for_sample_after(0.0)  # a window needs a sample before it
+        start_s = time.monotonic()
+        time.sleep(idle_s)
+        end_s = time.monotonic()
+        self.telemetry.wait_for_sample_after(end_s)
+        self._idle, self._idle_s = mean_power(self.telemetry.samples(), start_s, end_s, self.scope), end_s - start_s
+
+    def start_run(self) -> None:
+        """Temperatures and throttle counters are compared from here; may be called again, for a new start."""
+        if self.source is not None:
+            self.telemetry.wait_for_sample_after(0.0)
+        self.telemetry.thermal = None
+        self._thermal.start()
+        self.telemetry.thermal = self._thermal
+        self.telemetry.read_now()
+
+    def end_run(self, start_s: float, end_s: float, with_energy: bool = True) -> None:
+        """Stop reading and work out what the sensors say of the window (time.monotonic()).
+
+        with_energy: False where the samples were counted and forgotten row by row.
+        """
+        self.telemetry.read_now()
+        if self.source is not None:
+            self.telemetry.wait_for_sample_after(end_s)
+        self.telemetry.stop()
+        self.memory = self._finish("memory", self._memory)
+        self.thermal = self._finish("thermal", self._thermal)
+        self.problems += self.memory.pop("problems", [])
+        if self.source is not None and self.telemetry.power_error:
+            self.problems.append(
+                "power source {} ended during the run: {}".format(self.source.name, self.telemetry.power_error)
+            )
+        if with_energy:
+            self.energy = self._measure_energy(start_s, end_s)
+            self.warnings += self.energy.get("warnings", [])
+        for name, text in sorted(self.telemetry.errors.items()):
+            self.problems.append("the {} sensors failed during the run: {}".format(name, text))
+
+    def _finish(self, name: str, monitor: Any) -> Dict[str, Any]:
+        try:
+            part: Dict[str, Any] = monitor.finish()
+            return part
+        except Exception as error:  # as in Telemetry: what was measured must not be lost for a sensor
+            self.telemetry.errors.setdefault(name, "{}: {}".format(type(error).__name__, error))
+            return {}
+
+    def _measure_energy(self, start_s: float, end_s: float) -> Dict[str, Any]:
+        if self.source is None:
+            return missing_energy("no power source: " + ("; ".join(self.notes) or "none was asked for"))
+        try:
+            energy = measure_energy(
+                self.telemetry.samples(),
+                start_s,
+                end_s,
+                self.scope,
+                idle_power_mw=self._idle["value"],
+                averaging_s=self.source.averaging_s,
+                source_error=self.telemetry.power_error,
+            )
+        except RailVanished as error:
+            self.problems.append(str(error))
+            energy = missing_energy(str(error))
+        except UserError as error:
+            energy = missing_energy(str(error))
+        if self._idle["value"] is None:
+            energy["idle_power"] = self._idle
+        if energy["energy"]["value"] is None:
+            text = "no energy: {}".format(energy["energy"]["reason"])
+            (self.problems if self.was_named else self.warnings).append(text)
+        energy["source"] = self.source.describe()
+        energy["idle_s"] = self._idle_s
+        energy["notes"] = self.notes
+        return energy
+
+
+def board_facts(board: Board, bundle: Any) -> Optional[Dict[str, Any]]:
+    """Rails and modes of this board: from the user's own profile if the bundle was exported with one that is for this
+    board, else from our own table.
+
+    A shipped profile is never taken for a board that was not recognised: rails of another board would be counted.
+    """
+    profile = (bundle.manifest.get("profile") or {}) if bundle is not None else {}
+    table = load_boards()
+    if profile.get("rails") and profile.get("name") not in table and is_for(board, profile):
+        return profile
+    return table.get(board.id) if board.id else None
+
+
+def is_for(board: Board, profile: Dict[str, Any]) -> bool:
+    """Whether a profile names this board's part number, compatible string or model."""
+    return bool(
+        (board.part_number and board.part_number in (profile.get("part_numbers") or ()))
+        or set(board.compatible) & set(profile.get("compatible") or ())
+        or (board.model and board.model in (profile.get("models") or ()))
+    )
+
+
+def missing_energy(reason: str) -> Dict[str, Any]:
+    """The energy part of a report whose figures could not be had."""
+    energy: Dict[str, Any] = {name: figure(None, unit, reason) for name, unit in _ENERGY_FIGURES}
+    energy.update(energy_scope="none", rails=[], warnings=[])
+    return energy

@@ -1,0 +1,1 @@
+"""Hours of the same work, with a verdict."""

@@ -1,0 +1,127 @@
+"""The command line as a user meets it: exit codes, messages without tracebacks, and what is imported when."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "edgeqlora", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+
+
+def test_import_loads_no_torch_and_no_transformers():
+    code = "import sys, edgeqlora, edgeqlora.cli.main; print([m for m in ('torch', 'transformers', 'peft', 'onnxruntime') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_and_version_load_no_torch():
+    done = run("--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert "Fine-tune a speech model" in done.stdout
+    assert not [line for line in done.stderr.splitlines() if line.endswith(("| torch", "| transformers", "| numpy"))]
+    assert run("--version").stdout.startswith("edgeqlora 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "--train", "x", "-o", "y"], "base_model is not given: pass --base-model"),
+        (["train", "-m", "x", "--train", "x", "-o", "y", "--speed-perturb", "fast"], "numbers separated by commas"),
+        (["evaluate", "/nothing/here", "-d", "x"], "no model at '/nothing/here'"),
+        (["merge", "/nothing/here", "-o", "y"], "not an adapter folder"),
+        (["export", "x", "-o", "y", "--target", "jetson-nanoo"], "jetson-nano"),
+        (["profiles", "show", "nothing"], "jetson-orin-nano"),
+        (["data", "check"], "no data set to check"),
+        (["data", "check", "/nothing/here.jsonl"], "here.jsonl"),
+    ],
+)
+def test_bad_input_exits_2_with_one_message(arguments, text, tmp_path):
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "y").exists()
+
+
+def test_config_file_is_written_and_flags_win(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    flags = ["train", "-m", "m", "--train", "t", "-o", "o"]
+    done = run(*flags, "--steps", "5", "--lr", "0.01", "--save-config", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate = 0.01" in path.read_text()
+    assert f"Next: edgeqlora train --config {path}" in done.stderr
+    done = run("train", "--config", str(path), "--epochs", "2", "--save-config", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "epochs = 2" in path.read_text()
+    assert "steps" not in path.read_text()
+    done = run("train", "--config", str(path), "--batch-size", "0")
+    assert done.returncode == 2
+    assert "batch_size=0 is out of range" in done.stderr
+
+
+def test_data_check_finds_what_is_wrong_and_writes_json(clips, tmp_path):
+    rows = [json.loads(line) for line in clips.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(clips.parent / row["audio"])
+    rows[1]["audio"] = str(tmp_path / "gone.wav")
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("data", "check", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / "report.json"))
+    assert done.returncode == 1
+    assert "gone.wav" in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["findings"]
+
+
+def test_profiles_are_listed_with_titles():
+    done = run("profiles", "list")
+    assert done.returncode == 0
+    for name in ("cpu", "jetson-nano", "jetson-orin-nano"):
+        assert any(line.startswith(name + " ") for line in done.stdout.splitlines())
+
+
+def test_a_pipe_that_closes_early_is_no_error():
+    command = f"{sys.executable} -m edgeqlora profiles show jetson-nano | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+
+
+def test_disk_full_is_one_message(tmp_path, monkeypatch, capsys):
+    import errno
+
+    from edgeqlora.cli import main as cli
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "/out/model.safetensors")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "cannot write /out/model.safetensors: No space left" in capsys.readouterr().err
+
+
+def test_torchaudio_that_does_not_match_torch_is_named_with_the_mend(tmp_path, tiny_model, clips):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("libtorchaudio.so: undefined symbol: x")')
+    done = run("evaluate", str(tiny_model), "-d", str(clips), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2, done.stderr[-500:]
+    assert "does not match torch" in done.stderr
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_name_without_a_network_fails_at_once(tmp_path, clips):
+    import time
+
+    start_s = time.monotonic()
+    environment = {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+    done = run("data", "check", str(clips), "-m", "openai/whisper-tiny.en", **environment)
+    assert done.returncode == 2, done.stderr[-500:]
+    assert "the hub cannot be reached" in done.stderr
+    assert time.monotonic() - start_s < 60  # the hub's own client goes on for minutes

@@ -1,0 +1,48 @@
+"""Export with a profile: which JetPack, which graphs, and what is said and recorded of unsourced values."""
+
+import json
+
+import pytest
+
+from edgeqlora.errors import UserError
+from edgeqlora.export import export
+from edgeqlora.profiles.load import profiles_dir
+
+
+def _export(tiny_model, clips, output, **settings):
+    said: list[str] = []
+    export(str(tiny_model), output, data=str(clips), window_s="1", n_eval=1, language="en", say=said.append, **settings)
+    return json.loads((output / "manifest.json").read_text(encoding="utf-8")), said
+
+
+def test_an_older_jetpack_decides_tensorrt_and_opset_of_the_bundle(tiny_model, clips, tmp_path):
+    manifest, said = _export(tiny_model, clips, tmp_path / "b", target="jetson-orin-nano", jetpack="5.1.6")
+    profile = manifest["profile"]
+    assert (profile["jetpack"], profile["tensorrt"], profile["python"], profile["opset"]) == ("5.1.6", "8.5", "3.8", 13)
+    assert {graph["opset"] for graph in manifest["graphs"].values()} == {13}
+    assert any("operator table" in line and "TensorRT 8.5" in line for line in said)
+    assert (profile["total_rail"], profile["energy_scope"]) == ("VDD_IN", "module_input")
+    assert profile["power_modes"][0]["name"] == "15W"
+    assert (profile["unsourced"], profile["unsourced_used"]) == ([], [])
+    assert not [line for line in said if "no public document" in line]
+
+
+def test_unsourced_values_that_are_used_are_said_and_recorded(tiny_model, clips, tmp_path):
+    text = (profiles_dir() / "jetson-tx2-nx.toml").read_text(encoding="utf-8")
+    own = tmp_path / "mine.toml"
+    lines = [
+        'max_batch = "unsourced"' if line.startswith('max_batch = "') else line
+        for line in text.replace('name = "jetson-tx2-nx"', 'name = "mine"').splitlines()
+    ]
+    own.write_text("\n".join(lines), encoding="utf-8")
+    manifest, said = _export(tiny_model, clips, tmp_path / "b", target=str(own))
+    assert "no public document confirms these values of mine, used here: max_batch = 4" in said
+    energy = "energy_scope = module_input; rails = VDD_IN; total_rail = VDD_IN"
+    assert any(line.endswith(f"which its energy figures will rest on: {energy}") for line in said)
+    assert manifest["profile"]["unsourced_used"] == ["max_batch = 4", *energy.split("; ")]
+    assert manifest["profile"]["unsourced"] == ["energy_scope", "max_batch", "rails", "total_rail"]
+
+
+def test_a_jetpack_the_board_has_not_stops_before_any_model_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"jetpack='6' is not known for jetson-nano; its releases are 4\.6\.6"):
+        export(str(tmp_path / "no-model"), tmp_path / "b", target="jetson-nano", jetpack="6")
