@@ -112,3 +112,17 @@ def read_card(folder: Path) -> dict[str, Any] | None:
             "make the folder again, or use the version of edgeqlora that wrote it"
         )
     return card
+
+
+def verify_parent(base: str, card: dict[str, Any]) -> None:
+    """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
+    recorded = (card.get("parents") or {}).get("base_model")
+    if not isinstance(recorded, dict) or not Path(base).is_dir():
+        return
+    now = folder_sha256(Path(base))
+    for name, digest in recorded.items():
+        if name.endswith(".safetensors") and now.get(name) != digest:
+            raise UserError(
+                f"{base}/{name} is not the base model that the adapter was trained on "
+                f"(sha256 {str(now.get(name))[:12]}..., trained on {digest[:12]}...): pass --base-model with the right one"
+            )

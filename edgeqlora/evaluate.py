@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card
+from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card, verify_parent
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.training.resources import peak_rss_mib
@@ -25,9 +25,9 @@ def kind_of(source: str) -> str:
         return "bundle"
     if (folder / "adapter_config.json").is_file():
         return "adapter"
-    from edgeqlora.models.whisper import check_is_whisper
+    from edgeqlora.models.family import check_source
 
-    check_is_whisper(source)
+    check_source(source)
     return "model"
 
 
@@ -162,8 +162,7 @@ def _with_torch(
     import torch
 
     from edgeqlora.evaluation.recognise import Recogniser, perplexity
-    from edgeqlora.merge import verify_parent
-    from edgeqlora.models.whisper import load_model
+    from edgeqlora.models.family import load_learner
 
     card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,22 +171,21 @@ def _with_torch(
         if not base:
             raise UserError(f"{source} does not say which base model it belongs to: pass --base-model")
         verify_parent(base, card)
-        speech = load_model(base, quantise=card.get("method", "qlora") == "qlora", device=device)
+        learner = load_learner(base, quantise=card.get("method", "qlora") == "qlora", device=device)
         from peft import PeftModel
 
-        from edgeqlora.models.whisper import keep_linear4bit_in_train_mode
+        from edgeqlora.models.quantised import keep_linear4bit_in_train_mode
 
-        speech.model = PeftModel.from_pretrained(speech.model, source)
-        keep_linear4bit_in_train_mode(speech.model)
+        learner.model = PeftModel.from_pretrained(learner.model, source)
+        keep_linear4bit_in_train_mode(learner.model)
     else:
-        speech = load_model(source, device=device)
-    speech.model.eval()
-    native_s = speech.model.config.max_source_positions / 50
+        learner = load_learner(source, device=device)
+    learner.model.eval()
     recogniser = Recogniser(
-        speech,
-        windows_s or card.get("windows_s") or [native_s],
+        learner,
+        windows_s or card.get("windows_s") or [learner.processor.native_window_s],
         language or card.get("language"),
-        task or card.get("task") or "transcribe",
+        task or card.get("task"),
     )
     result = recogniser.recognise(rows, batch_size, progress)
     loss = recogniser.cross_entropy(rows, batch_size)
@@ -199,10 +197,10 @@ def _with_torch(
         "n_pieces": result.n_pieces,
         "batch_size": batch_size,
         "windows_s": recogniser.windows_s,
-        "language": recogniser.spec["language"],
-        "decoding": {k: recogniser.spec[k] for k in ("prompt_ids", "language", "task", "max_new_tokens")},
-        "spelling": speech.spelling,
-        "perplexity": measured(round(value, 4), "per subword token, teacher-forced", n_tokens=loss[1])
+        "language": recogniser.decoder.language,
+        "decoding": recogniser.decoder.rules,
+        "spelling": learner.processor.spelling,
+        "perplexity": measured(round(value, 4), "per label, given the ones before it", n_tokens=loss[1])
         if value is not None
         else missing("no clip fits the window whole"),
         "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},

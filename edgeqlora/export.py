@@ -38,13 +38,12 @@ def export(
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
     from edgeqlora.data.audio import load_audio
-    from edgeqlora.data.manifest import load_rows
-    from edgeqlora.models.whisper import check_is_whisper
+    from edgeqlora.data.manifest import evenly, load_rows
+    from edgeqlora.models.family import check_source
     from edgeqlora.profiles.load import load_profile
-    from edgeqlora.training.training_data import evenly
 
     profile = load_profile(target, jetpack)
-    check_is_whisper(merged)
+    check_source(merged)
     if (Path(merged) / "adapter_config.json").is_file():
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
     card = read_card(Path(merged)) or {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, measured, missing, read_card, write_card
+from edgeqlora.card import folder_sha256, measured, missing, read_card, verify_parent, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file
@@ -28,26 +28,26 @@ def nf4_round_trip(weight: Any) -> Any:
 
 
 def merge_candidate(base_model: str, adapter: Path, candidate: str) -> Any:
-    """SpeechModel of base + adapter in fp32; candidate is one of CANDIDATES.
+    """Learner of base + adapter in fp32; candidate is one of CANDIDATES.
 
     Never merges inside 4-bit weights: re-quantising would round a small adapter away (peft#2321).
     """
     import torch
     from peft import PeftModel
 
-    from edgeqlora.models.whisper import load_model
+    from edgeqlora.models.family import load_learner
 
     if candidate not in CANDIDATES:
         raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
-    speech = load_model(base_model)
+    learner = load_learner(base_model)
     if candidate == "dequantised":
         with torch.no_grad():
-            for name, module in speech.model.named_modules():
-                if isinstance(module, torch.nn.Linear) and not name.endswith("proj_out"):
+            for name, module in learner.model.named_modules():
+                if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
                     module.weight.copy_(nf4_round_trip(module.weight))
-    speech.model = PeftModel.from_pretrained(speech.model, str(adapter)).merge_and_unload()
-    speech.model.eval()
-    return speech
+    learner.model = PeftModel.from_pretrained(learner.model, str(adapter)).merge_and_unload()
+    learner.model.eval()
+    return learner
 
 
 def merge(
@@ -79,9 +79,9 @@ def merge(
     base = base_model or card.get("base_model")
     if not base:
         raise UserError(f"{adapter} does not say which base model it belongs to: pass --base-model")
-    from edgeqlora.models.whisper import check_is_whisper
+    from edgeqlora.models.family import check_source, load_processor
 
-    check_is_whisper(base)
+    check_source(base)
     verify_parent(base, card)
     quantised = card.get("method", "qlora") == "qlora"
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
@@ -93,14 +93,12 @@ def merge(
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
     rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
 
-    from edgeqlora.models.whisper import load_tokenizer
-
-    load_tokenizer(base)
+    load_processor(base)
     results: dict[str, dict[str, Any]] = {}
     best: tuple[tuple[float, float], str, Any] | None = None
     for name in wanted:
-        speech = merge_candidate(base, adapter, name)
-        score = _score(speech, rows, card, normaliser) if rows else None
+        learner = merge_candidate(base, adapter, name)
+        score = _score(learner, rows, card, normaliser) if rows else None
         results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
         wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
         if score:
@@ -109,14 +107,13 @@ def merge(
         # A figure that could not be had (a diverged model has no finite loss) counts as the worst.
         key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
         if best is None or key < best[0]:
-            best = (key, name, speech)
+            best = (key, name, learner)
     assert best is not None
-    _, chosen, speech = best
+    _, chosen, learner = best
     with atomic_folder(output, overwrite=overwrite) as folder:
         out = Path(folder)
-        speech.model.save_pretrained(out)
-        speech.tokenizer.save_pretrained(out)
-        speech.feature_extractor.save_pretrained(out)
+        learner.model.save_pretrained(out)
+        learner.processor.save(out)
         return write_card(
             out,
             "merged",
@@ -133,20 +130,6 @@ def merge(
         )
 
 
-def verify_parent(base: str, card: dict[str, Any]) -> None:
-    """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
-    recorded = (card.get("parents") or {}).get("base_model")
-    if not isinstance(recorded, dict) or not Path(base).is_dir():
-        return
-    now = folder_sha256(Path(base))
-    for name, digest in recorded.items():
-        if name.endswith(".safetensors") and now.get(name) != digest:
-            raise UserError(
-                f"{base}/{name} is not the base model that the adapter was trained on "
-                f"(sha256 {str(now.get(name))[:12]}..., trained on {digest[:12]}...): pass --base-model with the right one"
-            )
-
-
 def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
     if not source:
         if needed:
@@ -155,20 +138,22 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
                 "pass --dev, or choose with --candidate dequantised"
             )
         return []
-    from edgeqlora.data.manifest import load_rows
-    from edgeqlora.training.training_data import evenly
+    from edgeqlora.data.manifest import evenly, load_rows
 
     return evenly(load_rows(source), limit or 0)
 
 
-def _score(speech: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: str) -> dict[str, Any]:
+def _score(learner: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: str) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 
     recogniser = Recogniser(
-        speech, card.get("windows_s") or [30.0], card.get("language"), card.get("task") or "transcribe"
+        learner,
+        card.get("windows_s") or [learner.processor.native_window_s],
+        card.get("language"),
+        card.get("task"),
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)
-    wer = score_texts([row.text for row in rows], texts, [normaliser], speech.spelling)["wer"][normaliser]
+    wer = score_texts([row.text for row in rows], texts, [normaliser], learner.processor.spelling)["wer"][normaliser]
     return {"wer": wer, "loss": measured(total / max(count, 1), "nats per token", n_tokens=count)}

@@ -101,6 +101,18 @@ class TrainSettings:
     report_to: list[str] = field(default_factory=list)
     """tensorboard, mlflow, wandb: passed to the trainer."""
 
+    def chosen_precision(self) -> str:
+        """fp32, bf16 or fp16; `auto` takes what this machine computes best. UserError for fp16 without a GPU."""
+        import torch
+
+        if self.precision != "auto":
+            if self.precision == "fp16" and not torch.cuda.is_available():
+                raise UserError("precision='fp16' needs a CUDA GPU: on a CPU use fp32 or bf16")
+            return self.precision
+        if not torch.cuda.is_available():
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
     def resolved_learning_rate(self) -> float:
         """The given rate, or the method's default."""
         return self.learning_rate or (1e-4 if self.method == "full" else 1e-3)

@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from edgeqlora.card import measured, missing, write_card
-from edgeqlora.data.batching import BucketSampler, Collator
+from edgeqlora.data.batching import BucketSampler
+from edgeqlora.data.manifest import evenly
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
@@ -24,7 +25,7 @@ from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import drop_default_progress, per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_rss_mib, peak_vram
-from edgeqlora.training.training_data import Prepared, augmentation, evenly, prepare
+from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
 
 
@@ -36,7 +37,7 @@ def train(
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
     """
-    from edgeqlora.models.whisper import check_is_whisper, load_tokenizer
+    from edgeqlora.models.family import check_source, load_processor
     from edgeqlora.training.malloc import return_freed_memory
 
     if settings.low_memory:
@@ -48,15 +49,14 @@ def train(
     per_device = per_device_batch(settings, world_size)
     if not dry_run and (is_first or resume):
         verify_output(settings, output, resume=resume, overwrite=overwrite)
-    check_is_whisper(settings.base_model)
-    tokenizer, feature_extractor = load_tokenizer(settings.base_model)
-    data = prepare(settings, tokenizer, console)
+    check_source(settings.base_model)
+    processor = load_processor(settings.base_model)
+    data = prepare(settings, processor, console)
     n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
     _say_plan(console, settings, data, n_steps, world_size)
 
-    from edgeqlora.data.cache import MelCache, default_cache_folder
+    from edgeqlora.data.cache import FeatureCache, default_cache_folder
     from edgeqlora.data.dataset import SpeechDataset, load_noises
-    from edgeqlora.data.features import MelExtractor
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
 
@@ -64,14 +64,14 @@ def train(
     dataset = SpeechDataset(
         data.rows,
         data.target_ids,
-        MelCache(MelExtractor(feature_extractor), cache_folder),
+        FeatureCache(processor, cache_folder),
         augmentation(settings),
         load_noises(settings.noise) if settings.noise else (),
         settings.seed,
     )
-    speech, linears = load_base(settings)
-    recogniser = Recogniser(speech, data.windows_s, settings.language, settings.task)
-    speech.model, ranks, figures = with_adapters(settings, speech.model, linears)
+    learner = load_base(settings)
+    recogniser = Recogniser(learner, data.windows_s, settings.language, settings.task)
+    ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
     run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
@@ -82,9 +82,7 @@ def train(
     if not is_first:
         return {}
     figures |= run.figures(trainer, resumed=resume_from is not None)
-    return _write_output(
-        settings, output, speech, tokenizer, feature_extractor, data, trainer, ranks, figures, overwrite
-    )
+    return _write_output(settings, output, learner, data, trainer, ranks, figures, overwrite)
 
 
 class _Run:
@@ -127,7 +125,7 @@ class _Run:
         if self.scored:
             sample = self.scored[:16]
             start_s = time.perf_counter()
-            self.recogniser.speech.model.eval()
+            self.recogniser.learner.model.eval()
             self.recogniser.recognise(sample)
             self.recogniser.cross_entropy(sample)
             eval_s = (time.perf_counter() - start_s) / len(sample) * len(self.scored)
@@ -170,10 +168,10 @@ class _Run:
         from edgeqlora.training.run_log import RunLog
         from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
 
-        settings, spec = self.settings, self.recogniser.spec
+        settings = self.settings
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
         trainer = SpeechTrainer(
-            model=self.recogniser.speech.model,
+            learner=self.recogniser.learner,
             args=training_arguments(
                 settings,
                 folder,
@@ -183,7 +181,7 @@ class _Run:
                 has_dev=bool(self.scored),
                 save=save,
             ),
-            data_collator=Collator(spec["prompt_ids"], spec["eos_id"]),
+            data_collator=self.recogniser.decoder.collate,
             train_dataset=self.dataset,
             eval_dataset=self.scored or None,
             sampler=BucketSampler(
@@ -222,7 +220,7 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
     from edgeqlora.evaluation.scores import character_errors, word_errors
     from edgeqlora.evaluation.scores import normaliser as find_normaliser
 
-    apply = find_normaliser(normaliser, recogniser.speech.spelling)
+    apply = find_normaliser(normaliser, recogniser.learner.processor.spelling)
 
     def evaluate_now() -> dict[str, float]:
         import torch.distributed as dist
@@ -263,9 +261,7 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
 def _write_output(
     settings: TrainSettings,
     output: Path,
-    speech: Any,
-    tokenizer: Any,
-    feature_extractor: Any,
+    learner: Any,
     data: Prepared,
     trainer: Any,
     ranks: dict[str, Any],
@@ -296,12 +292,13 @@ def _write_output(
                 settings.method == "full" and file.name.startswith("model") and file.suffix in (".safetensors", ".json")
             ):
                 shutil.copyfile(file, out / file.name)
-        tokenizer.save_pretrained(out)
-        feature_extractor.save_pretrained(out)
+        learner.processor.save(out)
         if settings.method == "full":
             config = read_json(out / "config.json", "config.json")
-            write_json(out / "config.json", {**config, "use_cache": True})  # Trainer switches it off while it trains
-            speech.model.generation_config.save_pretrained(out)
+            if "use_cache" in config:  # Trainer switches it off while it trains
+                write_json(out / "config.json", {**config, "use_cache": True})
+            if learner.model.can_generate():
+                learner.model.generation_config.save_pretrained(out)
         if (partial / "log.jsonl").exists():
             shutil.copyfile(partial / "log.jsonl", out / "log.jsonl")
         if (partial / "runs").is_dir():

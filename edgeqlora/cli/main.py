@@ -255,14 +255,15 @@ def data_check(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write.")] = None,
 ) -> None:
     """Find what would go wrong in training: every file is decoded. Exit code 1 if there are errors."""
-    from edgeqlora.data.check.run import ALL, format_report, load_label_rules, run_check
+    from edgeqlora.data.check.run import ALL, format_report, run_check
+    from edgeqlora.models.family import load_processor
 
     sources = {ALL: data, "train": train_data, "dev": dev, "test": test}
     with _progress("decoding") as progress:
         report = run_check(
             {name: source for name, source in sources.items() if source},
             window_s,
-            load_label_rules(base_model, language) if base_model else None,
+            load_processor(base_model).label_rules(language) if base_model else None,
             progress=progress,
         )
     typer.echo(format_report(report))
@@ -312,8 +313,8 @@ def profiles_show(
     new_name: Annotated[str | None, typer.Option("--name", help="--toml: under this name.")] = None,
 ) -> None:
     """Everything a profile says, with the source of each fact."""
-    from edgeqlora.profiles.load import load_profile
-    from edgeqlora.profiles.text import format_profile, profile_toml
+    from edgeqlora.profiles.load import load_profile, profile_toml
+    from edgeqlora.profiles.text import format_profile
 
     if toml:
         typer.echo(profile_toml(name, new_name), nl=False)
@@ -358,7 +359,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not our error
     except Exception as error:
-        from edgeqlora.cli.explain import explain
+        from edgeqlora.cli.messages import explain
 
         message = explain(error)
         if message is None:

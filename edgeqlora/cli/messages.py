@@ -1,4 +1,7 @@
-"""What a command says on stderr: how it goes, and at the end what was written and what to run next."""
+"""What a command says on stderr: how it goes, what was written, what to run next, what an error of a library means."""
+
+import errno
+import os
 
 import typer
 
@@ -11,3 +14,29 @@ def say(message: str) -> None:
 def done(wrote: str, following: str) -> None:
     """The last line of every command."""
     say(f"Done: {wrote}. Next: {following}")
+
+
+def explain(error: Exception) -> str | None:
+    """What the user can do about an error that a library raised; None if it is not the user's to mend."""
+    if _raised_in(error, "torchaudio"):
+        # transformers imports torchaudio for every audio model: one that does not match torch stops every command.
+        from edgeqlora.data.augment import torchaudio_mismatch
+
+        return torchaudio_mismatch(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder"
+    if type(error).__name__ == "SafetensorError":  # by name: importing it would slow every command down
+        return f"weights cannot be read or written ({error}): the file is damaged, or the disk is full"
+    return None
+
+
+def _raised_in(error: BaseException | None, package: str) -> bool:
+    """Whether the error, or one that it was raised from, came up inside the files of `package`."""
+    import traceback
+
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(f"{os.sep}{package}{os.sep}" in frame.f_code.co_filename for frame, _ in frames):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,7 +1,7 @@
-"""Batches: which window each clip needs, clips of one window together, and the tensors of a batch."""
+"""Batches: which window each clip needs, and clips of one window together."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -121,34 +121,3 @@ class BucketSampler:
         full = len(rest) - len(rest) % size
         batches += [rest[start : start + size] for start in range(0, full, size)]
         return [batches[i] for i in rng.permutation(len(batches))], rest[full:]
-
-
-class Collator:
-    """Samples to a batch of tensors; labels are padded to the longest of the batch."""
-
-    def __init__(self, prompt_ids: list[int], pad_id: int):
-        """prompt_ids: what decoding starts from; the loss passes over them, since decoding never has to guess them."""
-        self.prompt_ids, self.pad_id = prompt_ids, pad_id
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """samples: {"mel": float32 (n_mels, n_frames), "target_ids": text ids + eos}.
-
-        Returns input_features (batch, n_mels, n_frames), decoder_input_ids and labels (batch, n_tokens): the decoder
-        reads prompt + text and must say text + eos.
-        """
-        import torch
-
-        n_prompt = len(self.prompt_ids)
-        longest = max(len(sample["target_ids"]) for sample in samples) + n_prompt - 1
-        inputs = np.full((len(samples), longest), self.pad_id, dtype=np.int64)
-        labels = np.full((len(samples), longest), IGNORE, dtype=np.int64)
-        for row, sample in enumerate(samples):
-            target = sample["target_ids"]
-            end = n_prompt - 1 + len(target)
-            inputs[row, :end] = self.prompt_ids + target[:-1]
-            labels[row, n_prompt - 1 : end] = target
-        return {
-            "input_features": torch.from_numpy(np.stack([sample["mel"] for sample in samples])),
-            "decoder_input_ids": torch.from_numpy(inputs),
-            "labels": torch.from_numpy(labels),
-        }

@@ -1,4 +1,4 @@
-"""Log-mel features kept on disk under the hash of what they were computed from."""
+"""Features kept on disk under the hash of what they were computed from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeqlora.data.audio import load_audio, probe
-from edgeqlora.data.features import MelExtractor
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 
@@ -33,15 +33,27 @@ def default_cache_folder() -> Path:
     return root / "edgeqlora" / "features"
 
 
-class MelCache:
-    """Log-mel of rows, computed once and then read from `folder`; `folder=None` computes every time.
+class FeatureExtractor(Protocol):
+    """What the cache needs of a model's processor (see models/family.py)."""
+
+    sample_rate_hz: int
+
+    @property
+    def settings(self) -> str: ...
+    def feature_shape(self, window_s: float) -> tuple[int, ...]: ...
+    def n_valid_frames(self, n_samples: int, window_s: float) -> int: ...
+    def features(self, audio: npt.NDArray[np.float32], window_s: float) -> npt.NDArray[np.float32]: ...
+
+
+class FeatureCache:
+    """Features of rows, computed once and then read from `folder`; `folder=None` computes every time.
 
     The key is the sha256 of the audio bytes, the cut, the extractor's settings, the window and the cache
     schema, so that a changed file is never served old features. A damaged cache file is computed again; a
     folder that cannot be written (disk full, no permission) is given up with one warning.
     """
 
-    def __init__(self, extractor: MelExtractor, folder: str | Path | None = None) -> None:
+    def __init__(self, extractor: FeatureExtractor, folder: str | Path | None = None) -> None:
         self.extractor = extractor
         self.folder = None if folder is None else Path(folder)
         self.n_read = 0
@@ -51,23 +63,23 @@ class MelCache:
         self._hashes: dict[tuple[str, int, int], str] = {}
         self._n_samples: dict[str, int] = {}
 
-    def mel(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
-        """Log-mel of a row's audio, float32 of shape (n_mels, 100 * window_s), padded or cut to the window.
+    def features(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
+        """Features of a row's audio, padded or cut to the window: float32 of the extractor's `feature_shape`.
 
         Raises UserError naming the file when it cannot be decoded.
         """
-        shape = (self.extractor.n_mels, self.extractor.n_frames(window_s))
+        shape = self.extractor.feature_shape(window_s)
         if self.folder is None:
             return self._compute(row, window_s)
         key = self.key(row, window_s)
         path = self.folder / key[:2] / f"{key}.npy"
-        mel = read_cached(path, shape)
-        if mel is not None:
+        features = read_cached(path, shape)
+        if features is not None:
             self.n_read += 1
-            return mel
-        mel = self._compute(row, window_s)
+            return features
+        features = self._compute(row, window_s)
         try:
-            write_cached(path, mel)
+            write_cached(path, features)
         except OSError as error:
             log.warning(
                 "cannot cache features in %s (%s): going on without the cache",
@@ -75,7 +87,7 @@ class MelCache:
                 error.strerror or error,
             )
             self.folder = None
-        return mel
+        return features
 
     def n_valid_frames(self, row: Row, window_s: float) -> int:
         """Frames of the window that hold the clip, from the file's header; the rest is padding."""
@@ -86,7 +98,7 @@ class MelCache:
 
     def key(self, row: Row, window_s: float) -> str:
         """Name of a row's features in the cache: 64 hexadecimal digits."""
-        n_frames = self.extractor.n_frames(window_s)
+        n_frames = self.extractor.feature_shape(window_s)[-1]
         parts = (
             CACHE_SCHEMA,
             self.extractor.settings,
@@ -116,13 +128,13 @@ class MelCache:
 
     def _compute(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
         self.n_computed += 1
-        return self.extractor.mel(load_audio(row, self.extractor.sample_rate_hz), window_s)
+        return self.extractor.features(load_audio(row, self.extractor.sample_rate_hz), window_s)
 
 
-def write_cached(path: Path, mel: npt.NDArray[np.float32]) -> None:
+def write_cached(path: Path, features: npt.NDArray[np.float32]) -> None:
     """Write an array as .npy with a CRC-32 behind it, in one rename; OSError when the disk refuses."""
     buffer = io.BytesIO()
-    np.save(buffer, mel, allow_pickle=False)
+    np.save(buffer, features, allow_pickle=False)
     payload = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
@@ -136,7 +148,7 @@ def write_cached(path: Path, mel: npt.NDArray[np.float32]) -> None:
         raise
 
 
-def read_cached(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+def read_cached(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
     """Read what `write_cached` wrote; None when it is absent, damaged or of another shape."""
     try:
         content = path.read_bytes()
@@ -146,7 +158,7 @@ def read_cached(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] |
     if zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "little") != checksum:
         return None
     try:
-        mel = np.load(io.BytesIO(payload), allow_pickle=False)
+        features = np.load(io.BytesIO(payload), allow_pickle=False)
     except (ValueError, EOFError, OSError):
         return None
-    return mel if mel.dtype == np.float32 and mel.shape == shape else None
+    return features if features.dtype == np.float32 and features.shape == shape else None

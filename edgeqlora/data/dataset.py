@@ -1,4 +1,4 @@
-"""The training set that a data loader reads: rows to log-mels and token ids, augmented."""
+"""The training set that a data loader reads: rows to features and token ids, augmented."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 from edgeqlora.data.augment import AugmentConfig, augment_audio, augment_mel
 from edgeqlora.data.batching import SampleKey
-from edgeqlora.data.cache import MelCache
+from edgeqlora.data.cache import FeatureCache
 from edgeqlora.data.row import Row
 
 
@@ -22,20 +22,20 @@ class SpeechDataset:
         self,
         rows: Sequence[Row],
         target_ids: Sequence[list[int]],
-        mels: MelCache,
+        cache: FeatureCache,
         augment: AugmentConfig,
         noises: Sequence[np.ndarray] = (),
         seed: int = 42,
     ):
         """rows and target_ids (text ids + eos) belong together; noises: float32 arrays of shape (n_samples,)."""
-        self.rows, self.target_ids, self.mels = rows, target_ids, mels
+        self.rows, self.target_ids, self.cache = rows, target_ids, cache
         self.augment, self.noises, self.seed = augment, list(noises), seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """{"mel": float32 (n_mels, 100 * window_s), "target_ids": list of int}."""
+        """{"features": float32, "n_valid": frames that hold the clip, "target_ids": list of int}."""
         row = self.rows[key.row]
         rng = np.random.default_rng([self.seed, key.epoch, key.row])
         if self.augment.changes_audio:
@@ -46,15 +46,14 @@ class SpeechDataset:
                 self.noises,
                 max_samples=round(key.window_s * SAMPLE_RATE_HZ),
             )
-            extractor = self.mels.extractor
-            mel = extractor.mel(audio, key.window_s)
-            n_valid = extractor.n_valid_frames(audio.size, key.window_s)
+            features = self.cache.extractor.features(audio, key.window_s)
+            n_valid = self.cache.extractor.n_valid_frames(audio.size, key.window_s)
         else:
-            mel = self.mels.mel(row, key.window_s)
-            n_valid = self.mels.n_valid_frames(row, key.window_s) if self.augment.changes_mel else 0
+            features = self.cache.features(row, key.window_s)
+            n_valid = self.cache.n_valid_frames(row, key.window_s)
         if self.augment.changes_mel:
-            mel = augment_mel(mel, n_valid, rng, self.augment)
-        return {"mel": mel, "target_ids": self.target_ids[key.row]}
+            features = augment_mel(features, n_valid, rng, self.augment)
+        return {"features": features, "n_valid": n_valid, "target_ids": self.target_ids[key.row]}
 
 
 def load_noises(source: str) -> list[np.ndarray]:

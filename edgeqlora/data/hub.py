@@ -102,7 +102,7 @@ def parse_hub_name(source: str) -> tuple[str, str | None]:
 
 def load_datasets() -> Any:
     """Import the optional library `datasets`; UserError with the command that installs it."""
-    from edgeqlora.models.whisper import stay_offline_without_network
+    from edgeqlora.hub_access import stay_offline_without_network
 
     stay_offline_without_network()
     try:

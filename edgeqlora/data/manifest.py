@@ -18,7 +18,7 @@ from edgeqlora.data.row import Row, default_id, parse_row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_bytes, write_text
 
-__all__ = ["Row", "describe_source", "list_splits", "load_rows", "write_manifest"]
+__all__ = ["Row", "describe_source", "evenly", "list_splits", "load_rows", "write_manifest"]
 
 JSONL = "JSONL manifest"
 JSONL_FOLDER = "folder of JSONL manifests"
@@ -43,6 +43,13 @@ def load_rows(source: str | Path, split: str | None = None, limit: int | None = 
         of_split = f" (split {split})" if split else ""
         raise UserError(f"{source}{of_split} holds no rows: a {kind} needs at least one utterance")
     return rows
+
+
+def evenly(rows: list[Row], wanted: int) -> list[Row]:
+    """`wanted` rows spread evenly over the set (sets are often sorted by speaker or text); 0: all."""
+    if not wanted or wanted >= len(rows):
+        return rows
+    return [rows[i * len(rows) // wanted] for i in range(wanted)]
 
 
 def describe_source(source: str | Path) -> str:

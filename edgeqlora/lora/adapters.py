@@ -7,52 +7,62 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeqlora.card import measured
+from edgeqlora.models.family import Learner, load_learner
+from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, plain_model
 from edgeqlora.settings import TrainSettings
-from edgeqlora.training.arguments import chosen_precision
 
 
-def load_base(settings: TrainSettings) -> tuple[Any, dict[str, tuple[int, int]]]:
+def load_base(settings: TrainSettings) -> Learner:
+    """The base model as the settings want it held: NF4 or 16/32-bit, on the GPU of this process or the CPU."""
     import torch
 
-    from edgeqlora.models.whisper import adapted_linears, load_model
-
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    precision = chosen_precision(settings)
-    base_dtype = "float32"
-    if settings.method != "full" and device != "cpu" and precision in ("bf16", "fp16"):
-        base_dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
-    speech = load_model(settings.base_model, quantise=settings.method == "qlora", dtype=base_dtype, device=device)
-    modules = dict(speech.model.named_modules())
-    linears = {
-        name: (modules[name].out_features, modules[name].in_features)
-        for names in adapted_linears(speech.model).values()
-        for name in names
-    }
-    return speech, linears
+    precision, dtype = settings.chosen_precision(), "float32"
+    if settings.method != "full" and device != "cpu":
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, dtype)
+    return load_learner(settings.base_model, quantise=settings.method == "qlora", dtype=dtype, device=device)
 
 
-def with_adapters(
-    settings: TrainSettings, model: Any, linears: dict[str, tuple[int, int]]
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The model to train, its ranks as a dict (empty for full fine-tuning), and the size figures."""
+def adapted_linears(learner: Learner) -> dict[str, list[str]]:
+    """Full names of the linears that get LoRA, by group: each belongs to the innermost block around it."""
+    import torch
+
+    blocks = {f"{block}.": group for group, names in learner.blocks().items() for block in names}
+    groups: dict[str, list[str]] = {group: [] for group in learner.blocks()}
+    for name, module in plain_model(learner.model).named_modules():
+        if isinstance(module, torch.nn.Linear) and (around := [block for block in blocks if name.startswith(block)]):
+            groups[blocks[max(around, key=len)]].append(name)
+    return groups
+
+
+def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the learner its adapters: returns the ranks as a dict (empty for full fine-tuning), and the size figures."""
     from transformers import set_seed
 
     set_seed(settings.seed)
+    model = learner.model
     n_total = sum(p.numel() for p in _original_sizes(model))
     stored = _stored_bytes(model)
     trainable_dict: dict[str, Any] = {}
     if settings.method == "full":
         model.requires_grad_(True)
-        model.get_encoder().embed_positions.requires_grad_(False)  # fixed sinusoids
+        learner.freeze_fixed()
     else:
         from peft import LoraConfig, get_peft_model
 
         from edgeqlora.lora.ranks import peft_patterns, resolve_ranks
-        from edgeqlora.models.whisper import keep_linear4bit_in_train_mode
 
+        modules = dict(model.named_modules())
+        linears = {
+            name: (modules[name].out_features, modules[name].in_features)
+            for names in adapted_linears(learner).values()
+            for name in names
+        }
         ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
-        # task_type stays unset: with SEQ_2_SEQ_LM peft passes input_ids, which Whisper does not take (peft#1988).
-        model = get_peft_model(model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks)))
+        # task_type stays unset: with one, peft passes input_ids, which speech models do not take (peft#1988).
+        learner.model = model = get_peft_model(
+            model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
+        )
         _verify_ranks(model, ranks.rank)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -62,8 +72,7 @@ def with_adapters(
         trainable_dict = {"rank_pattern": ranks.rank, "alpha_pattern": ranks.alpha, "source": ranks.source}
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if settings.gradient_checkpointing:
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     full_bytes = 4 * n_total
     added = 4 * n_trainable if settings.method != "full" else 0
     figures = {
@@ -80,7 +89,7 @@ def with_adapters(
             held_mib=round((stored + added) / 2**20, 2),
         ),
     }
-    return model, trainable_dict, figures
+    return trainable_dict, figures
 
 
 def _verify_ranks(model: Any, rank: dict[str, int]) -> None:

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora.profiles.fields import PRECISIONS, JetpackRelease, PowerMode, Profile
+from edgeqlora.profiles.fields import Profile
 from edgeqlora.profiles.rules import parse_profile
-from edgeqlora.profiles.text import format_profile, format_profiles, profile_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-__all__ = [
-    "PRECISIONS",
-    "JetpackRelease",
-    "PowerMode",
-    "Profile",
-    "choose_jetpack",
-    "format_profile",
-    "format_profiles",
-    "list_profiles",
-    "load_profile",
-    "parse_profile",
-    "profile_path",
-    "profile_toml",
-    "profiles_dir",
-    "unsourced_of",
-]
 
 EXPORT_USES = (
     "opset",
@@ -100,6 +83,24 @@ def profile_path(name_or_path: str | Path) -> Path:
         guess = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"profile {text!r} is not known; the known ones are {', '.join(known)}{guess}")
     return profiles_dir() / f"{text}.toml"
+
+
+def profile_toml(name_or_path: str | Path, new_name: str | None = None) -> str:
+    """The file of a profile under another name, to start one's own from: comments, sources and order stay.
+
+    new_name: name of the file it will be written to, without .toml, which a profile must have; None: it keeps its own.
+    Raises UserError as load_profile does, and for a new name that cannot be a file's.
+    """
+    path = profile_path(name_or_path)
+    old_name = load_profile(path).name
+    if new_name is None:
+        new_name = old_name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", new_name) or new_name.endswith(".toml"):
+        raise UserError(
+            f"name={new_name!r}; allowed: letters, digits, '.', '_' and '-', as the file is called, without .toml"
+        )
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"(?m)^name\s*=.*$", f'name = "{new_name}"', text, count=1)
 
 
 def choose_jetpack(profile: Profile, jetpack: str) -> Profile:

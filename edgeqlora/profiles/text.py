@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from edgeqlora.errors import UserError
 from edgeqlora.profiles.fields import JetpackRelease, PowerMode, Profile
 
 _WIDTH = 28
@@ -52,26 +49,6 @@ def format_profile(profile: Profile) -> str:
     if unsourced:
         lines += ["", textwrap.fill(f"No public document confirms: {', '.join(unsourced)}.", 100)]
     return "\n".join([*lines, "", textwrap.fill(profile.notes, 100)])
-
-
-def profile_toml(name_or_path: str | Path, new_name: str | None = None) -> str:
-    """The file of a profile under another name, to start one's own from: comments, sources and order stay.
-
-    new_name: name of the file it will be written to, without .toml, which a profile must have; None: it keeps its own.
-    Raises UserError as load_profile does, and for a new name that cannot be a file's.
-    """
-    from edgeqlora.profiles.load import load_profile, profile_path
-
-    path = profile_path(name_or_path)
-    old_name = load_profile(path).name
-    if new_name is None:
-        new_name = old_name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", new_name) or new_name.endswith(".toml"):
-        raise UserError(
-            f"name={new_name!r}; allowed: letters, digits, '.', '_' and '-', as the file is called, without .toml"
-        )
-    text = path.read_text(encoding="utf-8")
-    return re.sub(r"(?m)^name\s*=.*$", f'name = "{new_name}"', text, count=1)
 
 
 def _paragraph(text: str) -> str:

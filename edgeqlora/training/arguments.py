@@ -21,18 +21,6 @@ def per_device_batch(settings: TrainSettings, world_size: int) -> int:
     return settings.batch_size // pieces
 
 
-def chosen_precision(settings: TrainSettings) -> str:
-    import torch
-
-    if settings.precision != "auto":
-        if settings.precision == "fp16" and not torch.cuda.is_available():
-            raise UserError("precision='fp16' needs a CUDA GPU: on a CPU use fp32 or bf16")
-        return settings.precision
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
 def _optimizer(settings: TrainSettings) -> str:
     import torch
 
@@ -55,7 +43,7 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
-    precision = chosen_precision(settings)
+    precision = settings.chosen_precision()
     on_gpu = torch.cuda.is_available()
     evaluates = has_dev and save
     arguments = TrainingArguments(

@@ -12,35 +12,22 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from edgeqlora.data.batching import BucketSampler
+from edgeqlora.data.batching import IGNORE, BucketSampler
+from edgeqlora.models.family import Learner
 from edgeqlora.training import checkpoint
-from edgeqlora_export.whisper.windowed import windowed
 from edgeqlora_jetson.files import sha256_file, write_json
 
 Evaluate = Callable[[], dict[str, float]]
 
 
-def token_mean_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Cross-entropy summed over the tokens of this micro-batch / tokens of the whole optimiser step.
-
-    The divisor counts all processes and accumulation steps, so that the gradient of a global batch is the same
-    however it is divided.
-    """
-    total = torch.nn.functional.cross_entropy(
-        outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
-
-
 class SpeechTrainer(Trainer):
-    """Trainer for models whose encoder sees a window of the batch's own length."""
+    """Trainer for models that see a window of the batch's own length."""
 
-    def __init__(self, *, sampler: BucketSampler, evaluate_now: Evaluate | None, **kwargs: Any):
+    def __init__(self, *, learner: Learner, sampler: BucketSampler, evaluate_now: Evaluate | None, **kwargs: Any):
         """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*."""
-        super().__init__(compute_loss_func=token_mean_loss, **kwargs)
-        self._sampler, self._evaluate_now = sampler, evaluate_now
+        super().__init__(model=learner.model, compute_loss_func=self._token_mean_loss, **kwargs)
+        self._learner, self._sampler, self._evaluate_now = learner, sampler, evaluate_now
+        self._inputs: dict[str, Any] = {}
         # Our loss is already divided by the tokens of the whole step.
         self.loss_is_scaled_for_ga = True
 
@@ -48,8 +35,20 @@ class SpeechTrainer(Trainer):
         return self._sampler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        with windowed(self.accelerator.unwrap_model(model), inputs["input_features"].shape[-1] / 100):
+        self._inputs = inputs
+        with self._learner.window(inputs):
             return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _token_mean_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The learner's summed loss of this micro-batch / labels of the whole optimiser step.
+
+        The divisor counts all processes and accumulation steps, so that the gradient of a global batch is the same
+        however it is divided.
+        """
+        total: torch.Tensor = self._learner.loss(outputs, self._inputs, labels)
+        return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE).sum())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         assert self._evaluate_now is not None, "evaluation without dev data"

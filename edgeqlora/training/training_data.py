@@ -11,12 +11,13 @@ from rich.console import Console
 from edgeqlora.card import folder_sha256
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
-from edgeqlora.data.label_rules import LabelRules, load_label_rules
+from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
+from edgeqlora.models.family import Processor
 from edgeqlora.settings import TrainSettings, parse_windows
-from edgeqlora_jetson.files import read_json, sha256_file
+from edgeqlora_jetson.files import sha256_file
 
 
 @dataclass
@@ -35,14 +36,11 @@ class Prepared:
     """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
 
 
-def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepared:
+def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:
     """Read and check the data; raises UserError with file names before any weights are loaded."""
     from edgeqlora.data.audio import probe
     from edgeqlora.data.manifest import load_rows
 
-    config = (
-        read_json(Path(settings.base_model, "config.json"), "config.json") if Path(settings.base_model).is_dir() else {}
-    )
     rows = load_rows(settings.train, limit=settings.limit)
     dev_rows = load_rows(settings.dev) if settings.dev else []
     empty = [row.name for row in rows if not row.text.strip()]
@@ -52,8 +50,12 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     durations = [probe(row)[1] for row in rows]
     for row in dev_rows:
         probe(row)  # a file that is missing or no audio is found now, not at the first evaluation
-    native_s = config.get("max_source_positions", 1500) / 50
+    native_s = processor.native_window_s
     wanted = parse_windows(settings.window_s)
+    if settings.spec_augment and len(processor.feature_shape(1.0)) < 2:
+        raise UserError(
+            "spec_augment works on the log-mel, and this model reads samples: leave it out, or use --speed-perturb and --noise"
+        )
     windows = choose_windows([min(d, native_s) for d in durations], wanted)
     if wanted is None:
         windows = sorted({min(w, native_s) for w in windows})
@@ -71,17 +73,26 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     kept = [i for i in range(len(rows)) if i not in skipped]
     if not kept:
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
-    rules = load_label_rules(settings.base_model, settings.language)
+    rules = processor.label_rules(settings.language)
     _verify_scripts([rows[i] for i in kept], rules)
     assert rules.tokenise is not None, "rules of a model have its tokenizer"
     tokenise, most = rules.tokenise, rules.max_text_tokens or 10**6
-    room = min(most, (settings.max_label_tokens or 10**6) - 1)
+    room = min(most, (settings.max_label_tokens or 10**6) - len(processor.end_ids))
     if room < 1:
         raise UserError(
             f"max_label_tokens={settings.max_label_tokens} leaves no room for text and its end: give 2 or more"
         )
+    _verify_writable([rows[i] for i in kept], processor)
     texts = [list(tokenise(rows[i].text)) for i in kept]
-    target_ids = [[*ids[:room], tokenizer.eos_token_id] for ids in texts]
+    target_ids = [[*ids[:room], *processor.end_ids] for ids in texts]
+    crowded = [i for i, ids in zip(kept, texts, strict=True) if not processor.fits(ids[:room], durations[i])]
+    if crowded:
+        short = rows[crowded[0]]
+        raise UserError(
+            f"{len(crowded)} of {len(kept)} clips are too short for their text: {short.name} has "
+            f"{durations[crowded[0]]:.2f} s for {len(short.text)} characters; the model writes at most one character "
+            "a step of its output. Check the text column and the cuts, or take these rows out"
+        )
     n_cut = sum(len(ids) > room for ids in texts)
     if skipped:
         console.print(
@@ -109,6 +120,19 @@ def prepare(settings: TrainSettings, tokenizer: Any, console: Console) -> Prepar
     return Prepared(kept_rows, target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding, sources)
 
 
+def _verify_writable(rows: list[Row], processor: Processor) -> None:
+    """A model that writes characters of a list cannot learn a text with others."""
+    found = [(row, wrong) for row in rows if (wrong := processor.unwritable(row.text))]
+    if found:
+        row, _ = found[0]
+        missing = sorted(set().union(*(characters for _, characters in found)))
+        raise UserError(
+            f"{len(found)} of {len(rows)} texts have characters that {processor.source} cannot write: "
+            f"{' '.join(repr(c) for c in missing[:12])}{' ...' if len(missing) > 12 else ''}, e.g. in {row.name} "
+            f"({row.text[:40]!r}): write them out (numbers as words), or take a base model with these characters"
+        )
+
+
 def _data_hash(source: str) -> str:
     return sha256_file(Path(source)) if Path(source).is_file() else source
 
@@ -125,13 +149,6 @@ def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:
             f"{', '.join(sorted(scripts(foreign[0].text)))} ({foreign[0].text[:40]!r}), allowed: {', '.join(wanted)}; "
             "check the text column, --language, or take a multilingual base model"
         )
-
-
-def evenly(rows: list[Row], wanted: int) -> list[Row]:
-    """`wanted` rows spread evenly over the set (sets are often sorted by speaker or text); 0: all."""
-    if not wanted or wanted >= len(rows):
-        return rows
-    return [rows[i * len(rows) // wanted] for i in range(wanted)]
 
 
 def augmentation(settings: TrainSettings) -> AugmentConfig:

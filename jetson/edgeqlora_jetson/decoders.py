@@ -1,4 +1,4 @@
-"""Greedy decoding with a key/value cache, and tokens to text."""
+"""Greedy decoding, with a key/value cache or of a CTC model, and tokens to text."""
 
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -84,6 +84,17 @@ class Detokenizer(object):
             if piece is not None:
                 pieces.append(piece.encode("latin-1"))
         return b"".join(pieces).decode("utf-8", errors="replace").strip()
+
+
+def collapse(ids: Sequence[int], blank_id: int) -> List[int]:
+    """CTC's reading of one id a step: runs of the same id count once, blanks not at all (Graves et al. 2006)."""
+    return [now for before, now in zip([blank_id] + list(ids[:-1]), ids) if now != before and now != blank_id]
+
+
+def spell(ids: Sequence[int], characters: Sequence[Optional[str]], delimiter: str) -> str:
+    """Text of character ids: None in the table is skipped, the delimiter stands between words."""
+    pieces = [characters[number] or "" for number in ids]
+    return " ".join("".join(" " if piece == delimiter else piece for piece in pieces).split())
 
 
 def _until_end(tokens: List[int], eos_id: int) -> List[int]:

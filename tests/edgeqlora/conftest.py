@@ -15,10 +15,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
     from edgeqlora.demo import model_dir
-    from edgeqlora.models.whisper import load_tokenizer
+    from edgeqlora.models.family import load_processor
 
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer, extractor = load_tokenizer(str(model_dir()))
+    processor = load_processor(str(model_dir()))
     embedded = json.loads((model_dir() / "config.json").read_text())
     config = WhisperConfig(
         **{
@@ -39,8 +39,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(str(model_dir()))
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    extractor.save_pretrained(folder)
+    processor.save(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ import torch
 from edgeqlora.errors import UserError
 from edgeqlora.evaluate import evaluate, format_evaluation, kind_of
 from edgeqlora.merge import merge, merge_candidate, nf4_round_trip
-from edgeqlora.models.whisper import load_model
+from edgeqlora.models.family import load_learner
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
 
@@ -25,7 +25,7 @@ def adapter(tiny_model, clips, tmp_path_factory) -> Path:
 
 
 def test_round_trip_is_what_the_4bit_layer_computes_with(tiny_model):
-    plain, quantised = load_model(str(tiny_model)).model, load_model(str(tiny_model), quantise=True).model
+    plain, quantised = load_learner(str(tiny_model)).model, load_learner(str(tiny_model), quantise=True).model
     name = "model.encoder.layers.0.fc1"
     weight = plain.get_submodule(name).weight.detach()
     layer = quantised.get_submodule(name)
@@ -37,10 +37,10 @@ def test_round_trip_is_what_the_4bit_layer_computes_with(tiny_model):
 def test_dequantised_merge_computes_what_training_did(adapter, tiny_model):
     from peft import PeftModel
 
-    from edgeqlora.models.whisper import keep_linear4bit_in_train_mode
+    from edgeqlora.models.quantised import keep_linear4bit_in_train_mode
     from edgeqlora_export.whisper.windowed import windowed
 
-    trained = PeftModel.from_pretrained(load_model(str(tiny_model), quantise=True).model, str(adapter))
+    trained = PeftModel.from_pretrained(load_learner(str(tiny_model), quantise=True).model, str(adapter))
     keep_linear4bit_in_train_mode(trained)
     trained.eval()
     merged = merge_candidate(str(tiny_model), adapter, "dequantised").model
@@ -60,7 +60,7 @@ def test_merge_scores_both_and_writes_a_plain_folder(adapter, clips, tmp_path):
     losses = {name: c["loss"]["value"] for name, c in card["candidates"].items()}
     wers = {name: c["wer"]["value"] for name, c in card["candidates"].items()}
     assert card["chosen"] == min(losses, key=lambda name: (wers[name], losses[name]))
-    model = load_model(str(tmp_path / "merged")).model
+    model = load_learner(str(tmp_path / "merged")).model
     assert model.config.max_source_positions == 1500
     report = evaluate(str(tmp_path / "merged"), str(clips), output=tmp_path / "report.json")
     assert report["windows_s"] == [1.0]  # the window of training travels with the card

@@ -15,12 +15,12 @@ from edgeqlora.data.check.audio_findings import (
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, Finding, SplitFigures, format_report
 from edgeqlora.data.check.text_findings import case_findings, text_findings, token_findings
-from edgeqlora.data.label_rules import LabelRules, load_label_rules
+from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import list_splits, load_rows
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 
-__all__ = ["CheckReport", "Finding", "LabelRules", "check_data", "format_report", "load_label_rules", "run_check"]
+__all__ = ["CheckReport", "Finding", "LabelRules", "check_data", "format_report", "run_check"]
 
 ALL = "all"
 """Name under which one source stands for all the splits inside it."""
@@ -73,7 +73,7 @@ def run_check(
     """Load sources (split name to manifest, folder or hub name) and check them together.
 
     A source that has splits of its own gives the one named like its key; with one source under the key `ALL` ("all"),
-    every split it has is checked. `rules` (see `load_label_rules`) are those of the model to be trained; `limit`
+    every split it has is checked. `rules` (a processor's `label_rules`) are those of the model to be trained; `limit`
     looks at the first rows of each split only.
 
     Raises UserError when a source cannot be read at all.

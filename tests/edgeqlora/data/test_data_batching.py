@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeqlora.data.batching import BucketSampler, Collator, choose_windows, padding_share, window_of
+from edgeqlora.data.batching import BucketSampler, choose_windows, padding_share, window_of
 from edgeqlora.errors import UserError
 
 
@@ -80,13 +80,3 @@ def test_epochs_are_shuffled_differently():
     first, second = [k.row for k in keys[:16]], [k.row for k in keys[16:]]
     assert sorted(first) == sorted(second) == list(range(16))
     assert first != second
-
-
-def test_collator_reads_prompt_and_text_and_says_text_and_end():
-    collate = Collator(prompt_ids=[1, 2], pad_id=0)
-    mel = np.zeros((80, 4), np.float32)
-    batch = collate([{"mel": mel, "target_ids": [7, 8, 0]}, {"mel": mel, "target_ids": [9, 0]}])
-    assert batch["input_features"].shape == (2, 80, 4)
-    assert batch["decoder_input_ids"].tolist() == [[1, 2, 7, 8], [1, 2, 9, 0]]
-    # The prompt is given in decoding, so nothing is learnt there; the end of text is learnt once.
-    assert batch["labels"].tolist() == [[-100, 7, 8, 0], [-100, 9, 0, -100]]

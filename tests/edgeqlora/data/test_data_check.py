@@ -8,10 +8,11 @@ import pytest
 import soundfile
 
 from edgeqlora.data.check.report import SplitFigures, histogram
-from edgeqlora.data.check.run import CheckReport, LabelRules, check_data, format_report, load_label_rules, run_check
+from edgeqlora.data.check.run import CheckReport, LabelRules, check_data, format_report, run_check
 from edgeqlora.data.manifest import write_manifest
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
+from edgeqlora.models.family import load_processor
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ def test_real_fsdd_is_clean(shared):
 
 @pytest.mark.real
 def test_real_label_rules(shared):
-    rules = load_label_rules(str(shared / "models" / "whisper-tiny.en"))
+    rules = load_processor(str(shared / "models" / "whisper-tiny.en")).label_rules()
     assert rules.max_text_tokens == 446
     assert rules.expected_scripts == {"LATIN"}
     assert rules.tokenise is not None

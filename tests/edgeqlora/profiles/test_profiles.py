@@ -12,16 +12,14 @@ from edgeqlora.errors import UserError
 from edgeqlora.profiles.check import run_checks
 from edgeqlora.profiles.load import (
     ENERGY_USES,
-    format_profile,
-    format_profiles,
     list_profiles,
     load_profile,
-    parse_profile,
     profile_toml,
     profiles_dir,
     unsourced_of,
 )
-from edgeqlora.profiles.rules import RULES
+from edgeqlora.profiles.rules import RULES, parse_profile
+from edgeqlora.profiles.text import format_profile, format_profiles
 
 GOOD = {
     "name": "board",

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from edgeqlora.profiles.check import check_profile, run_checks
-from edgeqlora.profiles.load import PowerMode, list_profiles, load_profile, profiles_dir
+from edgeqlora.profiles.fields import PowerMode
+from edgeqlora.profiles.load import list_profiles, load_profile, profiles_dir
 
 
 def _errors(profile):

@@ -269,15 +269,15 @@ def test_missing_dev_audio_is_found_before_training(tiny_model, clips, tmp_path)
 
 
 def test_a_diverged_run_keeps_its_best_checkpoint(tiny_model, clips, tmp_path, monkeypatch):
-    from edgeqlora.training import trainer
+    from edgeqlora.training.trainer import SpeechTrainer
 
-    def diverge(outputs, labels, num_items_in_batch=None):
+    def diverge(self, outputs, labels, num_items_in_batch=None):
         calls.append(1)
-        return original(outputs, labels, num_items_in_batch) * (float("nan") if len(calls) > 3 else 1)
+        return original(self, outputs, labels, num_items_in_batch) * (float("nan") if len(calls) > 3 else 1)
 
     calls: list[int] = []
-    original = trainer.token_mean_loss
-    monkeypatch.setattr(trainer, "token_mean_loss", diverge)
+    original = SpeechTrainer._token_mean_loss
+    monkeypatch.setattr(SpeechTrainer, "_token_mean_loss", diverge)
     card = train(settings_of(tiny_model, clips, tmp_path / "out"))
     assert card["figures"]["final_loss"]["value"] is None
     assert "diverged" in card["figures"]["final_loss"]["reason"]

@@ -1,0 +1,27 @@
+"""The Hugging Face hub: what a name on it looks like, and not waiting for minutes where it cannot be reached."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` is written like `owner/name` and is no path here."""
+    return source.count("/") == 1 and not source.startswith((".", "/")) and not Path(source).exists()
+
+
+def stay_offline_without_network() -> None:
+    """Without a way to the hub, use what is in its cache at once: the hub's client would try for minutes.
+
+    Call before transformers is imported. The name of the hub is looked up, nothing is sent.
+    """
+    import socket
+    from urllib.parse import urlsplit
+
+    if any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # decided already, or names are looked up by the proxy
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"

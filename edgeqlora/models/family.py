@@ -1,0 +1,206 @@
+"""The seam between model families: what the rest of the workstation may ask of a model, whichever family it is of.
+
+The family is chosen once, from config.json's `model_type`: `edgeqlora/models/<model_type>/` holds it, with a
+`load_processor` and a `load_learner`. Callers hold the objects and never ask which family they are of.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeqlora.data.label_rules import LabelRules
+from edgeqlora.errors import UserError
+from edgeqlora.hub_access import is_hub_name, stay_offline_without_network
+
+Features = npt.NDArray[np.float32]
+
+
+class Segment(NamedTuple):
+    """A stretch of a transcript with its times in the clip."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+class Transcription(NamedTuple):
+    """What a decoder makes of one clip."""
+
+    text: str
+    segments: tuple[Segment, ...] | None = None
+    """None: this decoder gives no times."""
+
+
+class Processor(Protocol):
+    """What belongs to a model beside its weights: tokenizer, features, labels. Loads no torch model."""
+
+    source: str
+    """Folder or hub name it was loaded from."""
+    sample_rate_hz: int
+    native_window_s: float
+    """Longest window that the model takes, in s."""
+    spelling: dict[str, str] | None
+    """Table of British to American spellings that the score `whisper-english` uses, where the folder has one."""
+    n_prompt_ids: int
+    """Ids that stand in front of the text in the model's labels."""
+    end_ids: list[int]
+    """Ids that end every label."""
+
+    @property
+    def settings(self) -> str:
+        """Everything that changes the features, as text for a cache key."""
+
+    def feature_shape(self, window_s: float) -> tuple[int, ...]:
+        """Shape of the features of one clip in a window. UserError for a window that the model cannot take."""
+
+    def n_valid_frames(self, n_samples: int, window_s: float) -> int:
+        """Length along the last axis of the features that holds the clip; the rest is padding."""
+
+    def features(self, audio: Features, window_s: float) -> Features:
+        """Features of audio float32 (n_samples,), padded or cut to the window: float32 `feature_shape(window_s)`."""
+
+    def label_rules(self, language: str | None = None) -> LabelRules:
+        """What transcripts are held against: tokens, their limit, and what the model can write."""
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a transcript as the model writes it, without prompt and end."""
+
+    def unwritable(self, text: str) -> set[str]:
+        """Characters of a transcript that the model has no way to write."""
+
+    def fits(self, ids: Sequence[int], duration_s: float) -> bool:
+        """Whether a clip of this duration can give these ids at all."""
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and feature extractor in transformers' format."""
+
+
+class Learner(Protocol):
+    """A model with its weights: what training, adapters and scoring ask of it."""
+
+    model: Any
+    """transformers model, possibly wrapped by PEFT."""
+    processor: Processor
+    unquantised: tuple[str, ...]
+    """Names of modules that a 4-bit base leaves as they are."""
+
+    def blocks(self) -> dict[str, list[str]]:
+        """Full names of the repeated blocks by group, such as encoder, cross, decoder; inner ones after outer ones.
+
+        Adapters go on every linear inside them; a linear belongs to the group of the innermost block around it.
+        """
+
+    def freeze_fixed(self) -> None:
+        """Switch the gradient of parameters off that are constants of the architecture."""
+
+    def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Inside the `with`, the model takes inputs of this length."""
+
+    def loss(self, outputs: Any, inputs: dict[str, Any], labels: Any) -> Any:
+        """Cross-entropy in nats, summed over the labels that count: a scalar tensor."""
+
+    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> Decoder:
+        """Greedy decoding with this model. UserError for a language or task that it cannot be asked for."""
+
+
+class Decoder(Protocol):
+    """Greedy decoding by the rules that the board follows."""
+
+    language: str | None
+    rules: dict[str, Any]
+    """Plain values for a report."""
+
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    """Samples {"features", "n_valid", "target_ids"} to the model's inputs and `labels` (-100: not counted).
+
+    It holds no weights: data loader processes get a copy.
+    """
+
+    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
+        """Texts of a batch: features float32 (batch, *feature_shape); n_valid: of each clip."""
+
+
+def families() -> list[str]:
+    """Names of the families that are here, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
+
+
+def check_source(source: str) -> None:
+    """Raise before anything heavy if `source` is a folder that holds no model of a known family.
+
+    A name on the hub passes: its config is read when it is loaded.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        if is_hub_name(source):
+            stay_offline_without_network()
+            return
+        raise UserError(
+            f"no model at {source!r}: give a transformers folder, or a hub name such as openai/whisper-tiny"
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "a file"
+        raise UserError(f"{source} is not a transformers model folder: no config.json in it (found: {found})")
+    from edgeqlora_jetson.files import read_json
+
+    content = read_json(config, "config.json")
+    _verify_family(source, content.get("model_type") if isinstance(content, dict) else None)
+
+
+def load_processor(source: str) -> Processor:
+    """Tokenizer, features and labels of a model folder or hub name, without loading weights."""
+    processor: Processor = _package(source).load_processor(source)
+    return processor
+
+
+def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> Learner:
+    """Load a model in `dtype`; with `quantise`, its linears as NF4 with double quantisation."""
+    learner: Learner = _package(source).load_learner(source, quantise, dtype, device)
+    return learner
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text: libraries add pages of advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def cannot_load(source: str, what: str, error: BaseException) -> UserError:
+    """The error to raise where a library could not read `what` of a model."""
+    if not Path(source).exists() and os.environ.get("HF_HUB_OFFLINE") == "1":
+        return UserError(
+            f"{source} is neither a folder here nor in the hub's cache, and the hub cannot be reached: "
+            "give a folder, or run this once with a network"
+        )
+    return UserError(f"{source}: {what} cannot be loaded: {first_line(error)}")
+
+
+def _package(source: str) -> ModuleType:
+    check_source(source)
+    from transformers import AutoConfig
+
+    from edgeqlora.quiet import hush_transformers
+
+    hush_transformers()
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(source, "config.json", error) from error
+    _verify_family(source, model_type)
+    return importlib.import_module(f"edgeqlora.models.{model_type}")
+
+
+def _verify_family(source: str, model_type: Any) -> None:
+    if model_type not in families():
+        raise UserError(f"{source} holds a {model_type!r} model, allowed is model_type {' or '.join(families())}")

@@ -1,0 +1,148 @@
+"""Wav2Vec 2.0 with its weights: loading, quantisation, batches, CTC loss and greedy decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from edgeqlora.data.batching import IGNORE
+from edgeqlora.errors import UserError
+from edgeqlora.models.family import Features, Transcription, cannot_load
+from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
+from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
+from edgeqlora_jetson.decoders import collapse, spell
+
+
+class Wav2Vec2Learner:
+    """Learner (see models/family.py) of a Wav2Vec2ForCTC."""
+
+    unquantised = ("lm_head", "wav2vec2.feature_projection")
+    """The head is new for each vocabulary; the projection is small and all later layers depend on it."""
+
+    def __init__(self, model: Any, processor: Wav2Vec2Processor):
+        self.model, self.processor = model, processor
+
+    def blocks(self) -> dict[str, list[str]]:
+        n_layers = plain_model(self.model).config.num_hidden_layers
+        return {"encoder": [f"wav2vec2.encoder.layers.{i}" for i in range(n_layers)]}
+
+    def freeze_fixed(self) -> None:
+        """The convolutions over the samples stay as they are (Baevski et al. 2020, arXiv 2006.11477, section 4.3)."""
+        plain_model(self.model).freeze_feature_encoder()
+
+    def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        return nullcontext()  # takes any length
+
+    def loss(self, outputs: Any, inputs: dict[str, Any], labels: Any) -> Any:
+        """CTC loss (Graves et al. 2006): -ln p(characters), summed over the batch.
+
+        A clip whose text needs more steps than it has (after a speed-up, say) counts 0 instead of infinity.
+        """
+        import torch
+
+        model = plain_model(self.model)
+        log_p = torch.nn.functional.log_softmax(outputs.logits.float(), dim=-1).transpose(0, 1)
+        n_outputs = torch.full((labels.shape[0],), log_p.shape[0], dtype=torch.long)
+        if "attention_mask" in inputs:
+            n_outputs = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).cpu()
+        counted = labels != IGNORE
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC takes short labels only, and is not deterministic
+            return torch.nn.functional.ctc_loss(
+                log_p,
+                labels.clamp(min=0),
+                n_outputs,
+                counted.sum(-1).cpu(),
+                blank=self.processor.blank_id,
+                reduction="sum",
+                zero_infinity=True,
+            )
+
+    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> CtcDecoder:
+        if task not in (None, "transcribe"):
+            raise UserError(f"task={task!r} cannot be asked of a CTC model: allowed is 'transcribe'")
+        return CtcDecoder(self, language)
+
+
+class CtcDecoder:
+    """Decoder (see models/family.py): the likeliest character of each step, repeats and blanks taken out."""
+
+    def __init__(self, learner: Wav2Vec2Learner, language: str | None):
+        processor = learner.processor
+        self._learner, self.language = learner, language
+        self.rules = {"blank_id": processor.blank_id, "word_delimiter": processor.delimiter, "language": language}
+        self._characters: list[str | None] = [None] * (max(processor.vocabulary.values()) + 1)
+        specials = set(processor.tokenizer.all_special_tokens)
+        for token, number in processor.vocabulary.items():
+            self._characters[number] = None if token in specials else token
+        self.collate = partial(collate, uses_mask=processor.uses_mask)
+
+    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
+        """Texts of normalised audio of shape (batch, n_samples)."""
+        import torch
+
+        model, processor = plain_model(self._learner.model), self._learner.processor
+        samples = [{"features": f, "n_valid": n, "target_ids": []} for f, n in zip(features, n_valid, strict=True)]
+        inputs = self.collate(samples)
+        del inputs["labels"]
+        inputs["input_values"] = inputs["input_values"].to(model.dtype)
+        with torch.no_grad():
+            logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        texts = []
+        for ids, n in zip(logits.argmax(-1).tolist(), n_valid, strict=True):
+            kept = ids[: processor.n_outputs(n)] if processor.uses_mask else ids
+            texts.append(spell(collapse(kept, processor.blank_id), self._characters, processor.delimiter))
+        return [Transcription(text) for text in texts]
+
+
+def collate(samples: Sequence[dict[str, Any]], uses_mask: bool) -> dict[str, Any]:
+    """Samples {"features": float32 (n_samples,), "n_valid", "target_ids"} to a batch of tensors.
+
+    Returns input_values (batch, n_samples), labels (batch, n_labels), and with uses_mask attention_mask (batch,
+    n_samples): 1 where the clip is, 0 on padding.
+    """
+    import torch
+
+    longest = max(len(sample["target_ids"]) for sample in samples)
+    labels = np.full((len(samples), longest), IGNORE, dtype=np.int64)
+    mask = np.zeros((len(samples), len(samples[0]["features"])), dtype=np.int64)
+    for row, sample in enumerate(samples):
+        labels[row, : len(sample["target_ids"])] = sample["target_ids"]
+        mask[row, : sample["n_valid"]] = 1
+    inputs = {
+        "input_values": torch.from_numpy(np.stack([sample["features"] for sample in samples])),
+        "labels": torch.from_numpy(labels),
+    }
+    return {**inputs, "attention_mask": torch.from_numpy(mask)} if uses_mask else inputs
+
+
+def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> Wav2Vec2Learner:
+    """Load a Wav2Vec 2.0 CTC model in `dtype`; with `quantise`, the linears of its encoder in NF4."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import Wav2Vec2ForCTC
+
+    processor = load_processor(source)
+    torch_dtype = getattr(torch, dtype)
+    options = {
+        "dtype": torch_dtype,
+        **(nf4_options(torch_dtype, device, Wav2Vec2Learner.unquantised) if quantise else {}),
+    }
+    try:
+        # Masks and dropped layers would be drawn from another random state than the run's own augmentation.
+        model = Wav2Vec2ForCTC.from_pretrained(source, apply_spec_augment=False, layerdrop=0.0, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise cannot_load(source, "the model", error) from error
+    if model.config.vocab_size < max(processor.vocabulary.values()) + 1:
+        raise UserError(
+            f"{source}: the tokenizer has ids up to {max(processor.vocabulary.values())}, the model's head writes "
+            f"{model.config.vocab_size}: use the tokenizer that came with the model"
+        )
+    if quantise:
+        keep_linear4bit_in_train_mode(model)
+    elif device != "cpu":
+        model = model.to(device)
+    return Wav2Vec2Learner(model, processor)

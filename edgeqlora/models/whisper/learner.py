@@ -1,0 +1,129 @@
+"""Whisper with its weights: loading, quantisation, batches, loss and greedy decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from edgeqlora.data.batching import IGNORE
+from edgeqlora.models.family import Features, Transcription, cannot_load
+from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
+from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
+from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.whisper.windowed import FRAMES_PER_S, windowed
+
+
+class WhisperLearner:
+    """Learner (see models/family.py) of a WhisperForConditionalGeneration."""
+
+    unquantised = ("proj_out",)
+    """Tied to the token embedding."""
+
+    def __init__(self, model: Any, processor: WhisperProcessor):
+        self.model, self.processor = model, processor
+        self.tokenizer = processor.tokenizer
+
+    def blocks(self) -> dict[str, list[str]]:
+        """Encoder layers, the decoder's attention over the audio, and the decoder layers around it.
+
+        `proj_out` is in none: it is tied to the token embedding, and an adapter there would edit both.
+        """
+        config = plain_model(self.model).config
+        decoder = [f"model.decoder.layers.{i}" for i in range(config.decoder_layers)]
+        return {
+            "encoder": [f"model.encoder.layers.{i}" for i in range(config.encoder_layers)],
+            "decoder": decoder,
+            "cross": [f"{name}.encoder_attn" for name in decoder],
+        }
+
+    def freeze_fixed(self) -> None:
+        plain_model(self.model).get_encoder().embed_positions.requires_grad_(False)  # fixed sinusoids
+
+    def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        window: AbstractContextManager[Any] = windowed(
+            plain_model(self.model), inputs["input_features"].shape[-1] / FRAMES_PER_S
+        )
+        return window
+
+    def loss(self, outputs: Any, inputs: dict[str, Any], labels: Any) -> Any:
+        import torch
+
+        return torch.nn.functional.cross_entropy(
+            outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> WhisperDecoder:
+        """`decoding_spec`'s rules, which also go into the bundle: training, evaluation and board say the same."""
+        model = plain_model(self.model)
+        spec = decoding_spec(model, self.tokenizer, model.generation_config, list(windows_s), language, task)
+        return WhisperDecoder(self, spec)
+
+
+class WhisperDecoder:
+    """Decoder (see models/family.py): greedy tokens with a K/V cache."""
+
+    def __init__(self, learner: WhisperLearner, spec: dict[str, Any]):
+        self._learner, self.spec = learner, spec
+        self.language: str | None = spec["language"]
+        self.collate = partial(collate, prompt_ids=spec["prompt_ids"], pad_id=spec["eos_id"])
+        self.rules = {key: spec[key] for key in ("prompt_ids", "language", "task", "max_new_tokens")}
+
+    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
+        """Texts of log-mels of shape (batch, n_mels, 100 * window_s)."""
+        limit = self.spec["max_new_tokens"][str(float(window_s))]
+        tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit)
+        decode = self._learner.tokenizer.decode
+        return [Transcription(decode(ids, skip_special_tokens=True).strip()) for ids in tokens]
+
+
+def collate(samples: Sequence[dict[str, Any]], prompt_ids: list[int], pad_id: int) -> dict[str, Any]:
+    """Samples {"features": float32 (n_mels, n_frames), "target_ids": text ids + end} to a batch of tensors.
+
+    Returns input_features (batch, n_mels, n_frames), decoder_input_ids and labels (batch, n_tokens): the decoder reads
+    prompt + text and must say text + end; the loss passes over the prompt, which decoding never has to guess.
+    """
+    import torch
+
+    n_prompt = len(prompt_ids)
+    longest = max(len(sample["target_ids"]) for sample in samples) + n_prompt - 1
+    inputs = np.full((len(samples), longest), pad_id, dtype=np.int64)
+    labels = np.full((len(samples), longest), IGNORE, dtype=np.int64)
+    for row, sample in enumerate(samples):
+        target = sample["target_ids"]
+        end = n_prompt - 1 + len(target)
+        inputs[row, :end] = prompt_ids + target[:-1]
+        labels[row, n_prompt - 1 : end] = target
+    return {
+        "input_features": torch.from_numpy(np.stack([sample["features"] for sample in samples])),
+        "decoder_input_ids": torch.from_numpy(inputs),
+        "labels": torch.from_numpy(labels),
+    }
+
+
+def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> WhisperLearner:
+    """Load Whisper in `dtype`; with `quantise`, its linears in NF4."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import WhisperForConditionalGeneration
+
+    processor = load_processor(source)
+    torch_dtype = getattr(torch, dtype)
+    options = {
+        "dtype": torch_dtype,
+        **(nf4_options(torch_dtype, device, WhisperLearner.unquantised) if quantise else {}),
+    }
+    try:
+        model = WhisperForConditionalGeneration.from_pretrained(source, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise cannot_load(source, "the model", error) from error
+    if quantise:
+        keep_linear4bit_in_train_mode(model)
+    elif device != "cpu":
+        model = model.to(device)
+    # Forced ids of old checkpoints would be trained on by nobody and obeyed by generate(): the prompt is ours to give.
+    model.generation_config.forced_decoder_ids = None
+    return WhisperLearner(model, processor)
