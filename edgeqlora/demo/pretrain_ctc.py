@@ -22,10 +22,10 @@ from edgeqlora.demo import speech_dir
 class Recipe(NamedTuple):
     """Everything that decides the result, beside the speech."""
 
-    steps: int = 2500
+    steps: int = 1600
     batch_size: int = 16
     lr: float = 1.5e-3
-    warmup_steps: int = 150
+    warmup_steps: int = 100
     weight_decay: float = 0.02
     channels: int = 64
     hidden: int = 128
