@@ -16,5 +16,7 @@ class LabelRules:
     """Most such ids that one label has room for."""
     suppressed_ids: frozenset[int] = frozenset()
     """Ids that decoding never produces."""
+    unwritable: Callable[[str], set[str]] | None = None
+    """Characters of a text that the model has no way to write; training refuses such texts."""
     expected_scripts: frozenset[str] | None = None
     """Scripts that the model writes; None: those of each row's own language."""

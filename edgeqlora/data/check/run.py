@@ -14,7 +14,7 @@ from edgeqlora.data.check.audio_findings import (
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, Finding, SplitFigures, format_report
-from edgeqlora.data.check.text_findings import case_findings, text_findings, token_findings
+from edgeqlora.data.check.text_findings import case_findings, character_findings, text_findings, token_findings
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import list_splits, load_rows
 from edgeqlora.data.row import Row
@@ -33,6 +33,7 @@ def check_data(
     tokenise: Callable[[str], Sequence[int]] | None = None,
     suppressed: set[int] | None = None,
     expected_scripts: set[str] | None = None,
+    unwritable: Callable[[str], set[str]] | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -41,7 +42,7 @@ def check_data(
     window_s: what the encoder sees; clips beyond it are reported. tokenise: text to token ids, without prompt
     and end; needed for `max_text_tokens` (room for text beside them) and `suppressed` (ids that decoding
     never produces). expected_scripts: what the model writes, e.g. {"LATIN"}; without it, what the row's
-    language is written in. workers: decoding threads.
+    language is written in. unwritable: characters of a text that the model cannot write. workers: decoding threads.
 
     Bad data is reported, never raised.
     """
@@ -54,6 +55,7 @@ def check_data(
         *duplicate_findings(clips),
         *speaker_findings(clips),
         *text_findings(clips, expected_scripts),
+        *character_findings(clips, unwritable),
         *token_findings(clips, max_text_tokens, tokenise, suppressed or set()),
         *format_findings(clips),
         *case_findings(clips),
@@ -99,6 +101,7 @@ def run_check(
         tokenise=rules.tokenise,
         suppressed=set(rules.suppressed_ids),
         expected_scripts=None if rules.expected_scripts is None else set(rules.expected_scripts),
+        unwritable=rules.unwritable,
         workers=workers,
         progress=progress,
     )

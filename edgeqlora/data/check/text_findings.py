@@ -61,6 +61,24 @@ def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[Finding]:
     )
 
 
+def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | None) -> Iterator[Finding]:
+    """Characters that a model of characters has no way to write."""
+    if unwritable is None:
+        return
+    found = [
+        f"{shown(name, fact)}: {' '.join(repr(c) for c in sorted(wrong))}: {fact.row.text:.40}"
+        for name, fact in all_clips(clips)
+        if (wrong := unwritable(fact.row.text))
+    ]
+    yield from findings_of(
+        "unwritable_characters",
+        "error",
+        found,
+        "text with characters that the model cannot write",
+        "Training refuses them: write them out (numbers as words), or take a base model with these characters.",
+    )
+
+
 def token_findings(
     clips: Clips, most: int | None, tokenise: Callable[[str], Sequence[int]] | None, suppressed: set[int]
 ) -> Iterator[Finding]:

@@ -92,8 +92,7 @@ class Wav2Vec2Processor:
         return n_samples
 
     def label_rules(self, language: str | None = None) -> LabelRules:
-        unknown = frozenset() if self.unknown_id is None else frozenset({int(self.unknown_id)})
-        return LabelRules(tokenise=self.text_ids, suppressed_ids=unknown)
+        return LabelRules(tokenise=self.text_ids, unwritable=self.unwritable)
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of the characters: case as the vocabulary has it, words apart by the delimiter.

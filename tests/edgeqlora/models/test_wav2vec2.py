@@ -1,0 +1,225 @@
+"""Wav2Vec2 CTC behind the seam: features, labels, loss and texts are transformers' own, and the whole line runs on it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgeqlora.cli.main import app
+from edgeqlora.errors import UserError
+from edgeqlora.lora.adapters import adapted_linears
+from edgeqlora.models.family import check_source, families, load_learner, load_processor
+from edgeqlora_jetson.decoders import collapse, spell
+
+
+@pytest.fixture(scope="session")
+def tiny_ctc(tmp_path_factory) -> Path:
+    """Folder of a random Wav2Vec2ForCTC (32 wide, 2 layers, 4 convolutions) with lower-case letters."""
+    import torch
+
+    from edgeqlora.demo.pretrain_ctc import Recipe, build_model, build_tokenizer
+    from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor
+
+    folder = tmp_path_factory.mktemp("tiny-ctc")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = build_model(Recipe(channels=16, hidden=64, layers=2, heads=2), len(tokenizer))
+    from transformers import Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    model.save_pretrained(folder)
+    Wav2Vec2Processor("tiny", tokenizer, extractor, model.config).save(folder)
+    return folder
+
+
+def noise(n_samples: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, n_samples).astype(np.float32) + 0.1
+
+
+def test_both_families_are_found():
+    assert families() == ["wav2vec2", "whisper"]
+
+
+def test_another_family_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="holds a 'bert' model, allowed is model_type wav2vec2 or whisper"):
+        check_source(str(tmp_path))
+
+
+def test_features_are_those_of_transformers(tiny_ctc):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    processor = load_processor(str(tiny_ctc))
+    audio = [noise(5000), noise(16000, 1)]
+    own = Wav2Vec2FeatureExtractor.from_pretrained(tiny_ctc)(
+        audio, sampling_rate=16000, padding="max_length", max_length=16000, return_tensors="np"
+    )
+    ours = np.stack([processor.features(clip, 1.0) for clip in audio])
+    np.testing.assert_allclose(ours, own["input_values"], atol=2e-6)
+    assert [processor.n_valid_frames(clip.size, 1.0) for clip in audio] == own["attention_mask"].sum(1).tolist()
+    assert not processor.features(np.zeros(50, np.float32), 1.0).any()
+    assert processor.features(noise(99999), 1.0).shape == (16000,)
+
+
+@pytest.mark.parametrize("window_s", [0.0, 0.01, 1.03, 31.0])
+def test_windows_out_of_range(tiny_ctc, window_s):
+    with pytest.raises(UserError, match=r"allowed are multiples of 0.02 s up to 30 s"):
+        load_processor(str(tiny_ctc)).feature_shape(window_s)
+
+
+def test_text_is_spelled_in_the_case_and_the_characters_of_the_vocabulary(tiny_ctc):
+    processor = load_processor(str(tiny_ctc))
+    a = processor.vocabulary["a"]
+    assert processor.text_ids("  A, a! ") == [a, processor.vocabulary["|"], a]
+    # A typographic apostrophe is the plain one; a letter that is missing is the unknown token, and is named.
+    assert processor.text_ids("a\u2019a") == [a, processor.vocabulary["'"], a]
+    assert processor.text_ids("ä") == [processor.unknown_id]
+    assert processor.unwritable("Straße 7, a") == {"ß", "7"}
+
+
+def test_steps_are_counted_as_the_model_counts_them(tiny_ctc):
+    learner = load_learner(str(tiny_ctc))
+    for n_samples in (0, 100, 400, 719, 720, 16000, 31999):
+        expected = max(0, int(learner.model._get_feat_extract_output_lengths(n_samples)))
+        assert learner.processor.n_outputs(n_samples) == expected, n_samples
+
+
+def test_a_repeated_character_needs_a_blank_between(tiny_ctc):
+    processor = load_processor(str(tiny_ctc))
+    seconds = next(n for n in range(16000) if processor.n_outputs(n) == 4) / 16000
+    assert processor.fits(processor.text_ids("abcd"), seconds)
+    assert processor.fits(processor.text_ids("abb"), seconds)
+    assert not processor.fits(processor.text_ids("aabb"), seconds)
+    assert not processor.fits([processor.unknown_id], 10.0)
+
+
+def test_collapse_by_hand():
+    assert collapse([0, 3, 3, 0, 3, 4, 4, 0], 0) == [3, 3, 4]
+    assert collapse([], 0) == []
+    assert spell([1, 2, 0, 2, 2, 1], [None, "a", "|"], "|") == "a a"
+
+
+def test_loss_is_that_of_transformers(tiny_ctc):
+    import torch
+
+    learner = load_learner(str(tiny_ctc))
+    learner.model.eval()
+    processor, decoder = learner.processor, learner.decoder([1.0], None, None)
+    texts, audio = ["lights on", "stop"], [noise(16000), noise(9000, 1)]
+    inputs = decoder.collate(
+        [
+            {"features": processor.features(a, 1.0), "n_valid": a.size, "target_ids": processor.text_ids(t)}
+            for a, t in zip(audio, texts, strict=True)
+        ]
+    )
+    learner.model.config.ctc_loss_reduction = "sum"
+    with torch.no_grad():
+        own = learner.model(**inputs)
+        labels = inputs.pop("labels")
+        ours = learner.loss(learner.model(**inputs), inputs, labels)
+    assert float(ours) == pytest.approx(float(own.loss), rel=1e-5)
+
+
+def test_a_batch_gives_the_texts_of_its_clips_alone(tiny_ctc):
+    learner = load_learner(str(tiny_ctc))
+    learner.model.eval()
+    decoder, processor = learner.decoder([1.0, 2.0], None, None), learner.processor
+    audio = [noise(16000), noise(7000, 1), noise(12000, 2)]
+
+    def texts(clips, window_s):
+        features = np.stack([processor.features(clip, window_s) for clip in clips])
+        return [t.text for t in decoder.transcribe(features, [clip.size for clip in clips], window_s)]
+
+    together = texts(audio, 1.0)
+    assert together == [texts([clip], 1.0)[0] for clip in audio]
+    assert together == texts(audio, 2.0), "the mask hides the padding, so the window changes nothing"
+    assert any(together), "a random model says something"
+
+
+def test_every_linear_of_a_layer_gets_an_adapter(tiny_ctc):
+    groups = adapted_linears(load_learner(str(tiny_ctc)))
+    names = [name.removeprefix("wav2vec2.encoder.layers.0.") for name in groups["encoder"] if ".layers.0." in name]
+    assert sorted(names) == [
+        "attention.k_proj",
+        "attention.out_proj",
+        "attention.q_proj",
+        "attention.v_proj",
+        "feed_forward.intermediate_dense",
+        "feed_forward.output_dense",
+    ]
+    assert len(groups["encoder"]) == 12
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def train_arguments(model: Path, clips: Path, output: Path, *more: object) -> list[object]:
+    data = ["--train", clips, "--dev", clips, "--steps", 4, "--batch-size", 4, "--eval-every", 2, "--cache", "none"]
+    return ["train", "-m", model, "-o", output, *data, "--window-s", "1", *more]
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_the_line_from_training_to_evaluation(tiny_ctc, clips, tmp_path, method):
+    ready = run(*train_arguments(tiny_ctc, clips, tmp_path / "out", "--method", method, "--speed-perturb", "0.9,1.1"))
+    assert ready.exit_code == 0, ready.output
+    model = tmp_path / "out"
+    if method == "qlora":
+        ranks = json.loads((model / "ranks.json").read_text())["rank_pattern"]
+        assert len(ranks) == 12
+        merged = run("merge", model, "-o", tmp_path / "merged")
+        assert merged.exit_code == 0, merged.output
+        model = tmp_path / "merged"
+    scored = run("evaluate", model, "-d", clips, "-o", tmp_path / "report.json")
+    assert scored.exit_code == 0, scored.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["decoding"]["blank_id"] == 0
+    assert report["wer"]["basic"]["n_reference"] == 12
+    assert report["perplexity"]["value"] > 1
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["dev_wer"]["value"] is not None
+
+
+def write_rows(clips: Path, path: Path, text: str) -> Path:
+    rows = [json.loads(line) for line in clips.read_text().splitlines()]
+    rows[0]["text"] = text
+    for row in rows:
+        row["audio"] = str(clips.parent / row["audio"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("7 lights", [], "cannot write: '7', e.g. in .*write them out"),
+        ("a very long text that nobody can say in less than half a second", [], "1 of 8 clips are too short for their"),
+        ("stop", ["--spec-augment"], "spec_augment works on the log-mel, and this model reads samples"),
+        ("stop", ["--task", "translate"], "task='translate' cannot be asked of a CTC model"),
+        ("stop", ["--window-s", "31"], "longer than the model's own 30 s|allowed"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(tiny_ctc, clips, tmp_path, text, flags, message):
+    data = write_rows(clips, tmp_path / "rows.jsonl", text)
+    result = run(*train_arguments(tiny_ctc, data, tmp_path / "out", *flags))
+    assert result.exit_code != 0
+    with pytest.raises(UserError, match=message):
+        raise result.exception
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_data_check_counts_what_cannot_be_written(tiny_ctc, clips, tmp_path):
+    data = write_rows(clips, tmp_path / "rows.jsonl", "7 lights")
+    result = run("data", "check", data, "-m", tiny_ctc)
+    assert result.exit_code == 1
+    assert "ERROR    1 x text with characters that the model cannot write" in result.output
+    assert "'7': 7 lights" in result.output
+
+
+def test_export_says_that_it_cannot_yet(tiny_ctc, clips, tmp_path):
+    result = run("export", tiny_ctc, "-o", tmp_path / "bundle", "-d", clips)
+    with pytest.raises(UserError, match=r"a wav2vec2 model cannot be exported yet, allowed is whisper"):
+        raise result.exception
+    assert not (tmp_path / "bundle").exists()
