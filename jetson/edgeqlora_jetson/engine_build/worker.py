@@ -25,7 +25,7 @@ _START = (
 
 def worker_command(job_path: str) -> List[str]:
     """How to start a worker for a job file, from a .pyz as from a folder."""
-    home = find_pyz() or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    home = find_pyz() or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return [sys.executable, "-c", _START, home, job_path]
 
 
