@@ -74,10 +74,7 @@ class CtcDecoder:
         processor = learner.processor
         self._learner, self.language = learner, language
         self.rules = {"blank_id": processor.blank_id, "word_delimiter": processor.delimiter, "language": language}
-        self._characters: list[str | None] = [None] * (max(processor.vocabulary.values()) + 1)
-        specials = set(processor.tokenizer.all_special_tokens)
-        for token, number in processor.vocabulary.items():
-            self._characters[number] = None if token in specials else token
+        self._characters = processor.characters()
         self.collate = partial(collate, uses_mask=processor.uses_mask)
 
     def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:

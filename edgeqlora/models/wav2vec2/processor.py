@@ -103,6 +103,15 @@ class Wav2Vec2Processor:
         unknown = self.blank_id if self.unknown_id is None else int(self.unknown_id)
         return [self.vocabulary.get(character, unknown) for character in spaced]
 
+    def characters(self) -> list[str | None]:
+        """What each id stands for, None for the special ones: the table that decoding reads, here and on a board."""
+        table: list[str | None] = [None] * (max(self.vocabulary.values()) + 1)
+        # The tokenizer counts its word delimiter among the special tokens.
+        special = set(self.tokenizer.all_special_tokens) - {self.delimiter}
+        for token, number in self.vocabulary.items():
+            table[number] = None if token in special else token
+        return table
+
     def unwritable(self, text: str) -> set[str]:
         return {c for c in self._spell(text) if not c.isspace() and c not in self.vocabulary}
 

@@ -101,6 +101,13 @@ def test_collapse_by_hand():
     assert spell([1, 2, 0, 2, 2, 1], [None, "a", "|"], "|") == "a a"
 
 
+def test_words_come_back_as_words(tiny_ctc):
+    """The tokenizer of transformers counts its word delimiter among the special tokens, which are not written."""
+    processor = load_processor(str(tiny_ctc))
+    assert spell(processor.text_ids("lights on"), processor.characters(), processor.delimiter) == "lights on"
+    assert processor.characters()[processor.blank_id] is None
+
+
 def test_loss_is_that_of_transformers(tiny_ctc):
     import torch
 
