@@ -224,7 +224,7 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         audio_s += transcript.audio_s
         if progress:
             progress(i + 1, len(rows))
-    spec = bundle.manifest["decoding"]
+    spec = bundle.manifest["decoder"]
     return {
         "texts": texts,
         "processing_s": processing_s,
@@ -232,8 +232,8 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "n_pieces": n_pieces,
         "batch_size": 1,
         "windows_s": bundle.manifest["audio"]["windows_s"],
-        "language": spec["language"],
-        "decoding": {k: spec.get(k) for k in ("prompt_ids", "language", "task", "max_new_tokens")},
+        "language": spec.get("language"),
+        "decoding": {key: value for key, value in spec.items() if key not in ("suppress_ids", "begin_suppress_ids")},
         "spelling": _spelling_of(bundle),
         "perplexity": missing(
             "a bundle's decoder gives the logits of the last position only: evaluate the merged folder"

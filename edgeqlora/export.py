@@ -43,7 +43,7 @@ def export(
     from edgeqlora.profiles.load import load_profile
 
     profile = load_profile(target, jetpack)
-    check_source(merged, EXPORTED)
+    check_source(merged)
     if (Path(merged) / "adapter_config.json").is_file():
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
     card = read_card(Path(merged)) or {}
@@ -82,9 +82,6 @@ def export(
         progress=say,
     )
 
-
-EXPORTED = ("whisper",)
-"""Families that the export room has graphs of."""
 
 N_PARITY = 8
 """Clips that the parity gates run on."""

@@ -135,8 +135,8 @@ def families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
 
 
-def check_source(source: str, allowed: Sequence[str] | None = None) -> None:
-    """Raise before anything heavy if `source` is a folder that holds no model of a known (or allowed) family.
+def check_source(source: str) -> None:
+    """Raise before anything heavy if `source` is a folder that holds no model of a known family.
 
     A name on the hub passes: its config is read when it is loaded.
     """
@@ -155,13 +155,7 @@ def check_source(source: str, allowed: Sequence[str] | None = None) -> None:
     from edgeqlora_jetson.files import read_json
 
     content = read_json(config, "config.json")
-    model_type = content.get("model_type") if isinstance(content, dict) else None
-    _verify_family(source, model_type)
-    if allowed is not None and model_type not in allowed:
-        raise UserError(
-            f"{source}: a {model_type} model cannot be exported yet, allowed is {' or '.join(allowed)}: "
-            f"score it here with edgeqlora evaluate {source}"
-        )
+    _verify_family(source, content.get("model_type") if isinstance(content, dict) else None)
 
 
 def load_processor(source: str) -> Processor:

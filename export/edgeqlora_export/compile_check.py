@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_export.engine_request import engine_request
-from edgeqlora_jetson.engines.request import GRAPHS, optimization_profiles
+from edgeqlora_jetson.engines.request import optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes.trt_builder import build_plan
 
@@ -29,7 +28,7 @@ class Compiled:
     """One graph, compiled."""
 
     graph: str
-    """"encoder" or "decoder"."""
+    """Name of the graph."""
     n_optimization_profiles: int
     """How many ranges of shapes the engine takes."""
     bytes: int
@@ -52,17 +51,19 @@ def import_compiler() -> Any:
 
 
 def compile_graphs(
-    folder: Path | str, manifest: Mapping[str, Any], say: Callable[[str], None] = lambda message: None
+    folder: Path | str,
+    manifest: Mapping[str, Any],
+    request: Mapping[str, Any],
+    say: Callable[[str], None] = lambda message: None,
 ) -> list[Compiled]:
-    """Compile encoder and decoder of a bundle folder with every shape that its engine request names.
+    """Compile the graphs of a bundle folder with every shape that an engine request names.
 
-    A bundle without a request is compiled with fp32 and a batch of 1. Engines are thrown away: they hold for another
+    Engines are thrown away: they hold for another
     GPU. Raises UserError with the compiler's words when a graph is refused.
     """
     trt = import_compiler()
-    request = manifest.get("engine_request") or _plain_request(manifest)
     results = []
-    for graph in GRAPHS:
+    for graph in sorted(manifest["graphs"]):
         path = Path(folder) / manifest["graphs"][graph]["file"]
         profiles = optimization_profiles(dict(request), graph)
         start_s = time.monotonic()
@@ -81,10 +82,13 @@ def compile_graphs(
 
 
 def compile_gate(
-    folder: Path | str, manifest: Mapping[str, Any], say: Callable[[str], None] = lambda message: None
+    folder: Path | str,
+    manifest: Mapping[str, Any],
+    request: Mapping[str, Any],
+    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """The compile check as a gate of the manifest; a graph that is refused raises UserError instead."""
-    results = compile_graphs(folder, manifest, say)
+    results = compile_graphs(folder, manifest, request, say)
     n_profiles = sum(result.n_optimization_profiles for result in results)
     return {
         "name": "compile",
@@ -99,15 +103,3 @@ def compile_gate(
 def _set_target(trt: Any, config: Any) -> None:
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, TARGET), 0)
-
-
-def _plain_request(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return engine_request(
-        model=manifest["model"],
-        windows_s=manifest["audio"]["windows_s"],
-        n_prompt=len(manifest["decoding"]["prompt_ids"]),
-        max_new_tokens=manifest["decoding"]["max_new_tokens"],
-        max_batch=1,
-        precisions=["fp32"],
-        tensorrt="0",
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,7 +30,7 @@ On the board (Python 3.6 or newer, with numpy and onnxruntime):
     python3 {runner} transcribe recording.wav
     python3 {runner} bench{bench_note}
 {engines}
-The encoder sees {windows} of audio at a time; longer recordings are cut at quiet places.
+The model sees {windows} of audio at a time; longer recordings are cut at quiet places.
 Python 3.6 takes onnxruntime 1.10.0, and needs pip 19.3 or newer to find it.
 Every file but {manifest} is listed there with its SHA-256; the runner checks them before it starts.
 """
@@ -53,26 +52,17 @@ def draft_manifest(
     name: str,
     model: Mapping[str, Any],
     audio: Mapping[str, Any],
-    decoding: Mapping[str, Any],
+    features: Mapping[str, Any],
+    decoder: Mapping[str, Any],
     graphs: Mapping[str, Mapping[str, Any]],
     profile: Mapping[str, Any],
     parents: Mapping[str, Any],
     normaliser: str,
-    engine_request: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A manifest with all that is known before any file is written; gates, eval and files are still empty.
 
     The arguments are the manifest's parts of the same name. Nothing is read or checked here.
     """
-    note = "the graphs are fp32"
-    if engine_request is None:
-        note += "; engine_request is null: the profile names no TensorRT, onnxruntime runs them"
-    else:
-        # Engines hold for one GPU and one TensorRT only: the board builds them.
-        note += (
-            f"; engines are not in the bundle: the board builds them for TensorRT {engine_request['tensorrt']} "
-            f"({' or '.join(engine_request['precisions'])}) with the runner's build command"
-        )
     return {
         "schema": SCHEMA,
         "name": name,
@@ -80,10 +70,11 @@ def draft_manifest(
         "versions": tool_versions(),
         "model": dict(model),
         "audio": dict(audio),
-        "decoding": dict(decoding),
+        "features": dict(features),
+        "decoder": dict(decoder),
         "graphs": {key: dict(value) for key, value in graphs.items()},
-        "profile": {**profile, "note": note},
-        "engine_request": None if engine_request is None else dict(engine_request),
+        "profile": dict(profile),
+        "engine_request": None,
         "gates": [],
         "parents": dict(parents),
         "normaliser": normaliser,
@@ -92,24 +83,34 @@ def draft_manifest(
     }
 
 
+def with_engine_request(manifest: Mapping[str, Any], request: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The manifest with what its board is asked to build, and a note of it in the profile."""
+    note = "the graphs are fp32"
+    if request is None:
+        note += "; engine_request is null: the profile names no TensorRT, onnxruntime runs them"
+    else:
+        # Engines hold for one GPU and one TensorRT only: the board builds them.
+        note += (
+            f"; engines are not in the bundle: the board builds them for TensorRT {request['tensorrt']} "
+            f"({' or '.join(request['precisions'])}) with the runner's build command"
+        )
+    profile = {**manifest["profile"], "note": note}
+    return {**manifest, "profile": profile, "engine_request": None if request is None else dict(request)}
+
+
 def write_bundle(
     folder: Path | str,
     manifest: Mapping[str, Any],
     *,
-    mel_filters: np.ndarray,
-    detokenizer: Sequence[str | None],
     eval_clips: Sequence[tuple[np.ndarray, str]] = (),
 ) -> dict[str, Any]:
-    """Complete a folder that holds the graphs to a bundle, and return its final manifest.
+    """Complete a folder that holds graphs and tables to a bundle, and return its final manifest.
 
     The caller makes the folder with edgeqlora_jetson.files.atomic_folder, so that a bundle is whole or absent.
-    manifest: a draft with its gates, all passed. mel_filters: float32 (n_fft//2 + 1, n_mels).
+    manifest: a draft with its gates, all passed.
     eval_clips: (audio float32 (n_samples,) at 16 kHz, reference). Raises UserError if the runner refuses the result.
     """
     folder, final = Path(folder), dict(manifest)
-    np.save(folder / final["audio"]["mel_filters"], mel_filters.astype(np.float32), allow_pickle=False)
-    table = json.dumps(list(detokenizer), ensure_ascii=False, separators=(",", ":"))
-    write_text(folder / final["decoding"]["detokenizer"], table + "\n")
     if eval_clips:
         write_eval_clips(folder / "eval", eval_clips)
         final["eval"] = {"manifest": "eval/manifest.jsonl", "n_clips": len(eval_clips)}

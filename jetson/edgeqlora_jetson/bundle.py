@@ -1,41 +1,70 @@
 """The bundle folder: manifest, graphs and tables, checked before anything runs."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .audio.features import feature_shape
 from .engines.request import check_covers, check_request
 from .errors import UserError
 from .files import read_json, read_json_lines, sha256_file
 
-SCHEMA = "edgeqlora.bundle/1"
+SCHEMA = "edgeqlora.bundle/2"
 MANIFEST = "manifest.json"
 
-# What the runner reads, and of which type: (path of keys, types, description of the types).
-_REQUIRED = (
-    (("name",), (str,), "a text"),
-    (("model", "n_layers"), (int,), "a whole number"),
-    (("model", "n_heads"), (int,), "a whole number"),
-    (("model", "head_dim"), (int,), "a whole number"),
-    (("model", "vocab_size"), (int,), "a whole number"),
-    (("model", "max_target_positions"), (int,), "a whole number"),
-    (("audio", "sample_rate_hz"), (int,), "a whole number"),
-    (("audio", "n_fft"), (int,), "a whole number"),
-    (("audio", "hop_length"), (int,), "a whole number"),
-    (("audio", "n_mels"), (int,), "a whole number"),
-    (("audio", "windows_s"), (list,), "a list of seconds"),
-    (("audio", "mel_filters"), (str,), "a file name"),
-    (("decoding", "prompt_ids"), (list,), "a list of token ids"),
-    (("decoding", "eos_id"), (int,), "a token id"),
-    (("decoding", "suppress_ids"), (list,), "a list of token ids"),
-    (("decoding", "begin_suppress_ids"), (list,), "a list of token ids"),
-    (("decoding", "max_new_tokens"), (dict,), "an object of window -> tokens"),
-    (("decoding", "detokenizer"), (str,), "a file name"),
-    (("graphs", "encoder", "file"), (str,), "a file name"),
-    (("graphs", "decoder", "file"), (str,), "a file name"),
-    (("files",), (dict,), "an object of name -> sha256 and bytes"),
-)
+_TEXT = ((str,), "a text")
+_FILE = ((str,), "a file name")
+_NUMBER = ((int,), "a whole number")
+_TOKEN = ((int,), "a token id")
+_TOKENS = ((list,), "a list of token ids")
+_NUMBERS = ((list,), "a list of whole numbers")
+_SWITCH = ((bool,), "true or false")
+
+# What the runner reads, and of which type, in every bundle and by kind: path of keys -> (types, what it must be).
+_REQUIRED: Dict[str, Any] = {
+    "name": _TEXT,
+    "model.vocab_size": _NUMBER,
+    "audio.sample_rate_hz": _NUMBER,
+    "audio.windows_s": ((list,), "a list of seconds"),
+    "features.kind": _TEXT,
+    "decoder.kind": _TEXT,
+    "decoder.detokenizer": _FILE,
+    "files": ((dict,), "an object of name -> sha256 and bytes"),
+    "graphs": ((dict,), "an object of name -> file, inputs and outputs"),
+}
+_REQUIRED_BY_KIND: Dict[str, Dict[str, Dict[str, Any]]] = {
+    "features": {
+        "log-mel": {
+            "features.n_fft": _NUMBER,
+            "features.hop_length": _NUMBER,
+            "features.n_mels": _NUMBER,
+            "features.mel_filters": _FILE,
+        },
+        "waveform": {"features.normalise": _SWITCH},
+    },
+    "decoder": {
+        "greedy": {
+            "model.n_layers": _NUMBER,
+            "model.n_heads": _NUMBER,
+            "model.head_dim": _NUMBER,
+            "model.max_target_positions": _NUMBER,
+            "decoder.prompt_ids": _TOKENS,
+            "decoder.eos_id": _TOKEN,
+            "decoder.suppress_ids": _TOKENS,
+            "decoder.begin_suppress_ids": _TOKENS,
+            "decoder.max_new_tokens": ((dict,), "an object of window -> tokens"),
+        },
+        "ctc": {
+            "decoder.blank_id": _TOKEN,
+            "decoder.word_delimiter": _TEXT,
+            "decoder.uses_mask": _SWITCH,
+            "decoder.conv_kernel": _NUMBERS,
+            "decoder.conv_stride": _NUMBERS,
+        },
+    },
+}
+_GRAPHS = {"greedy": ["encoder", "decoder"], "ctc": ["ctc"]}  # in the order in which they run
 
 
 class EvalClip(NamedTuple):
@@ -49,7 +78,7 @@ class EvalClip(NamedTuple):
 class Bundle(object):
     """An opened bundle.
 
-    folder: its path. manifest: the whole manifest, a dict (schema "edgeqlora.bundle/1").
+    folder: its path. manifest: the whole manifest, a dict (schema "edgeqlora.bundle/2").
     """
 
     def __init__(self, folder: str, manifest: Dict[str, Any]) -> None:
@@ -83,6 +112,11 @@ class Bundle(object):
         return self.manifest["name"]
 
     @property
+    def graphs(self) -> List[str]:
+        """Names of the graphs, in the order in which they run."""
+        return _GRAPHS[self.manifest["decoder"]["kind"]]
+
+    @property
     def windows_s(self) -> List[float]:
         """Audio seconds the encoder can see, ascending."""
         return sorted(float(window_s) for window_s in self.manifest["audio"]["windows_s"])
@@ -101,22 +135,23 @@ class Bundle(object):
         return os.path.join(self.folder, *name.split("/"))
 
     def graph_path(self, graph: str) -> str:
-        """Full path of the "encoder" or "decoder" graph."""
+        """Full path of a graph."""
         return self.path(self.manifest["graphs"][graph]["file"])
 
-    def max_new_tokens(self, window_s: float) -> int:
-        """Most tokens to generate for a window, the end token included."""
-        return _window_tokens(self.manifest)[float(window_s)]
+    def max_new_tokens(self, window_s: float) -> Optional[int]:
+        """Most tokens to generate for a window, the end token included; None for a decoder that has no such limit."""
+        limits = self.manifest["decoder"].get("max_new_tokens") or {}
+        return {float(window): n_tokens for window, n_tokens in limits.items()}.get(float(window_s))
 
     def load_mel_filters(self) -> np.ndarray:
         """Mel filters: float32 (n_fft//2 + 1, n_mels)."""
-        audio = self.manifest["audio"]
-        path = self.path(audio["mel_filters"])
+        features = self.manifest["features"]
+        path = self.path(features["mel_filters"])
         try:
             filters = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError("{}: the mel filters cannot be read: {}".format(path, error)) from error
-        expected = (audio["n_fft"] // 2 + 1, audio["n_mels"])
+        expected = (features["n_fft"] // 2 + 1, features["n_mels"])
         if filters.shape != expected:
             raise UserError(
                 "{}: mel filters of shape {}, the manifest needs {}: export the bundle again".format(
@@ -126,8 +161,8 @@ class Bundle(object):
         return filters
 
     def load_detokenizer(self) -> List[Optional[str]]:
-        """Table of token id -> its bytes as a latin-1 string, None for special tokens."""
-        path = self.path(self.manifest["decoding"]["detokenizer"])
+        """Table of token id -> its bytes as a latin-1 string, None for special tokens (of a CTC model: id -> character)."""
+        path = self.path(self.manifest["decoder"]["detokenizer"])
         table = read_json(path, "detokenizer table")
         if not isinstance(table, list):
             raise UserError("{}: a detokenizer table is a JSON list, this is {}".format(path, type(table).__name__))
@@ -177,17 +212,40 @@ def check_manifest(manifest: Any, name: Any) -> None:
             "{}: schema {!r}, this runner reads {!r}. Export the bundle again with the edgeqlora of "
             "this runner, or use the runner inside the bundle".format(name, schema, SCHEMA)
         )
-    for keys, types, wanted in _REQUIRED:
-        value: Any = manifest
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise UserError("{}: field {} is {!r}, needed: {}".format(name, ".".join(keys), value, wanted))
-    _check_decoding(manifest, name)
+    _check_fields(manifest, _REQUIRED, name)
+    for part, kinds in sorted(_REQUIRED_BY_KIND.items()):
+        kind = manifest[part]["kind"]
+        if kind not in kinds:
+            raise UserError(
+                "{}: field {}.kind is {!r}, this runner knows {}".format(name, part, kind, ", ".join(sorted(kinds)))
+            )
+        _check_fields(manifest, kinds[kind], name)
+    _check_graphs(manifest, name)
+    _check_windows(manifest, name)
+    if manifest["decoder"]["kind"] == "greedy":
+        _check_greedy(manifest, name)
+    else:
+        _check_ctc(manifest, name)
     if manifest.get("engine_request") is not None:
-        check_request(manifest["engine_request"], name, manifest["model"])
-        check_covers(manifest["engine_request"], manifest, name)
+        check_request(manifest["engine_request"], name, manifest["graphs"])
+        for graph, shapes, what in needed_shapes(manifest):
+            check_covers(manifest["engine_request"], graph, shapes, what, name)
     _check_files(manifest, name)
+
+
+def needed_shapes(manifest: Dict[str, Any]) -> List[Tuple[str, Dict[str, Sequence[int]], str]]:
+    """(graph, shapes of inputs, what for) that engines must take: every window, and the longest transcript."""
+    needed: List[Tuple[str, Dict[str, Sequence[int]], str]] = []
+    decoder, model = manifest["decoder"], manifest["model"]
+    graph, name = ("encoder", "mel") if decoder["kind"] == "greedy" else ("ctc", "audio")
+    for window_s in manifest["audio"]["windows_s"]:
+        shape = (1,) + feature_shape(manifest, window_s)
+        needed.append((graph, {name: shape}, "the window of {:g} s".format(window_s)))
+    if decoder["kind"] == "greedy" and model["n_layers"]:
+        n_past = len(decoder["prompt_ids"]) + max(decoder["max_new_tokens"].values()) - 1
+        past = (1, model["n_heads"], n_past, model["head_dim"])
+        needed.append(("decoder", {"past_k_0": past}, "the longest transcript"))
+    return needed
 
 
 def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
@@ -216,35 +274,95 @@ def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
             )
 
 
-def _check_decoding(manifest: Dict[str, Any], name: Any) -> None:
-    vocab_size = manifest["model"]["vocab_size"]
-    decoding = manifest["decoding"]
-    for field in ("prompt_ids", "suppress_ids", "begin_suppress_ids"):
-        for token in decoding[field] + [decoding["eos_id"]]:
-            if not isinstance(token, int) or not 0 <= token < vocab_size:
-                raise UserError(
-                    "{}: decoding.{} or eos_id holds {!r}, allowed: token ids 0 to {}".format(
-                        name, field, token, vocab_size - 1
-                    )
-                )
-    if not decoding["prompt_ids"]:
-        raise UserError("{}: decoding.prompt_ids is empty, at least the start token is needed".format(name))
-    windows_s = manifest["audio"]["windows_s"]
-    if not windows_s or not all(isinstance(w, (int, float)) and w > 0 for w in windows_s):
+def _check_fields(manifest: Dict[str, Any], required: Dict[str, Any], name: Any) -> None:
+    for path, (types, wanted) in sorted(required.items()):
+        value: Any = manifest
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise UserError("{}: field {} is {!r}, needed: {}".format(name, path, value, wanted))
+
+
+def _check_graphs(manifest: Dict[str, Any], name: Any) -> None:
+    wanted = _GRAPHS[manifest["decoder"]["kind"]]
+    if sorted(manifest["graphs"]) != sorted(wanted):
+        raise UserError("{}: graphs has {}, needed: {}".format(name, sorted(manifest["graphs"]), " and ".join(wanted)))
+    for graph in wanted:
+        entry = manifest["graphs"][graph]
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise UserError("{}: field graphs.{}.file is missing, needed: a file name".format(name, graph))
+        for part in ("inputs", "outputs"):
+            names = entry.get(part)
+            if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+                raise UserError("{}: field graphs.{}.{} is {!r}, needed: names".format(name, graph, part, names))
+
+
+def _check_windows(manifest: Dict[str, Any], name: Any) -> None:
+    windows_s, rate = manifest["audio"]["windows_s"], manifest["audio"]["sample_rate_hz"]
+    if not windows_s or not all(_is_number(w) and 0 < w <= 3600 for w in windows_s):
         raise UserError("{}: audio.windows_s is {!r}, needed: one or more seconds above 0".format(name, windows_s))
-    tokens = _window_tokens(manifest)
-    limit = manifest["model"]["max_target_positions"] - len(decoding["prompt_ids"])
-    for window_s in windows_s:
-        if not 1 <= tokens.get(float(window_s), 0) <= limit:
+    if not 1000 <= rate <= 192000:
+        raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
+    features = manifest["features"]
+    if features["kind"] == "log-mel":
+        for key in ("n_fft", "hop_length", "n_mels"):
+            if not 1 <= features[key] <= 65536:
+                raise UserError("{}: features.{} is {}, allowed 1 to 65536".format(name, key, features[key]))
+
+
+def _check_tokens(manifest: Dict[str, Any], fields: Sequence[str], name: Any) -> None:
+    vocab_size, decoder = manifest["model"]["vocab_size"], manifest["decoder"]
+    for field in fields:
+        for token in decoder[field] if isinstance(decoder[field], list) else [decoder[field]]:
+            if not _is_number(token) or not isinstance(token, int) or not 0 <= token < vocab_size:
+                raise UserError(
+                    "{}: decoder.{} holds {!r}, allowed: token ids 0 to {}".format(name, field, token, vocab_size - 1)
+                )
+
+
+def _check_greedy(manifest: Dict[str, Any], name: Any) -> None:
+    _check_tokens(manifest, ("prompt_ids", "eos_id", "suppress_ids", "begin_suppress_ids"), name)
+    decoder, model = manifest["decoder"], manifest["model"]
+    if not decoder["prompt_ids"]:
+        raise UserError("{}: decoder.prompt_ids is empty, at least the start token is needed".format(name))
+    for key in ("n_layers", "n_heads", "head_dim"):
+        if not 1 <= model[key] <= 65536:
+            raise UserError("{}: model.{} is {}, allowed 1 to 65536".format(name, key, model[key]))
+    limit = model["max_target_positions"] - len(decoder["prompt_ids"])
+    tokens = {}
+    for window, n_tokens in decoder["max_new_tokens"].items():
+        try:
+            tokens[float(window)] = n_tokens
+        except ValueError:
             raise UserError(
-                "{}: decoding.max_new_tokens for the window of {} s is {}, allowed 1 to {}".format(
-                    name, window_s, tokens.get(float(window_s)), limit
+                "{}: decoder.max_new_tokens has the window {!r}, needed: seconds".format(name, window)
+            ) from None
+    for window_s in list(manifest["audio"]["windows_s"]) + sorted(tokens):
+        n_tokens = tokens.get(float(window_s))
+        if not isinstance(n_tokens, int) or isinstance(n_tokens, bool) or not 1 <= n_tokens <= limit:
+            raise UserError(
+                "{}: decoder.max_new_tokens for the window of {} s is {!r}, allowed 1 to {}".format(
+                    name, window_s, n_tokens, limit
                 )
             )
 
 
-def _window_tokens(manifest: Dict[str, Any]) -> Dict[float, int]:
-    return {float(window_s): tokens for window_s, tokens in manifest["decoding"]["max_new_tokens"].items()}
+def _check_ctc(manifest: Dict[str, Any], name: Any) -> None:
+    _check_tokens(manifest, ("blank_id",), name)
+    decoder = manifest["decoder"]
+    for field in ("conv_kernel", "conv_stride"):
+        if not decoder[field] or not all(isinstance(n, int) and _is_number(n) and n >= 1 for n in decoder[field]):
+            raise UserError(
+                "{}: decoder.{} is {!r}, needed: whole numbers of at least 1".format(name, field, decoder[field])
+            )
+    if len(decoder["conv_kernel"]) != len(decoder["conv_stride"]):
+        raise UserError(
+            "{}: decoder.conv_kernel and conv_stride differ in length, needed: one each a layer".format(name)
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_files(manifest: Dict[str, Any], name: Any) -> None:
@@ -254,19 +372,26 @@ def _check_files(manifest: Dict[str, Any], name: Any) -> None:
             raise UserError("{}: files names {!r}, allowed: paths inside the bundle".format(name, file_name))
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise UserError("{}: files entry {!r} has no sha256".format(name, file_name))
-    for file_name, user in _named_files(manifest):
+    try:
+        named = _named_files(manifest)
+    except UserError as error:
+        raise UserError("{}: {}".format(name, error)) from None
+    for file_name, user in named:
         if file_name not in manifest["files"]:
             raise UserError("{}: {} names {!r}, which is not listed under files".format(name, user, file_name))
 
 
 def _named_files(manifest: Dict[str, Any]) -> List[Tuple[str, str]]:
-    named = [
-        (manifest["audio"]["mel_filters"], "audio.mel_filters"),
-        (manifest["decoding"]["detokenizer"], "decoding.detokenizer"),
-        (manifest["graphs"]["encoder"]["file"], "graphs.encoder.file"),
-        (manifest["graphs"]["decoder"]["file"], "graphs.decoder.file"),
-    ]
+    named = [(manifest["decoder"]["detokenizer"], "decoder.detokenizer")]
+    if "mel_filters" in manifest["features"]:
+        named.append((manifest["features"]["mel_filters"], "features.mel_filters"))
+    named += [(entry["file"], "graphs.{}.file".format(graph)) for graph, entry in sorted(manifest["graphs"].items())]
     evaluation = manifest.get("eval")
     if evaluation:
-        named.append((evaluation.get("manifest"), "eval.manifest"))
+        file_name = evaluation.get("manifest") if isinstance(evaluation, dict) else None
+        if not isinstance(file_name, str) or not _is_number(evaluation.get("n_clips")):
+            raise UserError(
+                "eval is {!r}, needed: an object with manifest (a file name) and n_clips".format(evaluation)
+            )
+        named.append((file_name, "eval.manifest"))
     return named

@@ -1,65 +1,201 @@
-"""Greedy decoding, with a key/value cache or of a CTC model, and tokens to text."""
+"""Decoding loops over a runtime's named tensors, each written once for every runtime, and ids to text."""
 
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .audio.features import n_outputs
 from .errors import UserError
 
 
-class GreedyResult(NamedTuple):
+class Decoded(NamedTuple):
     """Tokens of a batch of clips, and what the decoding took."""
 
     tokens: List[List[int]]  # per clip, without prompt and end token
     is_complete: List[bool]  # per clip: the end token came before max_new_tokens
-    encoder_ms: float
-    decoder_ms: float  # prefill and all steps
-    first_token_ms: float  # from the call to the first token of the batch: encoder and prefill
-    n_steps: int  # decoder runs, prefill included
+    phases_ms: Dict[str, float]  # one after the other, such as encoder, decoder (prefill and all steps)
+    n_steps: int = 0  # decoder runs, prefill included; 0: this decoder has no steps
+    first_token_ms: Optional[float] = None  # from the call to the first token; None: all tokens come at once
 
 
-def greedy(runtime: Any, mel: np.ndarray, spec: Dict[str, Any], max_new_tokens: int) -> GreedyResult:
-    """Decode a batch of mel spectrograms, float32 (batch, n_mels, n_frames), by the most likely token each step.
+class Encoded(NamedTuple):
+    """A batch whose encoder has run: keys and values of the cross-attention, kept by the runtime."""
 
-    spec: the manifest's "decoding": prompt_ids, eos_id, suppress_ids (never generated), begin_suppress_ids (not
-    generated first). max_new_tokens counts the end token. Rows that are finished go on with the end token.
+    tensors: Dict[str, Any]
+    batch: int
+
+
+class KeyValueDecoder(object):
+    """Greedy decoding of an encoder-decoder with a key/value cache: graphs "encoder" and "decoder".
+
+    runtime: anything with `run` (see runtimes). manifest: a bundle's, of which "model" and "decoder" are read.
     """
-    if max_new_tokens < 1:
-        raise ValueError("max_new_tokens={}, at least 1".format(max_new_tokens))
-    start_s = time.perf_counter()
-    state = runtime.start(runtime.encode(mel))
-    encoded_s = time.perf_counter()
-    first_s: Optional[float] = None
-    batch, eos_id = mel.shape[0], spec["eos_id"]
-    suppress = np.array(spec["suppress_ids"], dtype=np.intp)
-    begin_suppress = np.array(spec["begin_suppress_ids"], dtype=np.intp)
-    tokens = np.tile(np.array(spec["prompt_ids"], dtype=np.int32), (batch, 1))
-    generated = np.full((batch, max_new_tokens), eos_id, dtype=np.int32)
-    finished = np.zeros(batch, dtype=bool)
-    n_steps = 0
-    while n_steps < max_new_tokens and not finished.all():
-        logits = state.step(tokens)
-        logits[:, suppress] = -np.inf
-        if n_steps == 0:
-            logits[:, begin_suppress] = -np.inf
-        best = logits.argmax(axis=1).astype(np.int32)
-        best[finished] = eos_id
-        if first_s is None:
-            first_s = time.perf_counter()
-        generated[:, n_steps] = best
-        finished |= best == eos_id
-        tokens = best[:, np.newaxis]
-        n_steps += 1
-    end_s = time.perf_counter()
-    return GreedyResult(
-        tokens=[_until_end(row, eos_id) for row in generated[:, :n_steps].tolist()],
-        is_complete=finished.tolist(),
-        encoder_ms=(encoded_s - start_s) * 1e3,
-        decoder_ms=(end_s - encoded_s) * 1e3,
-        first_token_ms=((first_s or end_s) - start_s) * 1e3,
-        n_steps=n_steps,
-    )
+
+    def __init__(self, runtime: Any, manifest: Dict[str, Any]) -> None:
+        model = manifest["model"]
+        layers = range(model["n_layers"])
+        self._runtime, self._spec = runtime, manifest["decoder"]
+        self._heads, self._head_dim, self._vocab_size = model["n_heads"], model["head_dim"], model["vocab_size"]
+        self.cross_names = [name.format(i) for i in layers for name in ("cross_k_{}", "cross_v_{}")]
+        self.past_names = [name.format(i) for i in layers for name in ("past_k_{}", "past_v_{}")]
+        self.present_names = [name.format(i) for i in layers for name in ("present_k_{}", "present_v_{}")]
+
+    def encode(self, mel: np.ndarray) -> Encoded:
+        """Mel float32 (batch, n_mels, n_frames) -> keys and values of all decoder layers, on the runtime's device."""
+        tensors = self._runtime.run("encoder", {"mel": mel}, self._cross_shapes(mel), self.cross_names)
+        return Encoded(tensors, mel.shape[0])
+
+    def read_cross(self, mel: np.ndarray) -> Dict[str, np.ndarray]:
+        """The same as arrays, for a comparison with another implementation."""
+        return self._runtime.run("encoder", {"mel": mel}, self._cross_shapes(mel))
+
+    def _cross_shapes(self, mel: np.ndarray) -> Dict[str, Tuple[int, ...]]:
+        batch, _, n_frames = mel.shape
+        heads, head_dim, n_audio = self._heads, self._head_dim, n_frames // 2
+        return {
+            name: (batch, heads, head_dim, n_audio) if "_k_" in name else (batch, heads, n_audio, head_dim)
+            for name in self.cross_names
+        }
+
+    def start(self, encoded: Encoded) -> "DecoderState":
+        """Begin to decode an encoded batch."""
+        return DecoderState(self, encoded)
+
+    def decode(self, features: np.ndarray, n_samples: Sequence[int], window_s: float) -> Decoded:
+        """Decode a batch of log-mels, float32 (batch, n_mels, n_frames), of clips of n_samples in a window."""
+        tokens = {float(window): n for window, n in self._spec["max_new_tokens"].items()}
+        return self.greedy(features, tokens[float(window_s)])
+
+    def warm_up(self, features: np.ndarray) -> None:
+        """One run of each graph as decoding does it: the prompt, one step."""
+        state = self.start(self.encode(features))
+        state.step(np.array([self._spec["prompt_ids"]] * len(features), dtype=np.int32))
+        state.step(np.array([[self._spec["eos_id"]]] * len(features), dtype=np.int32))
+
+    def greedy(self, mel: np.ndarray, max_new_tokens: int) -> Decoded:
+        """Decode a batch of log-mels by the most likely token each step.
+
+        suppress_ids of the manifest are never generated, begin_suppress_ids not first. max_new_tokens counts the end
+        token. Rows that are finished go on with the end token.
+        Raises UserError when the first logits are not finite: every later token would be nonsense.
+        """
+        if max_new_tokens < 1:
+            raise ValueError("max_new_tokens={}, at least 1".format(max_new_tokens))
+        start_s, spec = time.perf_counter(), self._spec
+        state = self.start(self.encode(mel))
+        encoded_s = time.perf_counter()
+        first_s: Optional[float] = None
+        batch, eos_id = mel.shape[0], spec["eos_id"]
+        suppress = np.array(spec["suppress_ids"], dtype=np.intp)
+        begin_suppress = np.array(spec["begin_suppress_ids"], dtype=np.intp)
+        tokens = np.tile(np.array(spec["prompt_ids"], dtype=np.int32), (batch, 1))
+        generated = np.full((batch, max_new_tokens), eos_id, dtype=np.int32)
+        finished = np.zeros(batch, dtype=bool)
+        n_steps = 0
+        while n_steps < max_new_tokens and not finished.all():
+            logits = state.step(tokens)
+            if n_steps == 0:
+                verify_finite(logits, "decoder", self._runtime)
+                logits[:, begin_suppress] = -np.inf
+            logits[:, suppress] = -np.inf
+            best = logits.argmax(axis=1).astype(np.int32)
+            best[finished] = eos_id
+            if first_s is None:
+                first_s = time.perf_counter()
+            generated[:, n_steps] = best
+            finished |= best == eos_id
+            tokens = best[:, np.newaxis]
+            n_steps += 1
+        end_s = time.perf_counter()
+        return Decoded(
+            tokens=[_until_end(row, eos_id) for row in generated[:, :n_steps].tolist()],
+            is_complete=finished.tolist(),
+            phases_ms={"encoder": (encoded_s - start_s) * 1e3, "decoder": (end_s - encoded_s) * 1e3},
+            n_steps=n_steps,
+            first_token_ms=((first_s or end_s) - start_s) * 1e3,
+        )
+
+
+class DecoderState(object):
+    """One batch being decoded: its keys and values stay in the runtime's memory.
+
+    n_past: positions decoded so far.
+    """
+
+    def __init__(self, decoder: KeyValueDecoder, encoded: Encoded) -> None:
+        self._decoder, self._encoded, self.n_past = decoder, encoded, 0
+        empty = np.zeros((encoded.batch, decoder._heads, 0, decoder._head_dim), dtype=np.float32)
+        self._past = dict.fromkeys(decoder.past_names, empty)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens int32 (batch, n_new), following those already given -> logits float32 (batch, vocab) of the last."""
+        decoder, batch = self._decoder, self._encoded.batch
+        n_total = self.n_past + tokens.shape[1]
+        present = (batch, decoder._heads, n_total, decoder._head_dim)
+        shapes: Dict[str, Tuple[int, ...]] = dict.fromkeys(decoder.present_names, present)
+        shapes["logits"] = (batch, decoder._vocab_size)
+        inputs = {"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}
+        inputs.update(self._past)
+        inputs.update(self._encoded.tensors)
+        outputs = decoder._runtime.run("decoder", inputs, shapes, decoder.present_names)
+        self._past = {past: outputs[now] for past, now in zip(decoder.past_names, decoder.present_names)}
+        self.n_past = n_total
+        return outputs["logits"]
+
+
+class CtcDecoder(object):
+    """Greedy decoding of a CTC model: graph "ctc", whose steps are read by the likeliest id of each."""
+
+    def __init__(self, runtime: Any, manifest: Dict[str, Any]) -> None:
+        self._runtime, self._spec = runtime, manifest["decoder"]
+        self._vocab_size = manifest["model"]["vocab_size"]
+
+    def logits(self, features: np.ndarray, n_samples: Sequence[int]) -> np.ndarray:
+        """Normalised samples float32 (batch, n_window) of clips of n_samples -> float32 (batch, n_steps, vocab)."""
+        batch, n_steps = len(features), self.n_steps(features.shape[1])
+        inputs = {"audio": features}
+        if self._spec["uses_mask"]:
+            mask = np.zeros((batch, n_steps), dtype=np.float32)
+            for row, n in zip(mask, n_samples):
+                row[: self.n_steps(n)] = 1.0
+            inputs["frame_mask"] = mask
+        return self._runtime.run("ctc", inputs, {"logits": (batch, n_steps, self._vocab_size)})["logits"]
+
+    def n_steps(self, n_samples: int) -> int:
+        """Steps of output that this many samples give."""
+        return n_outputs(n_samples, self._spec["conv_kernel"], self._spec["conv_stride"])
+
+    def decode(self, features: np.ndarray, n_samples: Sequence[int], window_s: float) -> Decoded:
+        """Decode a batch; without a mask (uses_mask) the steps over the padding are read too, as in training."""
+        start_s = time.perf_counter()
+        logits = self.logits(features, n_samples)
+        verify_finite(logits, "ctc", self._runtime)
+        encoded_s = time.perf_counter()
+        steps = [self.n_steps(n) if self._spec["uses_mask"] else logits.shape[1] for n in n_samples]
+        ids = logits.argmax(axis=2)
+        tokens = [collapse(row[:n].tolist(), self._spec["blank_id"]) for row, n in zip(ids, steps)]
+        end_s = time.perf_counter()
+        return Decoded(
+            tokens=tokens,
+            is_complete=[True] * len(tokens),
+            phases_ms={"ctc": (encoded_s - start_s) * 1e3, "collapse": (end_s - encoded_s) * 1e3},
+        )
+
+    def warm_up(self, features: np.ndarray) -> None:
+        """One run of the graph."""
+        self.logits(features, [features.shape[1]] * len(features))
+
+
+def verify_finite(logits: np.ndarray, graph: str, runtime: Any) -> None:
+    """Raise UserError where a graph answers NaN or infinity: seen of transformers in fp16 (NVIDIA/TensorRT#1500)."""
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "the {} {} in {} {} answers NaN or infinity on this audio: run it in fp32 (TensorRT: build --precision fp32, "
+            "then --precision fp32), and if it is fp32 already, train or export again".format(
+                getattr(runtime, "precision", "fp32"), graph, runtime.name, runtime.version
+            )
+        )
 
 
 class Detokenizer(object):
@@ -84,6 +220,31 @@ class Detokenizer(object):
             if piece is not None:
                 pieces.append(piece.encode("latin-1"))
         return b"".join(pieces).decode("utf-8", errors="replace").strip()
+
+
+class Characters(object):
+    """Ids of a CTC model to text. table: index = id, value = the character, None for special tokens (skipped)."""
+
+    def __init__(self, table: Sequence[Optional[str]], delimiter: str) -> None:
+        self._table, self._delimiter = table, delimiter
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        """Text of the ids, words apart by one space."""
+        return spell(tokens, self._table, self._delimiter)
+
+
+DECODERS: Dict[str, Any] = {"greedy": KeyValueDecoder, "ctc": CtcDecoder}
+
+
+def open_decoder(bundle: Any, runtime: Any) -> Any:
+    """The decoding loop that the bundle's decoder.kind names."""
+    return DECODERS[bundle.manifest["decoder"]["kind"]](runtime, bundle.manifest)
+
+
+def load_detokenizer(bundle: Any) -> Any:
+    """The function from ids to text that belongs to the bundle's decoder.kind."""
+    spec, table = bundle.manifest["decoder"], bundle.load_detokenizer()
+    return Characters(table, spec["word_delimiter"]) if spec["kind"] == "ctc" else Detokenizer(table)
 
 
 def collapse(ids: Sequence[int], blank_id: int) -> List[int]:

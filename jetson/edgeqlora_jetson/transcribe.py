@@ -1,14 +1,23 @@
-"""Clips to text: window choice, log-mel, greedy decoding, detokenizing."""
+"""Clips to text: window choice, features, decoding, detokenizing."""
 
 import time
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from .audio.load import LogMel, choose_window, split_long
+from .audio.features import FEATURES
+from .audio.load import choose_window, split_long
 from .audio.windows import window_samples
 from .bundle import Bundle
-from .decoders import Detokenizer, greedy
+from .decoders import load_detokenizer, open_decoder
+
+
+class Segment(NamedTuple):
+    """A stretch of a transcript with its times in the clip."""
+
+    text: str
+    start_s: float
+    end_s: float
 
 
 class Transcript(NamedTuple):
@@ -22,27 +31,25 @@ class Transcript(NamedTuple):
     window_s: float  # audio seconds the encoder saw at a time
     n_pieces: int  # above 1: longer than the largest window, cut at quiet places
     n_incomplete: int  # pieces that ran into max_new_tokens
-    n_steps: int  # decoder runs
-    mel_ms: float
-    encoder_ms: float
-    decoder_ms: float
-    first_token_ms: float  # from the call to the first token of the first piece
+    n_steps: int  # decoder runs; 0: the decoder has none
+    phases_ms: Dict[str, float]  # features, then the decoder's own, one after the other; of all pieces
+    first_token_ms: Optional[float]  # from the call to the first token of the first piece; None: all come at once
     total_ms: float  # from the call to the text
     audio_s: float
+    segments: Optional[List[Segment]] = None  # None: this decoder gives no times
 
 
 class Transcriber(object):
     """A bundle ready to transcribe in an opened runtime."""
 
     def __init__(self, bundle: Bundle, runtime: Any) -> None:
-        audio = bundle.manifest["audio"]
         self.bundle = bundle
         self.runtime = runtime
         self.sample_rate_hz = bundle.sample_rate_hz
         self.windows_s = bundle.windows_s
-        self._log_mel = LogMel(bundle.load_mel_filters(), audio["n_fft"], audio["hop_length"])
-        self._detokenizer = Detokenizer(bundle.load_detokenizer())
-        self._spec = bundle.manifest["decoding"]
+        self._features = FEATURES[bundle.manifest["features"]["kind"]](bundle)
+        self._decoder = open_decoder(bundle, runtime)
+        self._detokenizer = load_detokenizer(bundle)
 
     def choose_window(self, n_samples: int) -> float:
         """The window (s) a clip of n_samples is given."""
@@ -66,9 +73,7 @@ class Transcriber(object):
             n_pieces=len(pieces),
             n_incomplete=sum(piece.n_incomplete for piece in pieces),
             n_steps=sum(piece.n_steps for piece in pieces),
-            mel_ms=sum(piece.mel_ms for piece in pieces),
-            encoder_ms=sum(piece.encoder_ms for piece in pieces),
-            decoder_ms=sum(piece.decoder_ms for piece in pieces),
+            phases_ms={phase: sum(piece.phases_ms[phase] for piece in pieces) for phase in first.phases_ms},
             first_token_ms=first.first_token_ms,
             total_ms=sum(piece.total_ms for piece in pieces),
             audio_s=len(audio) / self.sample_rate_hz,
@@ -89,10 +94,9 @@ class Transcriber(object):
 
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
         start_s = time.perf_counter()
-        n_frames = window_samples(window_s, self.sample_rate_hz) // self._log_mel.hop_length
-        mel = np.stack([self._log_mel(audio, n_frames) for audio in clips])
-        mel_ms = (time.perf_counter() - start_s) * 1e3
-        result = greedy(self.runtime, mel, self._spec, self.bundle.max_new_tokens(window_s))
+        features = self._features(clips, window_s)
+        features_ms = (time.perf_counter() - start_s) * 1e3
+        result = self._decoder.decode(features, [len(audio) for audio in clips], window_s)
         texts = [self._detokenizer(tokens) for tokens in result.tokens]
         total_ms = (time.perf_counter() - start_s) * 1e3
         return [
@@ -103,10 +107,8 @@ class Transcriber(object):
                 n_pieces=1,
                 n_incomplete=int(not complete),
                 n_steps=result.n_steps,
-                mel_ms=mel_ms,
-                encoder_ms=result.encoder_ms,
-                decoder_ms=result.decoder_ms,
-                first_token_ms=mel_ms + result.first_token_ms,
+                phases_ms=dict(features=features_ms, **result.phases_ms),
+                first_token_ms=None if result.first_token_ms is None else features_ms + result.first_token_ms,
                 total_ms=total_ms,
                 audio_s=len(audio) / self.sample_rate_hz,
             )

@@ -11,12 +11,15 @@ from onnx import numpy_helper
 
 from edgeqlora_export import run
 from edgeqlora_export.eval_clips import write_wav
+from edgeqlora_export.family import load_exporter, verify_gates
+from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.run import export_bundle
+from edgeqlora_export.whisper import exporter as whisper_exporter
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import model_constants
-from edgeqlora_export.whisper.parity import measure_parity, verify_gates
+from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_jetson.audio.load import load_audio
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.decoders import Detokenizer
@@ -25,6 +28,15 @@ from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.transcribe import Transcriber
 
 PROFILE = {"name": "jetson-nano", "tensorrt": "8.2", "threads": 1, "max_batch": 4}
+
+
+def _manifest(model, spec, graphs):
+    """Of a manifest, what decoder and runtime read."""
+    return {
+        "model": model_constants(model),
+        "decoder": {"kind": "greedy", **spec},
+        "graphs": {key: {"file": path.name, **graph_names(path)} for key, path in graphs.items()},
+    }
 
 
 def _export(merged, out, clips, **changes):
@@ -57,7 +69,7 @@ def test_the_runner_reads_the_bundle_and_every_gate_passed(exported):
     assert all(gate["passed"] and gate["measured"] <= gate["limit"] for gate in manifest["gates"])
     assert "past 0/1/7; past 200 skipped: the model holds 64 positions" in manifest["gates"][2]["detail"]
     assert manifest["gates"][3]["detail"].startswith("4 clips, ")
-    assert manifest["decoding"]["prompt_ids"] == [SOT, NO_TIMESTAMPS]
+    assert manifest["decoder"]["prompt_ids"] == [SOT, NO_TIMESTAMPS]
     assert (manifest["parents"], manifest["name"]) == ({"merged": "abc"}, "tiny")
     request = manifest["engine_request"]
     assert (request["tensorrt"], request["precisions"], request["max_batch"]) == ("8.2", ["fp32"], 4)
@@ -110,12 +122,12 @@ def test_the_runner_says_what_torch_says(exported, whisper, tokenizer, clips, me
     out, _, _ = exported
     bundle = Bundle.load(out)
     transcriber = Transcriber(bundle, open_runtime(bundle))
-    extractor = run.load_merged(merged)[2]
+    extractor = load_exporter(merged).extractor
     for audio, _ in clips:
         transcript = transcriber.transcribe(audio)
-        mel = run.extract_mel(extractor, [audio], round(transcript.window_s * 100))
+        mel = whisper_exporter.extract_mel(extractor, [audio], round(transcript.window_s * 100))
         limit = bundle.max_new_tokens(transcript.window_s)
-        expected = torch_greedy(whisper, mel, bundle.manifest["decoding"], limit)[0]
+        expected = torch_greedy(whisper, mel, bundle.manifest["decoder"], limit)[0]
         assert transcript.text == Detokenizer(bundle.load_detokenizer())(expected)
 
 
@@ -123,13 +135,10 @@ def test_a_wrong_weight_in_the_graph_fails_the_gate(whisper, tokenizer, tmp_path
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
     mels = {1.0: np.random.default_rng(0).normal(0, 1, (3, 80, 100)).astype(np.float32)}
     graphs = export_whisper(whisper, tmp_path)
-    manifest = {
-        "model": model_constants(whisper),
-        "graphs": {key: {"file": path.name} for key, path in graphs.items()},
-    }
+    manifest = _manifest(whisper, spec, graphs)
 
     def gates():
-        return measure_parity(whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, spec)
+        return measure_parity(whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, manifest)
 
     verify_gates(gates())
     for which, kind in (("decoder", "decoder parity at 1 s"), ("encoder", "encoder parity at 1 s")):
@@ -149,30 +158,24 @@ def test_wrong_tokens_alone_fail_the_gate_and_name_the_clip(whisper, tokenizer, 
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
     mels = {1.0: np.random.default_rng(0).normal(0, 1, (2, 80, 100)).astype(np.float32)}
     graphs = export_whisper(whisper, tmp_path)
-    manifest = {
-        "model": model_constants(whisper),
-        "graphs": {key: {"file": path.name} for key, path in graphs.items()},
-    }
+    manifest = _manifest(whisper, spec, graphs)
     runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
 
     class LastTokenLost:
         """A runtime that repeats itself from the second step on, as a stale cache would."""
 
-        def encode(self, mel):
-            return runtime.encode(mel)
+        def run(self, graph, inputs, shapes, keep=()):
+            outputs = runtime.run(graph, inputs, shapes, keep)
+            if graph == "decoder":
+                is_start = isinstance(inputs["past_k_0"], np.ndarray)
+                self.seen = [*([] if is_start else self.seen), outputs["logits"].copy()]
+                outputs["logits"] = self.seen[0 if len(self.seen) > 2 else -1].copy()
+            return outputs
 
-        def start(self, cross):
-            state = runtime.start(cross)
-            step, self.seen = state.step, []
+        def release(self):
+            runtime.release()
 
-            def stale(tokens):
-                self.seen.append(step(tokens))
-                return self.seen[0 if len(self.seen) > 2 else -1].copy()
-
-            state.step = stale
-            return state
-
-    gates = measure_parity(whisper, LastTokenLost(), mels, spec)
+    gates = measure_parity(whisper, LastTokenLost(), mels, manifest)
     assert [gate["passed"] for gate in gates] == [True, True, False]
     with pytest.raises(
         UserError, match=r"greedy tokens at 1 s: 1, allowed at most 0 \(2 clips.*clip 0 from token 2: torch \["
@@ -181,7 +184,7 @@ def test_wrong_tokens_alone_fail_the_gate_and_name_the_clip(whisper, tokenizer, 
 
 
 def test_a_failed_gate_writes_no_bundle(merged, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "MEL_LIMIT", -1.0)
+    monkeypatch.setattr(whisper_exporter, "MEL_LIMIT", -1.0)
     with pytest.raises(UserError, match="gate failed: log-mel"):
         _export(merged, tmp_path / "bundle", clips, windows_s=[1.0])
     assert list(tmp_path.iterdir()) == []
@@ -216,7 +219,7 @@ def test_broken_weights_are_a_clear_error(merged, clips, tmp_path):
     broken.mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         (broken / name).write_bytes((merged / name).read_bytes())
-    with pytest.raises(UserError, match="the weights cannot be read as Whisper's"):
+    with pytest.raises(UserError, match="the weights cannot be read"):
         _export(broken, tmp_path / "bundle", clips)
 
 
@@ -241,7 +244,7 @@ def test_a_model_of_another_shape_and_128_mels(tokenizer, tmp_path):
     model = tiny_whisper(num_mel_bins=128, encoder_layers=3, decoder_layers=1, d_model=24, decoder_attention_heads=4)
     spec = decoding_spec(model, tokenizer, tiny_generation_config(is_multilingual=True), [1.0], "de")
     graphs = export_whisper(model, tmp_path)
-    manifest = {"model": model_constants(model), "graphs": {k: {"file": p.name} for k, p in graphs.items()}}
+    manifest = _manifest(model, spec, graphs)
     runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
     mels = {1.0: np.random.default_rng(0).normal(0, 1, (1, 128, 100)).astype(np.float32)}
-    verify_gates(measure_parity(model, runtime, mels, spec))
+    verify_gates(measure_parity(model, runtime, mels, manifest))

@@ -1,5 +1,6 @@
 """NVIDIA's own parser and compiler (TensorRT-RTX, which needs no GPU) on real graphs with the real engine request."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edgeqlora_export.compile_check import compile_graphs, import_compiler
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper.decoding import decoding_spec
+from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle
@@ -23,6 +25,21 @@ from edgeqlora_jetson.runtimes import trt_builder
 from edgeqlora_jetson.runtimes.trt_adapters import make_logger
 
 FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixtures" / "bundle"
+
+
+def _request(model, windows_s, spec, **settings):
+    """What TensorRT 10.3 would be asked to build of a Whisper."""
+    return engine_request(
+        lambda max_batch, opt_batch: engine_graphs(
+            model=model_constants(model),
+            windows_s=windows_s,
+            n_prompt=len(spec["prompt_ids"]),
+            max_new_tokens=spec["max_new_tokens"],
+            max_batch=max_batch,
+            opt_batch=opt_batch,
+        ),
+        **{"max_batch": 1, "precisions": ["fp32"], "tensorrt": "10.3", **settings},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,51 +52,34 @@ def exported(tokenizer, tmp_path_factory):
     """A tiny Whisper with two layers at opset 13 and 17, and the manifest's parts that the check reads."""
     model = tiny_whisper()
     spec = decoding_spec(model, tokenizer, tiny_generation_config(), [1.0, 2.0])
-    constants = model_constants(model)
-    request = engine_request(
-        model=constants,
-        windows_s=[1.0, 2.0],
-        n_prompt=len(spec["prompt_ids"]),
-        max_new_tokens=spec["max_new_tokens"],
-        max_batch=4,
-        precisions=["fp16", "fp32"],
-        tensorrt="10.3",
-        workspace_mib=64,
-    )
+    request = _request(model, [1.0, 2.0], spec, max_batch=4, precisions=["fp16", "fp32"], workspace_mib=64)
     out = {}
     for opset in (13, 17):
         folder = tmp_path_factory.mktemp(f"opset{opset}")
         paths = export_whisper(model, folder, opset)
-        manifest = {
-            "model": constants,
-            "audio": {"windows_s": [1.0, 2.0]},
-            "decoding": spec,
-            "graphs": {graph: {"file": path.name} for graph, path in paths.items()},
-            "engine_request": request,
-        }
-        out[opset] = (folder, manifest)
+        manifest = {"graphs": {graph: {"file": path.name} for graph, path in paths.items()}}
+        out[opset] = (folder, manifest, request)
     return out
 
 
 @pytest.mark.parametrize("opset", [13, 17])
 def test_both_graphs_compile_with_every_shape_asked_for(trt, exported, opset):
-    folder, manifest = exported[opset]
     said = []
-    results = compile_graphs(folder, manifest, said.append)
-    assert [(r.graph, r.n_optimization_profiles) for r in results] == [("encoder", 2), ("decoder", 2)]
+    results = compile_graphs(*exported[opset], said.append)
+    assert [(r.graph, r.n_optimization_profiles) for r in results] == [("decoder", 2), ("encoder", 2)]
     assert all(r.bytes > 10_000 and r.seconds > 0 for r in results)
-    assert said[0] == f"encoder: TensorRT-RTX {trt.__version__} for SM86 compiles it, 2 optimization profiles"
-    assert compile_graphs(folder, {**manifest, "engine_request": None})[1].n_optimization_profiles == 2
+    assert said[1] == f"encoder: TensorRT-RTX {trt.__version__} for SM86 compiles it, 2 optimization profiles"
 
 
 def test_the_boards_tiny_bundle_compiles(trt):
     bundle = Bundle.load(FIXTURE)
-    assert len(compile_graphs(bundle.folder, bundle.manifest)) == 2
+    request = json.loads((FIXTURE.parent / "engine_request.json").read_text())
+    assert len(compile_graphs(bundle.folder, bundle.manifest, request)) == 2
 
 
 def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
     """Found in the network that NVIDIA's parser makes, by type and neighbours: 6 parts a layer norm, 1 a softmax."""
-    folder, _ = exported[13]
+    folder, _, _ = exported[13]
     counts = {}
     for graph in ("encoder", "decoder"):
         logger = make_logger(trt)
@@ -95,7 +95,7 @@ def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
 
 
 def test_from_opset_17_on_a_layer_norm_is_one_layer(trt, exported):
-    folder, _ = exported[17]
+    folder, _, _ = exported[17]
     logger = make_logger(trt)
     network, _parser = trt_builder.parse_network(trt, trt.Builder(logger), str(folder / "decoder.onnx"), logger)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
@@ -116,8 +116,8 @@ def test_the_check_is_a_gate_of_the_bundle(trt, merged, clips, tmp_path):
 
 
 def test_fp16_is_refused_politely_without_precision_flags(trt, exported):
-    folder, manifest = exported[13]
-    profiles = optimization_profiles(manifest["engine_request"], "encoder")
+    folder, _, request = exported[13]
+    profiles = optimization_profiles(request, "encoder")
 
     def target(config):
         config.num_compute_capabilities = 1
@@ -132,8 +132,8 @@ def test_fp16_is_refused_politely_without_precision_flags(trt, exported):
 
 
 def test_a_shape_that_the_graph_cannot_have_is_refused(trt, exported):
-    folder, manifest = exported[13]
-    profile = optimization_profiles(manifest["engine_request"], "encoder")[0]
+    folder, _, request = exported[13]
+    profile = optimization_profiles(request, "encoder")[0]
     wrong = OptimizationProfile("wrong", {"mel": dict.fromkeys(("min", "opt", "max"), (1, 81, 100))})
     with pytest.raises(UserError, match=r"cannot build this engine: .*mel|refuses optimization profile 'wrong'"):
         trt_builder.build_plan(trt, str(folder / "encoder.onnx"), [wrong])
@@ -164,10 +164,7 @@ def test_without_the_compiler_the_pip_line(monkeypatch):
 def test_whisper_tiny_compiles(trt, shared, tmp_path):
     model = WhisperForConditionalGeneration.from_pretrained(shared / "models" / "whisper-tiny.en", dtype=torch.float32)
     paths = export_whisper(model, tmp_path, 13)
-    manifest = {
-        "model": model_constants(model),
-        "audio": {"windows_s": [2.0, 30.0]},
-        "decoding": {"prompt_ids": [50257, 50362], "max_new_tokens": {"2.0": 60, "30.0": 224}},
-        "graphs": {graph: {"file": path.name} for graph, path in paths.items()},
-    }
-    assert [r.graph for r in compile_graphs(tmp_path, manifest)] == ["encoder", "decoder"]
+    spec = {"prompt_ids": [50257, 50362], "max_new_tokens": {"2.0": 60, "30.0": 224}}
+    manifest = {"graphs": {graph: {"file": path.name} for graph, path in paths.items()}}
+    results = compile_graphs(tmp_path, manifest, _request(model, [2.0, 30.0], spec))
+    assert [r.graph for r in results] == ["decoder", "encoder"]

@@ -9,34 +9,33 @@ from export_tiny import tiny_generation_config
 
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.whisper.decoding import decoding_spec
+from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle, check_manifest
-from edgeqlora_jetson.engines.request import GRAPHS, check_request, optimization_profiles
+from edgeqlora_jetson.engines.request import check_request, optimization_profiles
 from edgeqlora_jetson.errors import UserError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "jetson" / "fixtures"
-MODEL = {"n_layers": 1, "n_heads": 2, "head_dim": 4, "n_mels": 16, "max_target_positions": 24}
+MODEL = {"n_layers": 1, "n_heads": 2, "head_dim": 4, "n_mels": 16, "max_target_positions": 24, "vocab_size": 40}
 
 
 def ask(**changes):
-    settings = {
-        "model": MODEL,
-        "windows_s": [1.0, 0.5],
-        "n_prompt": 2,
-        "max_new_tokens": {"0.5": 6, "1.0": 10},
-        "max_batch": 4,
-        "precisions": ["fp16", "fp32"],
-        "tensorrt": "8.2",
-        "workspace_mib": 64,
-        **changes,
-    }
-    return engine_request(**settings)
+    shapes = {"model": MODEL, "windows_s": [1.0, 0.5], "n_prompt": 2, "max_new_tokens": {"0.5": 6, "1.0": 10}}
+    settings = {"max_batch": 4, "precisions": ["fp16", "fp32"], "tensorrt": "8.2", "workspace_mib": 64}
+    for key, value in changes.items():
+        (shapes if key in shapes else settings)[key] = value
+    return engine_request(
+        lambda max_batch, opt_batch: engine_graphs(max_batch=max_batch, opt_batch=opt_batch, **shapes), **settings
+    )
 
 
 def test_the_shapes_of_a_model_worked_out_by_hand():
     request = ask()
-    assert (request["max_batch"], request["max_positions"]) == (4, 12)
+    assert request["max_batch"] == 4
+    # 2 prompt tokens and 10 new ones
+    assert request["graphs"]["decoder"]["outputs"]["present_k_0"] == [4, 2, 12, 4]
+    assert request["graphs"]["encoder"]["outputs"] == {"cross_k_0": [4, 2, 4, 50], "cross_v_0": [4, 2, 50, 4]}
     encoder = optimization_profiles(request, "encoder")
     assert [profile.name for profile in encoder] == ["window 0.5 s", "window 1 s"]
     assert encoder[1].inputs == {"mel": {"min": (1, 16, 100), "opt": (1, 16, 100), "max": (4, 16, 100)}}
@@ -60,7 +59,7 @@ def test_the_boards_tests_use_the_same_request():
 
 def test_every_input_of_the_graphs_is_asked_for(whisper, tokenizer, tmp_path):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0, 2.0])
-    request = engine_request(
+    request = ask(
         model=model_constants(whisper),
         windows_s=[1.0, 2.0],
         n_prompt=len(spec["prompt_ids"]),
@@ -71,7 +70,7 @@ def test_every_input_of_the_graphs_is_asked_for(whisper, tokenizer, tmp_path):
     )
     assert request["precisions"] == ["fp16"]
     graphs = export_whisper(whisper, tmp_path)
-    for graph in GRAPHS:
+    for graph in request["graphs"]:
         inputs = {node.name: node.type.tensor_type.shape.dim for node in onnx.load(graphs[graph]).graph.input}
         for profile in optimization_profiles(request, graph):
             assert set(profile.inputs) == set(inputs)
@@ -124,17 +123,20 @@ STEP = ("graphs", "decoder", "optimization_profiles", 1, "inputs")
         (_set("workspace_mib", 0), "engine_request.workspace_mib is 0, needed: MiB of at least 1, or null"),
         (_set("max_batch", True), "engine_request.max_batch is True"),
         (
-            _set("max_positions", 11),
-            "engine_request.max_positions is 11, the prompt and the longest transcript need 12",
+            _set(*STEP, "past_k_0", {key: [1, 2, 9, 4] for key in ("min", "opt", "max")}),
+            r"no decoder shape for the longest transcript \(past_k_0 \(1, 2, 11, 4\)\)",
         ),
-        (_set("graphs", {}), "engine_request.graphs needs exactly encoder and decoder"),
+        (
+            _set("graphs", {}),
+            "engine_request.graphs needs exactly decoder and encoder|needs exactly encoder and decoder",
+        ),
         (_set("graphs", "encoder", "optimization_profiles", []), "needed: at least one"),
         (_set("graphs", "encoder", "optimization_profiles", 0, "name", 3), "needs a name and inputs"),
         (_set(*STEP, "tokens", "min", [1, "x"]), r"inputs.tokens.min is \[1, 'x'\], needed: a shape"),
         (_set(*STEP, "tokens", "min", [1]), "need the same number of axes"),
         (_set(*STEP, "tokens", "min", [9, 1]), r"min \[9, 1\], opt \[1, 1\], max \[4, 1\]: needed min <= opt <= max"),
         (_set(*STEP, "tokens", {}), "needed: min, opt and max"),
-        (_set(*STEP, "past_k_9", {}), "past_k_9 not as the model has it"),
+        (_set(*STEP, "past_k_9", {}), "past_k_9 not as the graph has it"),
         (
             _set("graphs", "encoder", "optimization_profiles", 1, "inputs", "mel", "max", [4, 16, 98]),
             "needed min <= opt",

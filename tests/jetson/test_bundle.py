@@ -78,17 +78,26 @@ def test_not_a_bundle(tmp_path):
     [
         (
             set_field("schema", "edgeqlora.bundle/9"),
-            "schema 'edgeqlora.bundle/9', this runner reads 'edgeqlora.bundle/1'",
+            "schema 'edgeqlora.bundle/9', this runner reads 'edgeqlora.bundle/2'",
         ),
         (set_field("model", "n_layers", "four"), "field model.n_layers is 'four', needed: a whole number"),
-        (set_field("model", None), "field model.n_layers is None"),
-        (set_field("decoding", "eos_id", True), "field decoding.eos_id is True, needed: a token id"),
-        (set_field("decoding", "eos_id", 40), "eos_id holds 40, allowed: token ids 0 to 39"),
-        (set_field("decoding", "suppress_ids", [-1]), "suppress_ids or eos_id holds -1"),
-        (set_field("decoding", "prompt_ids", []), "prompt_ids is empty"),
+        (set_field("model", None), "field model.vocab_size is None"),
+        (set_field("decoder", "eos_id", True), "field decoder.eos_id is True, needed: a token id"),
+        (set_field("decoder", "eos_id", 40), "eos_id holds 40, allowed: token ids 0 to 39"),
+        (set_field("decoder", "suppress_ids", [-1]), "decoder.suppress_ids holds -1"),
+        (set_field("decoder", "prompt_ids", []), "prompt_ids is empty"),
         (set_field("audio", "windows_s", []), "needed: one or more seconds above 0"),
-        (set_field("decoding", "max_new_tokens", {"1.0": 6}), "window of 0.5 s is None, allowed 1 to 22"),
-        (set_field("decoding", "max_new_tokens", "1.0", 23), "window of 1.0 s is 23, allowed 1 to 22"),
+        (set_field("decoder", "max_new_tokens", {"1.0": 6}), "window of 0.5 s is None, allowed 1 to 22"),
+        (set_field("decoder", "max_new_tokens", "1.0", 23), "window of 1.0 s is 23, allowed 1 to 22"),
+        (set_field("decoder", "max_new_tokens", {"0.5": "6", "1.0": 6}), "window of 0.5 s is '6', allowed 1 to 22"),
+        (set_field("decoder", "max_new_tokens", {"half": 6}), "has the window 'half', needed: seconds"),
+        (set_field("decoder", "kind", "beam"), "field decoder.kind is 'beam', this runner knows ctc, greedy"),
+        (set_field("decoder", "kind", "ctc"), "field decoder.blank_id is None, needed: a token id"),
+        (set_field("features", "kind", 3), "field features.kind is 3, needed: a text"),
+        (set_field("features", "hop_length", 0), "features.hop_length is 0, allowed 1 to 65536"),
+        (set_field("graphs", {"encoder": {}}), "graphs has ['encoder'], needed: encoder and decoder"),
+        (set_field("graphs", "encoder", "inputs", [1]), "field graphs.encoder.inputs is [1], needed: names"),
+        (set_field("eval", ["x"]), "eval is ['x'], needed: an object with manifest (a file name) and n_clips"),
         (set_field("files", "../x", {"sha256": ""}), "files names '../x', allowed: paths inside the bundle"),
         (set_field("files", "/etc/passwd", {"sha256": ""}), "allowed: paths inside the bundle"),
         (set_field("files", "encoder.onnx", {}), "files entry 'encoder.onnx' has no sha256"),
@@ -111,7 +120,7 @@ def test_no_evaluation_clips(bundle_copy):
 
 
 def test_mel_filters_of_another_shape(bundle_copy):
-    edit_manifest(bundle_copy, set_field("audio", "n_mels", 80))
+    edit_manifest(bundle_copy, set_field("features", "n_mels", 80))
     with pytest.raises(UserError, match=r"mel filters of shape \(201, 16\), the manifest needs \(201, 80\)"):
         Bundle.load(bundle_copy).load_mel_filters()
 

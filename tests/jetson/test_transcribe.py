@@ -34,8 +34,9 @@ def test_long_audio_is_cut_and_joined(transcriber, clips):
 
 def test_times_are_of_their_parts(transcriber, clips):
     t = transcriber.transcribe(clips[1])
-    assert 0 < t.mel_ms < t.first_token_ms < t.total_ms
-    assert t.mel_ms + t.encoder_ms + t.decoder_ms <= t.total_ms
+    assert list(t.phases_ms) == ["features", "encoder", "decoder"]
+    assert 0 < t.phases_ms["features"] < t.first_token_ms < t.total_ms
+    assert sum(t.phases_ms.values()) <= t.total_ms
 
 
 def test_one_sample_is_enough(transcriber):

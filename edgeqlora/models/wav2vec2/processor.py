@@ -16,9 +16,7 @@ from edgeqlora.data.audio import SAMPLE_RATE_HZ
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, cannot_load
-
-VARIANCE_FLOOR = 1e-7
-"""Added to the variance before the root, as transformers' Wav2Vec2FeatureExtractor does."""
+from edgeqlora_jetson.audio.features import VARIANCE_FLOOR, n_outputs, normalise
 
 LONGEST_WINDOW_S = 30.0
 """The model has no limit of its own, but attention over all pairs of frames costs the square of the window."""
@@ -58,7 +56,7 @@ class Wav2Vec2Processor:
         self.end_ids: list[int] = []
         self.uses_mask = bool(feature_extractor.return_attention_mask)
         self.normalises = bool(feature_extractor.do_normalize)
-        self._conv = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        self._kernels, self._strides = config.conv_kernel, config.conv_stride
         letters = [token for token in self.vocabulary if len(token) == 1 and token.isalpha()]
         self._has_upper = any(c != c.lower() for c in letters)
         self._has_lower = any(c != c.upper() for c in letters)
@@ -86,10 +84,8 @@ class Wav2Vec2Processor:
         return padded
 
     def n_outputs(self, n_samples: int) -> int:
-        """Steps of output for this many samples: each convolution takes (n - kernel) // stride + 1."""
-        for kernel, stride in self._conv:
-            n_samples = max(0, (n_samples - kernel) // stride + 1)
-        return n_samples
+        """Steps of output for this many samples."""
+        return n_outputs(n_samples, self._kernels, self._strides)
 
     def label_rules(self, language: str | None = None) -> LabelRules:
         return LabelRules(tokenise=self.text_ids, unwritable=self.unwritable)
@@ -132,15 +128,6 @@ class Wav2Vec2Processor:
         return "".join(
             c for c in text if c in self.vocabulary or c.isspace() or unicodedata.category(c)[0] not in "PS"
         ).replace(self.delimiter, " ")
-
-
-def normalise(audio: Features) -> Features:
-    """Zero mean and unit variance of one clip, shape (n_samples,) in and out; silence becomes all zeros.
-
-    Source: transformers' `Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm`.
-    """
-    wide = audio.astype(np.float64)
-    return ((wide - wide.mean()) / math.sqrt(wide.var() + VARIANCE_FLOOR)).astype(np.float32)
 
 
 def load_processor(source: str) -> Wav2Vec2Processor:

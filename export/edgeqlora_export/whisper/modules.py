@@ -12,24 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MASKED = -1e4
-"""Added to a masked attention score: exp() of it is 0 in fp32 and fp16, and fp16 can hold it."""
-
-
-class _Reshape(torch.autograd.Function):
-    """Reshape as one node with a constant shape, in which 0 keeps the input's size and -1 is inferred.
-
-    Tensor.reshape with traced sizes becomes Shape, Gather, Concat and Reshape: four nodes at 24 places of the
-    decoder, each step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, shape: list[int]) -> torch.Tensor:
-        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
-
-    @staticmethod
-    def symbolic(g: Any, x: Any, shape: list[int]) -> Any:
-        return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
+from edgeqlora_export.layers import MASKED, Attention, split_heads
 
 
 class _VocabularyProjection(torch.autograd.Function):
@@ -46,59 +29,6 @@ class _VocabularyProjection(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, w: Any) -> Any:
         return g.op("Gemm", x, w, transB_i=1)
-
-
-def _split_heads(x: torch.Tensor, n_heads: int, head_dim: int) -> torch.Tensor:
-    """(batch, n, d_model) -> (batch, n, n_heads, head_dim)"""
-    return _Reshape.apply(x, [0, -1, n_heads, head_dim])
-
-
-def _merge_heads(x: torch.Tensor, d_model: int) -> torch.Tensor:
-    """(batch, n_heads, n, head_dim) -> (batch, n, d_model)"""
-    return _Reshape.apply(x.transpose(1, 2), [0, -1, d_model])
-
-
-class _Attention(nn.Module):
-    """Multi-head attention over keys that are already transposed for the product.
-
-    The query's scale, head_dim ** -0.5, is multiplied into its weights: exact for Whisper's head_dim of 64.
-    One fused Q/K/V product is not faster than three (onnxruntime, 2 threads, whisper-tiny: 2.55 and 2.50 ms a
-    step, 5.8 and 6.0 ms the encoder at 2 s), so the weights stay as they are.
-    """
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.n_heads: int = attention.num_heads
-        self.head_dim: int = attention.head_dim
-        self.d_model: int = attention.embed_dim
-        scale = attention.scaling
-        self.query = nn.Linear(self.d_model, self.d_model)
-        with torch.no_grad():
-            self.query.weight.copy_(attention.q_proj.weight * scale)
-            self.query.bias.copy_(attention.q_proj.bias * scale)
-        self.key = attention.k_proj
-        self.value = attention.v_proj
-        self.output = attention.out_proj
-
-    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, n, d_model) -> keys and values, each (batch, n_heads, n, head_dim)"""
-        keys = _split_heads(self.key(x), self.n_heads, self.head_dim).transpose(1, 2)
-        values = _split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
-        return keys, values
-
-    def attend(
-        self, x: torch.Tensor, keys_t: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """x (batch, n, d_model), keys_t (batch, n_heads, head_dim, m), values (batch, n_heads, m, head_dim)
-
-        mask: None or (n, m), added to the scores. Returns (batch, n, d_model).
-        """
-        query = _split_heads(self.query(x), self.n_heads, self.head_dim).transpose(1, 2)
-        scores = query @ keys_t
-        if mask is not None:
-            scores = scores + mask
-        mixed = torch.softmax(scores, dim=-1) @ values
-        return self.output(_merge_heads(mixed, self.d_model))
 
 
 class _Convolution(nn.Module):
@@ -127,7 +57,7 @@ class _EncoderLayer(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.attention_norm = layer.self_attn_layer_norm
-        self.attention = _Attention(layer.self_attn)
+        self.attention = Attention(layer.self_attn)
         self.mlp_norm = layer.final_layer_norm
         self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation_fn, layer.fc2
 
@@ -177,8 +107,8 @@ class _CrossProjection(nn.Module):
         self.key, self.value = attention.k_proj, attention.v_proj
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys_t = _split_heads(self.key(x), self.n_heads, self.head_dim).permute(0, 2, 3, 1)
-        values = _split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
+        keys_t = split_heads(self.key(x), self.n_heads, self.head_dim).permute(0, 2, 3, 1)
+        values = split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
         return keys_t, values
 
 
@@ -186,9 +116,9 @@ class _DecoderLayer(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.attention_norm = layer.self_attn_layer_norm
-        self.attention = _Attention(layer.self_attn)
+        self.attention = Attention(layer.self_attn)
         self.cross_norm = layer.encoder_attn_layer_norm
-        self.cross = _Attention(layer.encoder_attn)
+        self.cross = Attention(layer.encoder_attn)
         self.mlp_norm = layer.final_layer_norm
         self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation_fn, layer.fc2
 

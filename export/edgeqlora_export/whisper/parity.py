@@ -1,21 +1,22 @@
 """The parity gate: exported graphs, run as the board runs them, against transformers' own model in fp32.
 
-Measuring and judging are apart: `measure_parity` returns one gate for each window and kind of output,
-`verify_gates` raises on the first that failed. A bundle is written only after it.
+Measuring and judging are apart: `measure_parity` returns one gate for each window and kind of output; `verify_gates`
+(family.py) raises on the first that failed. A bundle is written only after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from edgeqlora_export.family import Gate, Progress, difference_gate, token_gate
 from edgeqlora_export.whisper.decoding import torch_greedy
 from edgeqlora_export.whisper.windowed import base_whisper, windowed
-from edgeqlora_jetson.decoders import greedy
+from edgeqlora_jetson.decoders import KeyValueDecoder
 from edgeqlora_jetson.errors import UserError
 
 BATCH_SIZES = (1, 2, 4)
@@ -27,9 +28,6 @@ RELATIVE_LIMIT = 5e-4
 Measured on whisper-tiny.en: up to 3e-5 (encoder, 30 s); deeper models add up more rounding. A wrong mask, position
 or weight differs by far more, and the greedy tokens must be equal in any case.
 """
-
-Gate = dict[str, Any]
-Progress = Callable[[str], None]
 
 
 class _Worst(NamedTuple):
@@ -49,7 +47,7 @@ def measure_parity(
     model: Any,
     runtime: Any,
     mels: Mapping[float, np.ndarray],
-    spec: Mapping[str, Any],
+    manifest: Mapping[str, Any],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     past_lengths: Sequence[int] = PAST_LENGTHS,
@@ -58,11 +56,12 @@ def measure_parity(
     """Compare `runtime` (of edgeqlora_jetson, holding the exported graphs) with `model`, on real clips.
 
     mels: for each window in seconds, float32 (n_clips, n_mels, 100 x window_s), at least one clip.
-    spec: the manifest's `decoding`.
+    manifest: the bundle's, of which `model` and `decoder` are read.
     Three gates a window: encoder outputs, decoder logits after each past length the model can hold, and the
     tokens of free-running greedy decoding of every clip, which must all be equal.
     """
-    base = base_whisper(model)
+    base, spec = base_whisper(model), manifest["decoder"]
+    decoder = KeyValueDecoder(runtime, dict(manifest))
     gates: list[Gate] = []
     with _evaluating(base):
         for window_s, clips in sorted(mels.items()):
@@ -70,24 +69,14 @@ def measure_parity(
                 raise UserError(f"window {window_s:g} s: 0 clips for the parity check; give at least one")
             progress(f"parity with torch at {window_s:g} s: {len(clips)} clips")
             with windowed(base, window_s):
-                gates += _tensor_gates(base, runtime, window_s, clips, spec, batch_sizes, past_lengths)
-                gates.append(_token_gate(base, runtime, window_s, clips, spec, max(batch_sizes)))
+                gates += _tensor_gates(base, decoder, window_s, clips, spec, batch_sizes, past_lengths)
+                gates.append(_tokens(base, decoder, window_s, clips, spec, max(batch_sizes)))
     return gates
-
-
-def verify_gates(gates: Sequence[Gate]) -> None:
-    """Raises UserError naming the first gate that failed, its figure, its limit and the case."""
-    for gate in gates:
-        if not gate["passed"]:
-            raise UserError(
-                f"gate failed: {gate['name']}: {gate['measured']:.3g}, allowed at most {gate['limit']:.3g} "
-                f"({gate['detail']}). No bundle was written; please report this with the model's config.json"
-            )
 
 
 def _tensor_gates(
     model: Any,
-    runtime: Any,
+    decoder: KeyValueDecoder,
     window_s: float,
     clips: np.ndarray,
     spec: Mapping[str, Any],
@@ -104,10 +93,10 @@ def _tensor_gates(
         with torch.no_grad():
             audio_features = model.model.encoder(torch.from_numpy(mel)).last_hidden_state
             expected = _cross_projections(model, audio_features)
-        cross = runtime.encode(mel)
-        for i, (value, reference) in enumerate(zip(cross, expected, strict=True)):
-            case = f"cross_{'kv'[i % 2]}_{i // 2}, batch {batch}"
-            encoder_cases.append(_compare(value.numpy(), reference, case))
+        encoded = decoder.encode(mel)
+        values = decoder.read_cross(mel)
+        for name, reference in zip(decoder.cross_names, expected, strict=True):
+            encoder_cases.append(_compare(values[name], reference, f"{name}, batch {batch}"))
         for n_past in fitting:
             tokens = _forced_tokens(prompt, batch, n_past, model.config.vocab_size, spec["eos_id"])
             with torch.no_grad():
@@ -115,7 +104,7 @@ def _tensor_gates(
                     input_ids=torch.from_numpy(tokens).long(), encoder_hidden_states=audio_features, use_cache=False
                 ).last_hidden_state[:, -1]
                 reference = model.proj_out(hidden).numpy()
-            state = runtime.start(cross)
+            state = decoder.start(encoded)
             if n_past:
                 state.step(tokens[:, :n_past])
             decoder_cases.append(_compare(state.step(tokens[:, n_past:]), reference, f"batch {batch}, past {n_past}"))
@@ -130,33 +119,18 @@ def _tensor_gates(
     ]
 
 
-def _token_gate(
-    model: Any, runtime: Any, window_s: float, clips: np.ndarray, spec: Mapping[str, Any], batch: int
+def _tokens(
+    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Mapping[str, Any], batch: int
 ) -> Gate:
-    """Share of clips whose greedy tokens differ: 0 is the limit."""
+    """Greedy tokens of every clip, by torch and by the exported graphs."""
     limit = spec["max_new_tokens"][str(float(window_s))]
-    differing: list[str] = []
-    n_tokens = 0
+    expected: list[list[int]] = []
+    found: list[list[int]] = []
     for start in range(0, len(clips), batch):
         mel = np.ascontiguousarray(clips[start : start + batch])
-        expected = torch_greedy(model, mel, dict(spec), limit)
-        found = greedy(runtime, mel, dict(spec), limit).tokens
-        for row, (wanted, got) in enumerate(zip(expected, found, strict=True)):
-            n_tokens += len(wanted)
-            if wanted != got:
-                at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), None)
-                at = min(len(wanted), len(got)) if at is None else at
-                differing.append(
-                    f"clip {start + row} from token {at}: torch {wanted[at : at + 5]}, exported {got[at : at + 5]}"
-                )
-    detail = f"{len(clips)} clips, {n_tokens} tokens, greedy"
-    return {
-        "name": f"greedy tokens at {window_s:g} s",
-        "passed": not differing,
-        "measured": len(differing) / len(clips),
-        "limit": 0.0,
-        "detail": f"{detail}; differing: {differing[0]}" if differing else f"{detail}, all equal",
-    }
+        expected += torch_greedy(model, mel, dict(spec), limit)
+        found += decoder.greedy(mel, limit).tokens
+    return token_gate(window_s, expected, found)
 
 
 def _cross_projections(model: Any, audio_features: torch.Tensor) -> list[np.ndarray]:
@@ -189,15 +163,8 @@ def _compare(found: np.ndarray, reference: np.ndarray, case: str) -> _Worst:
 
 def _gate(name: str, cases: Sequence[_Worst], done: str) -> Gate:
     worst = max(cases, key=lambda case: case.share)
-    finite = bool(np.isfinite(worst.difference))
-    return {
-        "name": name,
-        "passed": finite and worst.difference <= worst.limit,
-        # The manifest is JSON, which knows no infinity.
-        "measured": worst.difference if finite else float(np.finfo(np.float32).max),
-        "limit": worst.limit,
-        "detail": f"max abs difference over {done}; worst: {worst.case}",
-    }
+    detail = f"max abs difference over {done}; worst: {worst.case}"
+    return difference_gate(name, worst.difference, worst.limit, detail)
 
 
 def _listed(values: Sequence[int]) -> str:

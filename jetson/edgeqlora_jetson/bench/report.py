@@ -11,7 +11,7 @@ board                 id, how it was known, jetpack, l4t, power_mode, clocks_loc
 machine               machine, cpu_model, n_cores, memory_total_mib, board, system, kernel (null: does not say)
 software              python, numpy, runtime and its version, providers, which provider ran how many nodes, this version
 method                scenario, warm-up, repeats, batch, rate, seed, threads, clock, percentiles, what latency includes
-latency_ms            query (server: from arrival), waiting, total, mel, encoder, decoder, first_token, decoder_step
+latency_ms            query (server: from arrival), waiting, total, features, the decoder's phases, first_token, decoder_step
 throughput            rtf, clips_per_s, audio_s_per_s, run_s
 energy                gross and net energy, mean, peak and idle power, J per audio second and per clip, scope, rails, coverage, source
 memory                system use over baseline, RSS, PSS, GPU, swap, method; rss_before_load, rss_after_load
@@ -40,7 +40,6 @@ from .validity import judge
 __all__ = ["SCHEMA", "build_report", "figure", "format_table", "nearest_rank", "write_report"]
 
 SCHEMA = "edgeqlora.report/2"
-_PHASES = ("total", "mel", "encoder", "decoder", "first_token")
 
 
 def build_report(
@@ -91,7 +90,7 @@ def build_report(
             "clock": "time.perf_counter, window of the run on time.monotonic",
             "percentiles": "nearest-rank",
             "synchronisation": "each call returns with its result in host memory",
-            "latency": "from samples in memory to text: log-mel, encoder, decoder, detokenizing; reading and decoding "
+            "latency": "from samples in memory to text: features, graphs, decoding, detokenizing; reading and decoding "
             "of the audio file is not included; in the server scenario from the arrival of the clip",
             "decoding": "greedy",
             "power_mode": figure_of(sensors.board.power_mode, sensors.board.power_mode_how),
@@ -152,10 +151,15 @@ def write_report(path: Any, report: Dict[str, Any]) -> None:
 def _latency(timed: Sequence[Any]) -> Dict[str, Any]:
     """Phases per model call: in a batch, every clip waits for all, so the batch counts once; query and waiting per clip."""
     calls = _calls(timed)
-    values = {phase: [getattr(call, phase + "_ms") for call in calls] for phase in _PHASES}
-    values["decoder_step"] = [call.decoder_ms / call.n_steps for call in calls if call.n_steps]
-    values["query"] = [m.latency_ms for m in timed]
-    values["waiting"] = [m.waiting_ms for m in timed]
+    values = {
+        "query": [m.latency_ms for m in timed],
+        "waiting": [m.waiting_ms for m in timed],
+        "total": [call.total_ms for call in calls],
+    }
+    values.update((phase, [call.phases_ms[phase] for call in calls]) for phase in calls[0].phases_ms)
+    if calls[0].first_token_ms is not None:
+        values["first_token"] = [call.first_token_ms for call in calls]
+        values["decoder_step"] = [call.phases_ms["decoder"] / call.n_steps for call in calls]
     return {phase: spread(times_ms, "ms") for phase, times_ms in values.items()}
 
 

@@ -5,16 +5,14 @@ from typing import Any, Dict, List
 
 from ..runtimes.providers import format_placement
 
-_PHASES = (
-    ("query", "arrival to text"),
-    ("waiting", "  waiting"),
-    ("total", "samples to text"),
-    ("mel", "  log-mel"),
-    ("encoder", "  encoder"),
-    ("decoder", "  decoder, all tokens"),
-    ("first_token", "until the first token"),
-    ("decoder_step", "one decoder step"),
-)
+_LABELS = {
+    "query": "arrival to text",
+    "waiting": "  waiting",
+    "total": "samples to text",
+    "decoder": "  decoder, all tokens",
+    "first_token": "until the first token",
+    "decoder_step": "one decoder step",
+}
 _SERVER_ONLY = ("query", "waiting")
 _SCOPES = {
     "module_input": "at the module's input",
@@ -115,12 +113,11 @@ def _method(report: Dict[str, Any]) -> str:
 def _latency(report: Dict[str, Any]) -> List[str]:
     what = "clip" if report["method"]["batch_size"] == 1 else "batch"
     lines = ["{:<26}{:>10}{:>10}{:>10}{:>10}".format("Latency per {}, ms".format(what), "p50", "p90", "p99", "mean")]
-    for phase, label in _PHASES:
+    for phase, spread in report["latency_ms"].items():
         if phase in _SERVER_ONLY and report["method"]["scenario"] != "server":
             continue
-        spread = report["latency_ms"][phase]
         lines.append(
-            "{:<26}".format(label)
+            "{:<26}".format(_LABELS.get(phase, "  " + phase))
             + "".join("{:>10.2f}".format(spread[column]["value"]) for column in ("p50", "p90", "p99", "mean"))
         )
     return lines

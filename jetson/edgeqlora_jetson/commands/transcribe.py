@@ -47,18 +47,16 @@ def run_info(folder: Optional[str]) -> int:
 def format_info(bundle: Bundle) -> str:
     """The facts of a bundle as text."""
     manifest = bundle.manifest
-    model, decoding, profile = manifest["model"], manifest["decoding"], manifest.get("profile") or {}
+    model, decoder, profile = manifest["model"], manifest["decoder"], manifest.get("profile") or {}
     n_bytes = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
     evaluation, machine = manifest.get("eval"), read_machine()
     lines = [
         "Bundle      {} in {}".format(bundle.name, bundle.folder),
-        "Model       {}, base model {}, {} decoder layers, vocabulary {}".format(
-            model.get("family"), model.get("base_model"), model["n_layers"], model["vocab_size"]
+        "Model       {}, base model {}, decoding {}, vocabulary {}".format(
+            model.get("family"), model.get("base_model"), decoder["kind"], model["vocab_size"]
         ),
-        "Language    {}, task {}".format(decoding.get("language") or "not fixed", decoding.get("task") or "transcribe"),
-        "Windows     {}".format(
-            ", ".join("{:g} s (at most {} tokens)".format(w, bundle.max_new_tokens(w)) for w in bundle.windows_s)
-        ),
+        "Language    {}, task {}".format(decoder.get("language") or "not fixed", decoder.get("task") or "transcribe"),
+        "Windows     {}".format(", ".join(_window(bundle, w) for w in bundle.windows_s)),
     ]
     for graph, entry in sorted(manifest["graphs"].items()):
         size = manifest["files"][entry["file"]].get("bytes")
@@ -89,6 +87,11 @@ def format_info(bundle: Bundle) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _window(bundle: Bundle, window_s: float) -> str:
+    limit = bundle.max_new_tokens(window_s)
+    return "{:g} s".format(window_s) + ("" if limit is None else " (at most {} tokens)".format(limit))
 
 
 def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, runtime: Mapping[str, Any]) -> int:

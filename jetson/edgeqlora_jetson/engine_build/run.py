@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from ..engines.cache import Place, default_cache_dir, engine_key, engine_path, look_up, write_record
-from ..engines.request import GRAPHS, PRECISIONS
+from ..engines.request import PRECISIONS
 from ..errors import UserError
 from ..files import check_writable, read_json, write_json
 from ..machine import parse_meminfo_mib
@@ -69,7 +69,7 @@ def build_engines(
     check_writable(os.path.join(cache_dir, "engine"))
     place = Place(**_work("looking for TensorRT and the GPU", {"do": "probe"}, progress, workspace, None))
     records = []
-    for graph in GRAPHS:
+    for graph in bundle.graphs:
         key = engine_key(bundle, graph, place, precision)
         known = look_up(cache_dir, key)
         if known and not force and workspace_mib in (None, known.get("workspace_mib")):
@@ -120,7 +120,7 @@ def build_provider_engines(
     workspace = workspace_mib or (bundle.manifest.get("engine_request") or {}).get("workspace_mib")
     memory = read_free_memory(root)
     if check_memory:
-        needed_mib = sum(estimate_build_mib(bundle, graph, workspace) for graph in GRAPHS)
+        needed_mib = sum(estimate_build_mib(bundle, graph, workspace) for graph in bundle.graphs)
         verify_memory("both graphs", needed_mib, memory, workspace)
     return _work(
         "onnxruntime: building both engines",

@@ -6,11 +6,9 @@ always called optimization_profile here, since `profile` is the hardware's.
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ..audio.windows import window_samples
 from ..errors import UserError
 
-SCHEMA = "edgeqlora.engines/1"
-GRAPHS = ("encoder", "decoder")
+SCHEMA = "edgeqlora.engines/2"
 PRECISIONS = ("fp32", "fp16")
 BOUNDS = ("min", "opt", "max")
 
@@ -44,8 +42,8 @@ def optimization_profiles(request: Dict[str, Any], graph: str) -> List[Optimizat
     ]
 
 
-def check_request(request: Any, name: Any, model: Optional[Dict[str, Any]] = None) -> None:
-    """Check an engine request; with `model` (the manifest's) also that it names that model's inputs.
+def check_request(request: Any, name: Any, graphs: Optional[Mapping[str, Any]] = None) -> None:
+    """Check an engine request; with `graphs` (the manifest's) also that it names those graphs' inputs and outputs.
 
     Raises UserError naming `name`, the field, what was found and what is allowed.
     """
@@ -68,52 +66,39 @@ def check_request(request: Any, name: Any, model: Optional[Dict[str, Any]] = Non
         raise UserError(
             "{}: engine_request.workspace_mib is {!r}, needed: MiB of at least 1, or null".format(name, workspace_mib)
         )
-    for field in ("max_batch", "max_positions"):
-        if not _is_count(request.get(field), 1):
-            raise UserError(
-                "{}: engine_request.{} is {!r}, needed: a whole number of at least 1".format(
-                    name, field, request.get(field)
-                )
-            )
-    graphs = request.get("graphs")
-    if not isinstance(graphs, dict) or sorted(graphs) != sorted(GRAPHS):
-        raise UserError("{}: engine_request.graphs needs exactly {}".format(name, " and ".join(GRAPHS)))
-    for graph in GRAPHS:
-        _check_graph(graphs[graph], "{}: engine_request.graphs.{}".format(name, graph), _inputs_of(graph, model))
-
-
-def check_covers(request: Dict[str, Any], manifest: Dict[str, Any], name: Any) -> None:
-    """Check that engines of a (checked) request take every window and the longest transcript of the manifest.
-
-    Raises UserError naming the window or the length that no engine would take.
-    """
-    audio, decoding = manifest["audio"], manifest["decoding"]
-    encoder = optimization_profiles(request, "encoder")
-    for window_s in audio["windows_s"]:
-        shape = (1, audio["n_mels"], window_samples(window_s, audio["sample_rate_hz"]) // audio["hop_length"])
-        if not any(profile.fits({"mel": shape}) for profile in encoder):
-            raise UserError(
-                "{}: engine_request has no encoder shape for the window of {:g} s (mel {}): export the bundle "
-                "again".format(name, window_s, shape)
-            )
-    needed = len(decoding["prompt_ids"]) + max(decoding["max_new_tokens"].values())
-    if needed > request["max_positions"]:
+    if not _is_count(request.get("max_batch"), 1):
         raise UserError(
-            "{}: engine_request.max_positions is {}, the prompt and the longest transcript need {}: export the "
-            "bundle again".format(name, request["max_positions"], needed)
+            "{}: engine_request.max_batch is {!r}, needed: a whole number of at least 1".format(
+                name, request.get("max_batch")
+            )
+        )
+    asked = request.get("graphs")
+    if not isinstance(asked, dict) or not asked or (graphs is not None and sorted(asked) != sorted(graphs)):
+        raise UserError(
+            "{}: engine_request.graphs needs exactly {}".format(name, " and ".join(graphs or ["at least one graph"]))
+        )
+    for graph in asked:
+        _check_graph(
+            asked[graph], "{}: engine_request.graphs.{}".format(name, graph), None if graphs is None else graphs[graph]
         )
 
 
-def _inputs_of(graph: str, model: Optional[Dict[str, Any]]) -> Optional[List[str]]:
-    if model is None:
-        return None
-    if graph == "encoder":
-        return ["mel"]
-    names = ("past_k_{}", "past_v_{}", "cross_k_{}", "cross_v_{}")
-    return sorted(["tokens"] + [name.format(i) for i in range(model["n_layers"]) for name in names])
+def check_covers(
+    request: Dict[str, Any], graph: str, shapes: Mapping[str, Sequence[int]], what: str, name: Any
+) -> None:
+    """Check that an optimization profile of a (checked) request takes these inputs of a graph, needed for `what`.
+
+    Raises UserError naming what no engine would take.
+    """
+    if not any(profile.fits(shapes) for profile in optimization_profiles(request, graph)):
+        raise UserError(
+            "{}: engine_request has no {} shape for {} ({}): export the bundle again".format(
+                name, graph, what, ", ".join("{} {}".format(key, tuple(shape)) for key, shape in shapes.items())
+            )
+        )
 
 
-def _check_graph(graph: Any, where: str, names: Optional[List[str]]) -> None:
+def _check_graph(graph: Any, where: str, declared: Optional[Mapping[str, Any]]) -> None:
     profiles = graph.get("optimization_profiles") if isinstance(graph, dict) else None
     if not isinstance(profiles, list) or not profiles:
         raise UserError("{}.optimization_profiles is {!r}, needed: at least one".format(where, profiles))
@@ -122,18 +107,35 @@ def _check_graph(graph: Any, where: str, names: Optional[List[str]]) -> None:
         inputs = profile.get("inputs") if isinstance(profile, dict) else None
         if not isinstance(inputs, dict) or not inputs or not isinstance(profile.get("name"), str):
             raise UserError("{} needs a name and inputs".format(here))
-        if names is not None and sorted(inputs) != names:
-            wrong = sorted(set(inputs) ^ set(names))
-            raise UserError("{}.inputs: {} not as the model has it".format(here, ", ".join(wrong)))
+        _check_names(inputs, None if declared is None else declared["inputs"], here + ".inputs")
         for name, shapes in inputs.items():
             _check_shapes(shapes, "{}.inputs.{}".format(here, name))
+    names = sorted(profiles[0]["inputs"])
+    if any(sorted(profile["inputs"]) != names for profile in profiles):
+        raise UserError("{}.optimization_profiles name different inputs, needed: the same in each".format(where))
+    outputs, on_device = graph.get("outputs"), graph.get("on_device")
+    if not isinstance(outputs, dict) or not all(_is_shape(shape) for shape in outputs.values()):
+        raise UserError("{}.outputs is {!r}, needed: the largest shape of each output".format(where, outputs))
+    _check_names(outputs, None if declared is None else declared["outputs"], where + ".outputs")
+    known = set(outputs) | set(names)
+    if not isinstance(on_device, list) or not all(isinstance(n, str) and n in known for n in on_device):
+        raise UserError(
+            "{}.on_device is {!r}, needed: a list of its inputs and outputs that stay on the device".format(
+                where, on_device
+            )
+        )
+
+
+def _check_names(found: Mapping[str, Any], wanted: Optional[Sequence[str]], where: str) -> None:
+    if wanted is not None and set(found) != set(wanted):
+        raise UserError("{}: {} not as the graph has it".format(where, ", ".join(sorted(set(found) ^ set(wanted)))))
 
 
 def _check_shapes(shapes: Any, where: str) -> None:
     if not isinstance(shapes, dict) or sorted(shapes) != sorted(BOUNDS):
         raise UserError("{} is {!r}, needed: min, opt and max".format(where, shapes))
     for bound in BOUNDS:
-        if not isinstance(shapes[bound], list) or not all(_is_count(n, 0) for n in shapes[bound]):
+        if not _is_shape(shapes[bound]):
             raise UserError(
                 "{}.{} is {!r}, needed: a shape, whole numbers of at least 0".format(where, bound, shapes[bound])
             )
@@ -147,6 +149,10 @@ def _check_shapes(shapes: Any, where: str) -> None:
                     where, shapes["min"], shapes["opt"], shapes["max"]
                 )
             )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_count(n, 0) for n in value)
 
 
 def _is_count(value: Any, lowest: int) -> bool:

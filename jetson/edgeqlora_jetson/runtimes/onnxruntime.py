@@ -1,4 +1,4 @@
-"""Execution by onnxruntime, 1.10 to current: one encoder session, one decoder session."""
+"""Execution by onnxruntime, 1.10 to current: one session a graph."""
 
 import os
 import shutil
@@ -8,9 +8,10 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from ..audio.windows import window_samples
+from ..audio.features import feature_shape
+from ..decoders import open_decoder
 from ..engines.cache import default_cache_dir
-from ..engines.request import GRAPHS, PRECISIONS
+from ..engines.request import PRECISIONS
 from ..errors import UserError
 from .provider_engines import ProviderBuild, engine_options, mark_built
 from .providers import (
@@ -28,7 +29,7 @@ from .providers import (
 
 
 class OnnxRuntime(object):
-    """The two graphs of a bundle, loaded.
+    """The graphs of a bundle, loaded.
 
     providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads. precision: of
     the graphs, or what the TensorRT provider was asked for. notes: providers that were passed over, and why.
@@ -48,11 +49,8 @@ class OnnxRuntime(object):
         build: Optional[ProviderBuild] = None,
     ) -> None:
         onnxruntime = _import_onnxruntime()
-        model = bundle.manifest["model"]
         self.version = onnxruntime.__version__
         self.threads = _choose_threads(bundle, threads)
-        self.n_layers = model["n_layers"]
-        self._kv_shape = (model["n_heads"], model["head_dim"])
         self._onnxruntime = onnxruntime
         self._placement: Optional[Dict[str, Dict[str, int]]] = None
         self.notes: List[str] = []
@@ -89,7 +87,7 @@ class OnnxRuntime(object):
         self, bundle: Any, wanted: List[str], cache_dir: str, place_nodes: bool, build: Optional[ProviderBuild]
     ) -> Optional[List[str]]:
         """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
-        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in GRAPHS}
+        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in bundle.graphs}
         accelerators = [name for name in wanted if name != CPU]
         if not accelerators and not place_nodes:
             self._open_sessions(bundle, wanted, options, None)
@@ -97,14 +95,17 @@ class OnnxRuntime(object):
         engines: Dict[str, Dict[str, str]] = {}
         if TENSORRT in wanted:
             engines = engine_options(bundle, self.precision, self.version, cache_dir, build)
-            options = {graph: {TENSORRT: engines[graph]} for graph in GRAPHS}
+            options = {graph: {TENSORRT: engines[graph]} for graph in bundle.graphs}
         temporary = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
         try:
             with heard_stderr(build.log if build is not None else None) as heard:
                 self._open_sessions(bundle, wanted, options, temporary)
-            self._warm_up(bundle)
-            profiles = [session.end_profiling() for session in (self._encoder, self._decoder)]
-            self._placement = {graph: read_placement(path) for graph, path in zip(GRAPHS, profiles)}
+            smallest = min(bundle.windows_s)
+            open_decoder(bundle, self).warm_up(
+                np.zeros((1, *feature_shape(bundle.manifest, smallest)), dtype=np.float32)
+            )
+            profiles = [self._sessions[graph].end_profiling() for graph in bundle.graphs]
+            self._placement = {graph: read_placement(path) for graph, path in zip(bundle.graphs, profiles)}
         except ProviderRefused:
             raise
         except Exception as error:  # of onnxruntime, whose exception classes differ from release to release
@@ -128,8 +129,9 @@ class OnnxRuntime(object):
         options: Dict[str, Dict[str, Dict[str, str]]],
         profile_folder: Optional[str],
     ) -> None:
-        self._encoder, self._decoder = (
-            _open_graph(
+        self._bindings: Dict[str, Any] = {}
+        self._sessions = {
+            graph: _open_graph(
                 self._onnxruntime,
                 bundle.graph_path(graph),
                 self.threads,
@@ -137,87 +139,52 @@ class OnnxRuntime(object):
                 options[graph],
                 os.path.join(profile_folder, graph) if profile_folder else None,
             )
-            for graph in GRAPHS
-        )
-        self.providers = list(self._encoder.get_providers())
+            for graph in bundle.graphs
+        }
+        self.providers = list(next(iter(self._sessions.values())).get_providers())
         self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
-        self._check_graphs(bundle)
+        for graph, session in self._sessions.items():
+            entry = bundle.manifest["graphs"][graph]
+            _check_names(session, bundle.graph_path(graph), entry["inputs"], entry["outputs"])
 
-    def _warm_up(self, bundle: Any) -> None:
-        """One run of each graph as decoding does it: smallest window, prompt, one step."""
-        audio, decoding = bundle.manifest["audio"], bundle.manifest["decoding"]
-        n_frames = window_samples(min(audio["windows_s"]), audio["sample_rate_hz"]) // audio["hop_length"]
-        state = self.start(self.encode(np.zeros((1, audio["n_mels"], n_frames), dtype=np.float32)))
-        state.step(np.array([decoding["prompt_ids"]], dtype=np.int32))
-        state.step(np.array([[decoding["eos_id"]]], dtype=np.int32))
+    def run(
+        self, graph: str, inputs: Dict[str, Any], shapes: Dict[str, Sequence[int]], keep: Sequence[str] = ()
+    ) -> Dict[str, Any]:
+        """Run a graph: input name -> array, or what an earlier run kept; gives output name -> array.
 
-    def _check_graphs(self, bundle: Any) -> None:
-        layers = range(self.n_layers)
-        self._cross_names = [name.format(i) for i in layers for name in ("cross_k_{}", "cross_v_{}")]
-        self._past_names = [name.format(i) for i in layers for name in ("past_k_{}", "past_v_{}")]
-        self._present_names = [name.format(i) for i in layers for name in ("present_k_{}", "present_v_{}")]
-        _check_names(self._encoder, bundle.graph_path("encoder"), ["mel"], self._cross_names)
-        _check_names(
-            self._decoder,
-            bundle.graph_path("decoder"),
-            ["tokens"] + self._past_names + self._cross_names,
-            ["logits"] + self._present_names,
-        )
-
-    def encode(self, mel: np.ndarray) -> List[Any]:
-        """Mel float32 (batch, n_mels, n_frames) -> cross-attention keys and values of all decoder layers.
-
-        They stay in the runtime's memory (on its device): OrtValues in the order k_0, v_0, k_1, ...
+        shapes: of every output, as the caller expects it. keep: outputs that stay in the runtime's memory (on its
+        device); what stands for them is only good as an input of a later run.
         """
-        binding = self._encoder.io_binding()
-        mel = np.ascontiguousarray(mel, dtype=np.float32)  # a name of its own: the binding does not keep it alive
-        binding.bind_cpu_input("mel", mel)
-        for name in self._cross_names:
-            binding.bind_output(name, self._device)
-        self._encoder.run_with_iobinding(binding)
-        return binding.get_outputs()
-
-    def start(self, cross: List[Any]) -> "DecoderState":
-        """Begin to decode a batch whose encoder output is `cross`."""
-        return DecoderState(self, cross)
-
-
-class DecoderState(object):
-    """One batch being decoded: holds its keys and values, which are never copied out of the runtime.
-
-    n_past: positions decoded so far.
-    """
-
-    def __init__(self, runtime: OnnxRuntime, cross: List[Any]) -> None:
-        self._runtime = runtime
-        self._cross = cross
-        self.batch = cross[0].shape()[0]
-        self.n_past = 0
-        self._binding = runtime._decoder.io_binding()
-        for name, value in zip(runtime._cross_names, cross):
-            self._binding.bind_ortvalue_input(name, value)
-        n_heads, head_dim = runtime._kv_shape
-        empty = np.zeros((self.batch, n_heads, 0, head_dim), dtype=np.float32)
-        past = runtime._onnxruntime.OrtValue.ortvalue_from_numpy(empty)
-        self._past = [past] * (2 * runtime.n_layers)
-
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens int32 (batch, n_new), following those already given -> logits float32 (batch, vocab) of the last."""
-        runtime, binding = self._runtime, self._binding
-        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        binding.bind_cpu_input("tokens", tokens)
-        for name, value in zip(runtime._past_names, self._past):
-            binding.bind_ortvalue_input(name, value)
-        # Bound anew each time: a bound output keeps its buffer, whose shape was that of the step before.
+        session = self._sessions[graph]
+        if graph not in self._bindings:
+            self._bindings[graph] = (session.io_binding(), {})
+        binding, bound = self._bindings[graph]
+        alive = []  # the binding keeps no array alive
+        for name, value in inputs.items():
+            if not isinstance(value, np.ndarray):
+                # Bound already, and what was kept is never written again: the cross-attention's are bound once a clip.
+                if bound.get(name) is not value:
+                    binding.bind_ortvalue_input(name, value)
+                    bound[name] = value
+                continue
+            bound.pop(name, None)
+            if value.size:
+                alive.append(np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, alive[-1])
+            else:
+                alive.append(self._onnxruntime.OrtValue.ortvalue_from_numpy(value))
+                binding.bind_ortvalue_input(name, alive[-1])
+        # Bound anew each time: a bound output keeps its buffer, whose shape was that of the run before.
         binding.clear_binding_outputs()
-        binding.bind_output("logits", "cpu")
-        for name in runtime._present_names:
-            binding.bind_output(name, runtime._device)
-        runtime._decoder.run_with_iobinding(binding)
-        outputs = binding.get_outputs()
-        self._past = outputs[1:]
-        self.n_past += tokens.shape[1]
-        return outputs[0].numpy()
+        for name in shapes:
+            binding.bind_output(name, self._device if name in keep else "cpu")
+        session.run_with_iobinding(binding)
+        outputs = dict(zip(shapes, binding.get_outputs()))
+        return {name: value if name in keep else value.numpy() for name, value in outputs.items()}
+
+    def release(self) -> None:
+        """Let go of what earlier runs kept."""
+        self._bindings.clear()
 
 
 def pip_line() -> str:

@@ -9,7 +9,7 @@ import shutil
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ..engines.cache import build_command, graph_hashes, key_sha256, read_power_mode
-from ..engines.request import BOUNDS, GRAPHS, optimization_profiles
+from ..engines.request import BOUNDS, optimization_profiles
 from ..errors import UserError
 from ..files import read_json, write_json
 from .cudart import Cudart
@@ -43,7 +43,7 @@ def engine_options(
         )
     place = [version, _read_tensorrt_version()] + _read_gpu() + [read_power_mode()]
     options = {}
-    for graph in GRAPHS:
+    for graph in bundle.graphs:
         given = tensorrt_options(request, graph, precision)
         # With the bundle's workspace, not that of a build: what was built is found whatever it was.
         key = {"place": place, "onnx_sha256": graph_hashes(bundle.manifest, graph), "options": given}

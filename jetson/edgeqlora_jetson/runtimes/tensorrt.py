@@ -1,4 +1,4 @@
-"""Execution by TensorRT: engines that were built on this board, keys and values that never leave the device.
+"""Execution by TensorRT: engines that were built on this board, kept tensors that never leave the device.
 
 Not run on hardware: tested against stand-ins of TensorRT 8.2, 8.5, 10 and 11 that refuse what the real ones refuse.
 """
@@ -9,19 +9,26 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..engines.cache import default_cache_dir, find_engine, read_engine, read_place
-from ..engines.request import GRAPHS, optimization_profiles
+from ..engines.request import optimization_profiles
 from ..errors import UserError
 from .cudart import Cudart
 from .trt_adapters import make_logger
-from .trt_engine import DeviceBuffer, IoBuffer, TrtEngine, choose_host_memory
+from .trt_engine import DeviceBuffer, IoBuffer, TrtContext, TrtEngine, choose_host_memory
+
+
+class KeptTensor(object):
+    """An output that stayed on the device: good as an input until the graph that made it runs again (twice, in a loop)."""
+
+    def __init__(self, address: int, shape: Tuple[int, ...]) -> None:
+        self.address, self.shape = address, shape
 
 
 class TensorRt(object):
-    """The two engines of a bundle, loaded, with every buffer allocated at the largest size the bundle asks for.
+    """The engines of a bundle, loaded, with every buffer allocated at the largest size the bundle asks for.
 
     providers: ["TensorRT"]. version: of TensorRT. threads: 1, the host only gives work out. precision: what the engines
     really have. engines: the records of the engine cache. notes: engines and memory in sentences, for the report. One
-    batch is decoded at a time: `encode` ends the one before.
+    batch is decoded at a time: a run of the encoder ends the one before.
     """
 
     name = "tensorrt"
@@ -55,139 +62,116 @@ class TensorRt(object):
         self.threads = 1
         place = read_place(trt, self._cuda, root)
         self.engines = {
-            graph: find_engine(bundle, graph, cache_dir or default_cache_dir(), place, precision) for graph in GRAPHS
+            graph: find_engine(bundle, graph, cache_dir or default_cache_dir(), place, precision)
+            for graph in bundle.graphs
         }
         self.precision = " and ".join(sorted({entry["precision"] for entry in self.engines.values()}))
-        model = bundle.manifest["model"]
-        self.n_layers, self._n_heads, self._head_dim = model["n_layers"], model["n_heads"], model["head_dim"]
-        self._vocab_size = model["vocab_size"]
-        self._max_batch, self._max_positions = request["max_batch"], request["max_positions"]
         self._stream = self._cuda.create_stream()
         logger = make_logger(trt)
-        loaded: Dict[str, TrtEngine] = {}
+        self._engines: Dict[str, TrtEngine] = {}
+        self._contexts: Dict[str, List[TrtContext]] = {}
         for graph, entry in self.engines.items():
             profiles = optimization_profiles(request, graph)
-            loaded[graph] = TrtEngine(trt, read_engine(entry), entry["path"], profiles, logger, self._stream)
-        self._encoder = loaded["encoder"].open()
-        self._prefill, self._step = (loaded["decoder"].open([name]) for name in ("prefill", "step"))
-        self.api = self._encoder.api
-        self._name_tensors()
+            engine = TrtEngine(trt, read_engine(entry), entry["path"], profiles, logger, self._stream)
+            self._engines[graph] = engine
+            # A graph that reads what it kept changes its optimization profile within a clip: a context for each.
+            own = is_loop(request["graphs"][graph])
+            self._contexts[graph] = [engine.open([p.name]) for p in profiles] if own else [engine.open()]
+            for context in self._contexts[graph]:
+                context.check_names(list(profiles[0].inputs), list(request["graphs"][graph]["outputs"]))
+        self.api = next(iter(self._contexts.values()))[0].api
+        self.host_memory = choose_host_memory(self._cuda.gpu())
+        self.zero_copy = self.host_memory == "mapped"
         self._allocate(request)
+        names = [name for _, name in self._io]
         self.notes = describe_engines(self) + [
-            "mel, tokens and logits in {} host memory, {}".format(
-                self.host_memory, "zero-copy" if self.zero_copy else "copied to and from the device"
+            "{} and {} in {} host memory, {}".format(
+                ", ".join(names[:-1]),
+                names[-1],
+                self.host_memory,
+                "zero-copy" if self.zero_copy else "copied to and from the device",
             )
         ]
-
-    def encode(self, mel: np.ndarray) -> Tuple[int, int]:
-        """Mel float32 (batch, n_mels, n_frames) -> (batch, n_audio); keys and values stay on the device.
-
-        Raises UserError for a batch or a window that the engines were not asked for.
-        """
-        batch, _, n_frames = mel.shape
-        self._encoder.set_shapes({"mel": mel.shape})
-        self._encoder.set_addresses(self._encoder_addresses)
-        self._mel.upload(mel)
-        self._encoder.execute()
-        # Waits: encoder_ms would be counted as the decoder's else, and the next mel may be written.
-        self._cuda.synchronize(self._stream)
-        return batch, n_frames // 2
-
-    def start(self, cross: Tuple[int, int]) -> "TrtDecoderState":
-        """Begin to decode the batch that was encoded last; `cross` is what encode returned."""
-        return TrtDecoderState(self, cross[0], cross[1])
-
-    def _name_tensors(self) -> None:
-        layers = range(self.n_layers)
-        self._cross_names = [name.format(i) for i in layers for name in ("cross_k_{}", "cross_v_{}")]
-        self._past_names = [name.format(i) for i in layers for name in ("past_k_{}", "past_v_{}")]
-        self._present_names = [name.format(i) for i in layers for name in ("present_k_{}", "present_v_{}")]
-        self._encoder.check_names(["mel"], self._cross_names)
-        for context in (self._prefill, self._step):
-            context.check_names(["tokens"] + self._past_names + self._cross_names, ["logits"] + self._present_names)
 
     def _allocate(self, request: Dict[str, Any]) -> None:
         """All buffers, once, at their largest: nothing is allocated while decoding."""
-        cuda, stream, encoder, decoder = self._cuda, self._stream, self._encoder.tensors, self._step.tensors
-        self.host_memory = choose_host_memory(cuda.gpu())
-        self.zero_copy = self.host_memory == "mapped"
-        mels = [profile.inputs["mel"]["max"] for profile in optimization_profiles(request, "encoder")]
-        n_frames = max(shape[2] for shape in mels)
-        n_tokens = max(profile.inputs["tokens"]["max"][1] for profile in optimization_profiles(request, "decoder"))
-        per_position = self._max_batch * self._n_heads * self._head_dim
+        self._io: Dict[Tuple[str, str], IoBuffer] = {}
+        self._device: Dict[Tuple[str, str], List[DeviceBuffer]] = {}
+        self._nothing = DeviceBuffer(self._cuda, 1, np.dtype(np.float32)).address
+        for graph, contexts in self._contexts.items():
+            asked, tensors = request["graphs"][graph], contexts[0].tensors
+            largest = {name: tuple(shape) for name, shape in asked["outputs"].items()}
+            for profile in optimization_profiles(request, graph):
+                for name, shapes in profile.inputs.items():
+                    # The largest product, not the largest shape: windows and batches may pull apart.
+                    largest[name] = max(largest.get(name, ()), shapes["max"], key=_n_items)
+            for name, shape in sorted(largest.items(), key=lambda item: (item[0] in asked["outputs"], item[0])):
+                dtype = tensors[name].dtype
+                if name not in asked["on_device"]:
+                    self._io[graph, name] = IoBuffer(self._cuda, _n_items(shape), dtype, self.host_memory, self._stream)
+                elif name in asked["outputs"]:
+                    # Two in a loop: a step reads one and writes the other, then they change places.
+                    self._device[graph, name] = [
+                        DeviceBuffer(self._cuda, _n_items(shape), dtype) for _ in range(1 + is_loop(asked))
+                    ]
 
-        def io_buffer(n_items: int, dtype: np.dtype) -> IoBuffer:
-            return IoBuffer(cuda, n_items, dtype, self.host_memory, stream)
+    def run(
+        self, graph: str, inputs: Dict[str, Any], shapes: Dict[str, Sequence[int]], keep: Sequence[str] = ()
+    ) -> Dict[str, Any]:
+        """Run a graph: input name -> array, or what an earlier run kept; gives output name -> array (float32).
 
-        self._mel = io_buffer(self._max_batch * mels[0][1] * n_frames, encoder["mel"].dtype)
-        self._tokens = io_buffer(self._max_batch * n_tokens, decoder["tokens"].dtype)
-        self._logits = io_buffer(self._max_batch * self._vocab_size, decoder["logits"].dtype)
-        self._cross = {
-            name: DeviceBuffer(cuda, per_position * (n_frames // 2), decoder[name].dtype) for name in self._cross_names
-        }
-        caches = [
-            [
-                DeviceBuffer(cuda, per_position * self._max_positions, decoder[name].dtype).address
-                for name in self._past_names
-            ]
-            for _ in range(2)
-        ]
-        cross = {name: buffer.address for name, buffer in self._cross.items()}
-        self._encoder_addresses = dict(cross, mel=self._mel.address)
-        self._decoder_addresses = dict(cross, tokens=self._tokens.address, logits=self._logits.address)
-        # Two sets of keys and values: a step reads one and writes the other, then they change places.
-        self._cache_addresses = [
-            dict(list(zip(self._past_names, caches[past])) + list(zip(self._present_names, caches[1 - past])))
-            for past in (0, 1)
-        ]
-
-
-class TrtDecoderState(object):
-    """One batch being decoded.
-
-    n_past: positions decoded so far.
-    """
-
-    def __init__(self, runtime: TensorRt, batch: int, n_audio: int) -> None:
-        self._runtime = runtime
-        self.batch, self.n_past, self._n_runs = batch, 0, 0
-        heads, head_dim = runtime._n_heads, runtime._head_dim
-        self._cross_shapes = {
-            name: (batch, heads, head_dim, n_audio) if "_k_" in name else (batch, heads, n_audio, head_dim)
-            for name in runtime._cross_names
-        }
-
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens int32 (batch, n_new), following those already given -> logits float32 (batch, vocab) of the last.
-
-        Raises UserError beyond the positions that the bundle asked for, and when the first logits are not finite.
+        shapes: of every output. keep: outputs that stay on the device, those that the engine request calls on_device.
+        Raises UserError for a batch, a window or a length that the engines were not asked for.
         """
-        runtime = self._runtime
-        n_new = tokens.shape[1]
-        if self.n_past + n_new > runtime._max_positions:
-            raise UserError(
-                "position {} is beyond the {} that the engines were asked for: export the bundle again with a higher "
-                "limit of tokens".format(self.n_past + n_new, runtime._max_positions)
-            )
-        context = runtime._prefill if self.n_past == 0 else runtime._step
-        past_shape = (self.batch, runtime._n_heads, self.n_past, runtime._head_dim)
-        shapes = dict(self._cross_shapes, tokens=tokens.shape)
-        shapes.update(dict.fromkeys(runtime._past_names, past_shape))
-        context.set_shapes(shapes)
-        context.set_addresses(runtime._decoder_addresses)
-        context.set_addresses(runtime._cache_addresses[self._n_runs % 2])
-        runtime._tokens.upload(tokens)
+        given = {name: tuple(value.shape) for name, value in inputs.items()}
+        context = next((c for c in self._contexts[graph] if c.takes(given)), None)
+        if context is None:
+            raise self._engines[graph].refusal(given)
+        context.set_shapes(given)
+        addresses, kept = {}, {}
+        for name, value in inputs.items():
+            if isinstance(value, KeptTensor):
+                addresses[name] = value.address
+            elif (graph, name) in self._io:
+                addresses[name] = self._io[graph, name].address
+            else:
+                addresses[name] = self._nothing  # an empty past: TensorRT wants an address all the same
+        in_use = set(addresses.values())
+        for name, shape in shapes.items():
+            if name in keep:
+                free = next(b.address for b in self._device[graph, name] if b.address not in in_use)
+                kept[name] = KeptTensor(free, tuple(shape))
+                addresses[name] = free
+            else:
+                addresses[name] = self._io[graph, name].address
+        context.set_addresses(addresses)
+        for name, value in inputs.items():
+            if (graph, name) in self._io:
+                self._io[graph, name].upload(value)
         context.execute()
-        self.n_past += n_new
-        self._n_runs += 1
-        logits = runtime._logits.download((self.batch, runtime._vocab_size))
-        # Seen of transformers in fp16 (NVIDIA/TensorRT#1500, #2118): every later token would be nonsense.
-        if self._n_runs == 1 and not np.isfinite(logits).all():
-            raise UserError(
-                "the {} engines of TensorRT {} answer NaN or infinity on this audio: build them in fp32 "
-                "(build --precision fp32) and run with --precision fp32".format(runtime.precision, runtime.version)
-            )
-        return logits
+        outputs: Dict[str, Any] = dict(kept)
+        for name, shape in shapes.items():
+            if name not in kept:
+                outputs[name] = self._io[graph, name].download(tuple(shape))
+        if len(kept) == len(shapes):
+            # Waits: the time would be counted as the next graph's else, and the next input may be written.
+            self._cuda.synchronize(self._stream)
+        return outputs
+
+    def release(self) -> None:
+        """Nothing to let go of: all buffers are allocated once."""
+
+
+def is_loop(asked: Dict[str, Any]) -> bool:
+    """Whether a graph of the engine request reads what it kept itself, as a decoder its past."""
+    inputs = asked["optimization_profiles"][0]["inputs"]
+    return any(name in inputs for name in asked["on_device"]) and any(
+        name in asked["outputs"] for name in asked["on_device"]
+    )
+
+
+def _n_items(shape: Sequence[int]) -> int:
+    return int(np.prod(shape)) if shape else 0
 
 
 def import_tensorrt() -> Any:

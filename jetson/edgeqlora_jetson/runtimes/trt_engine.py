@@ -41,6 +41,10 @@ class TrtEngine(object):
         context = open_context(self._trt, self._engine, self._logger)
         return TrtContext(context, {i: self._profiles[i] for i in numbers}, self.path, self._stream)
 
+    def refusal(self, shapes: Dict[str, Tuple[int, ...]]) -> UserError:
+        """The error for shapes that no optimization profile of the engine takes."""
+        return UserError(_outside(self.path, shapes, self._profiles))
+
 
 class TrtContext(object):
     """A context that knows which optimization profile takes which shapes."""
@@ -62,6 +66,10 @@ class TrtContext(object):
             raise UserError(
                 "{}: this engine differs in {}: build it again (build --force)".format(self._path, ", ".join(wrong))
             )
+
+    def takes(self, shapes: Dict[str, Tuple[int, ...]]) -> bool:
+        """Whether one of its optimization profiles takes these shapes."""
+        return any(profile.fits(shapes) for profile in self._profiles.values())
 
     def set_shapes(self, shapes: Dict[str, Tuple[int, ...]]) -> None:
         """Set the shapes of all inputs, changing the optimization profile where these need another one.
@@ -159,7 +167,7 @@ def _outside(path: str, shapes: Dict[str, Tuple[int, ...]], profiles: List[Optim
                 "{}: {} to {}".format(profile.name, profile.inputs[name]["min"], profile.inputs[name]["max"])
                 for profile in profiles
             )
-            return "{}: input {} has shape {}, this engine takes {}. Export with a larger batch or window".format(
+            return "{}: input {} has shape {}, this engine takes {}. Export with a larger batch, window or limit of tokens".format(
                 path, name, tuple(shape), allowed
             )
     return "{}: shapes {} do not fit any one optimization profile ({})".format(

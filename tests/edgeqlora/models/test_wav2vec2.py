@@ -1,6 +1,8 @@
 """Wav2Vec2 CTC behind the seam: features, labels, loss and texts are transformers' own, and the whole line runs on it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,8 +227,36 @@ def test_data_check_counts_what_cannot_be_written(tiny_ctc, clips, tmp_path):
     assert "'7': 7 lights" in result.output
 
 
-def test_export_says_that_it_cannot_yet(tiny_ctc, clips, tmp_path):
-    result = run("export", tiny_ctc, "-o", tmp_path / "bundle", "-d", clips)
-    with pytest.raises(UserError, match=r"a wav2vec2 model cannot be exported yet, allowed is whisper"):
-        raise result.exception
-    assert not (tmp_path / "bundle").exists()
+def test_the_bundle_says_what_the_folder_says(tiny_ctc, clips, tmp_path):
+    """From the folder to the figures of the runner that lies in the bundle, started as a user starts it."""
+    flags = ["--window-s", "0.5,1", "--target", "jetson-nano"]
+    result = run("export", tiny_ctc, "-o", tmp_path / "bundle", "-d", clips, *flags)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert (manifest["features"], manifest["decoder"]["kind"]) == ({"kind": "waveform", "normalise": True}, "ctc")
+    assert [gate["name"] for gate in manifest["gates"]] == [
+        "samples", "logits at 0.5 s", "greedy tokens at 0.5 s", "logits at 1 s", "greedy tokens at 1 s",
+    ]  # fmt: skip
+    profiles = manifest["engine_request"]["graphs"]["ctc"]["optimization_profiles"]
+    assert [(p["name"], p["inputs"]["audio"]["max"]) for p in profiles] == [
+        ("window 0.5 s", [4, 8000]),
+        ("window 1 s", [4, 16000]),
+    ]
+    texts = []
+    for what, flags in ((tiny_ctc, ["--window-s", "1"]), (tmp_path / "bundle", [])):
+        scored = run("evaluate", what, "-d", clips, "-o", tmp_path / "report.json", *flags)
+        assert scored.exit_code == 0, scored.output
+        rows = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+        texts.append([row["hypothesis"] for row in rows])
+    assert texts[0] == texts[1]
+    assert any(texts[0])
+    runner = [sys.executable, tmp_path / "bundle" / "edgeqlora-jetson.pyz"]
+    bench = subprocess.run([*runner, "bench", "--output", tmp_path / "bench.json"], capture_output=True, text=True)
+    assert bench.returncode == 0, bench.stdout + bench.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert (
+        report["accuracy"]["basic"]["wer"]["value"]
+        == json.loads((tmp_path / "report.json").read_text())["wer"]["basic"]["value"]
+    )
+    assert set(report["latency_ms"]) == {"query", "waiting", "total", "features", "ctc", "collapse"}
+    assert "  collapse" in bench.stdout

@@ -14,6 +14,7 @@ from fakes.cudart_library import compile_cudart
 from fakes.tensorrt import VERSIONS, make_tensorrt
 from fixtures.engines import ask_for_engines, build_all
 
+from edgeqlora_jetson.decoders import KeyValueDecoder
 from edgeqlora_jetson.engines.request import optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_text
@@ -65,7 +66,8 @@ def test_logits_are_those_of_onnxruntime(opened, bundle):
     runtime, _ = opened("8.2")
     other = open_runtime(bundle, "onnxruntime", threads=1)
     mel = np.random.RandomState(0).normal(0, 1, (3, 16, 100)).astype(np.float32)
-    states = [r.start(r.encode(mel)) for r in (runtime, other)]
+    decoders = [KeyValueDecoder(r, bundle.manifest) for r in (runtime, other)]
+    states = [d.start(d.encode(mel)) for d in decoders]
     for tokens in ([[36, 37]] * 3, [[1], [2], [3]], [[4], [5], [6]]):
         ours, theirs = (state.step(np.array(tokens, dtype=np.int32)) for state in states)
         assert ours.dtype == np.float32
@@ -106,8 +108,8 @@ def test_zero_copy_only_where_the_processor_caches_it(
     assert (cuda.n_copies == 0) == runtime.zero_copy == ("zero-copy" in memory)
 
 
-def test_logits_are_ones_own(opened):
-    runtime, _ = opened("8.5")
+def test_logits_are_ones_own(opened, bundle):
+    runtime = KeyValueDecoder(opened("8.5")[0], bundle.manifest)
     state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
     first = state.step(np.array([[36, 37]], dtype=np.int32))
     kept = first.copy()
@@ -124,7 +126,8 @@ def test_the_largest_batch_to_the_last_position(opened, bundle, release):
     runtime, _ = opened(release, integrated=False)
     other = open_runtime(bundle, "onnxruntime", threads=1)
     mel = np.random.RandomState(1).normal(0, 1, (4, 16, 100)).astype(np.float32)
-    states = [r.start(r.encode(mel)) for r in (runtime, other)]
+    decoders = [KeyValueDecoder(r, bundle.manifest) for r in (runtime, other)]
+    states = [d.start(d.encode(mel)) for d in decoders]
     for n in range(11):
         tokens = np.array([[36, 37]] * 4 if n == 0 else [[n]] * 4, dtype=np.int32)
         ours, theirs = (state.step(tokens) for state in states)
@@ -132,40 +135,42 @@ def test_the_largest_batch_to_the_last_position(opened, bundle, release):
     assert states[0].n_past == 12
 
 
-def test_encode_waits_for_the_encoder(opened):
+def test_encode_waits_for_the_encoder(opened, bundle):
     """Else its time would be counted as the decoder's."""
     runtime, cuda = opened("10")
-    runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
-    assert not cuda.is_pending(runtime._mel._host)
-    assert np.isfinite(cuda.resolve(runtime._cross["cross_k_0"].address, 4 * 8 * 25).view(np.float32)).all()
+    encoded = KeyValueDecoder(runtime, bundle.manifest).encode(np.zeros((1, 16, 50), dtype=np.float32))
+    assert not cuda.is_pending(runtime._io["encoder", "mel"]._host)
+    assert np.isfinite(cuda.resolve(encoded.tensors["cross_k_0"].address, 4 * 8 * 25).view(np.float32)).all()
 
 
-def test_a_batch_or_window_that_was_not_asked_for(opened):
-    runtime, _ = opened("8.2")
+def test_a_batch_or_window_that_was_not_asked_for(opened, bundle):
+    runtime = KeyValueDecoder(opened("8.2")[0], bundle.manifest)
     with pytest.raises(
         UserError, match=r"input mel has shape \(5, 16, 50\), this engine takes window 0.5 s: \(1, 16, 50"
     ):
         runtime.encode(np.zeros((5, 16, 50), dtype=np.float32))
-    with pytest.raises(UserError, match=r"\(1, 16, 60\).*Export with a larger batch or window"):
+    with pytest.raises(UserError, match=r"\(1, 16, 60\).*Export with a larger batch, window or limit of tokens"):
         runtime.encode(np.zeros((1, 16, 60), dtype=np.float32))
 
 
-def test_positions_that_were_not_asked_for(opened):
-    runtime, _ = opened("10")
+def test_positions_that_were_not_asked_for(opened, bundle):
+    runtime = KeyValueDecoder(opened("10")[0], bundle.manifest)
     state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
     state.step(np.array([[36, 37]], dtype=np.int32))
     for _ in range(10):
         state.step(np.array([[1]], dtype=np.int32))
-    with pytest.raises(UserError, match=r"position 13 is beyond the 12 that the engines were asked for"):
+    with pytest.raises(
+        UserError, match=r"input past_k_0 has shape \(1, 2, 12, 4\), this engine takes .*step: .*limit of tokens"
+    ):
         state.step(np.array([[1]], dtype=np.int32))
 
 
-def test_an_engine_that_answers_nan_is_not_believed(opened, monkeypatch):
+def test_an_engine_that_answers_nan_is_not_believed(opened, bundle, monkeypatch):
     runtime, _ = opened("10", precision="fp16")
-    monkeypatch.setattr(runtime._logits, "download", lambda shape: np.full(shape, np.nan, dtype=np.float32))
-    state = runtime.start(runtime.encode(np.zeros((1, 16, 50), dtype=np.float32)))
-    with pytest.raises(UserError, match=r"the fp16 engines of TensorRT 10.3.0.30 answer NaN .*build --precision fp32"):
-        state.step(np.array([[36, 37]], dtype=np.int32))
+    logits = runtime._io["decoder", "logits"]
+    monkeypatch.setattr(logits, "download", lambda shape: np.full(shape, np.nan, dtype=np.float32))
+    with pytest.raises(UserError, match=r"the fp16 decoder in tensorrt 10.3.0.30 answers NaN .*build --precision fp32"):
+        KeyValueDecoder(runtime, bundle.manifest).greedy(np.zeros((1, 16, 50), dtype=np.float32), 5)
 
 
 def test_fp16_is_said_with_what_stayed_fp32(opened):
@@ -314,30 +319,30 @@ def test_the_stand_in_notices_what_the_adapter_leaves_out(
     opened, monkeypatch, clips, bundle, release, left_out, message
 ):
     runtime, _ = opened(release)
-    for context in (runtime._encoder, runtime._prefill, runtime._step):
+    for context in runtime._contexts["encoder"] + runtime._contexts["decoder"]:
         monkeypatch.setattr(context._context, left_out, lambda *arguments: None)
     with pytest.raises(Misuse, match=message):
         Transcriber(bundle, runtime).transcribe(clips[2])
 
 
-def test_what_tensorrt_refuses_is_an_error_with_its_words(opened, monkeypatch):
+def test_what_tensorrt_refuses_is_an_error_with_its_words(opened, bundle, monkeypatch):
     runtime, _ = opened("10")
-    context = runtime._encoder._context._context
+    context = runtime._contexts["encoder"][0]._context._context
     monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
-    runtime._encoder._context._logger.errors.append("3: [executionContext.cpp] out of memory\nmore")
+    runtime._contexts["encoder"][0]._context._logger.errors.append("3: [executionContext.cpp] out of memory\nmore")
     with pytest.raises(UserError, match=r"TensorRT refused the execution: 3: \[executionContext.cpp\] out of memory"):
-        runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+        KeyValueDecoder(runtime, bundle.manifest).encode(np.zeros((1, 16, 50), dtype=np.float32))
 
 
-def test_the_last_errors_are_told_not_the_first(opened, monkeypatch):
+def test_the_last_errors_are_told_not_the_first(opened, bundle, monkeypatch):
     runtime, _ = opened("10")
-    logger = runtime._encoder._context._logger
+    logger = runtime._contexts["encoder"][0]._context._logger
     for n in range(30):
         logger.log(make_tensorrt("10").ILogger.ERROR, "error {}".format(n))
     assert len(logger.errors) == 20
-    monkeypatch.setattr(runtime._encoder._context._context, "execute_async_v3", lambda stream: False)
+    monkeypatch.setattr(runtime._contexts["encoder"][0]._context._context, "execute_async_v3", lambda stream: False)
     with pytest.raises(UserError, match=r"refused the execution: error 27; error 28; error 29\. If .*build --force"):
-        runtime.encode(np.zeros((1, 16, 50), dtype=np.float32))
+        KeyValueDecoder(runtime, bundle.manifest).encode(np.zeros((1, 16, 50), dtype=np.float32))
 
 
 def test_a_refused_timing_cache_is_not_the_reason(bundle, monkeypatch):
@@ -352,7 +357,7 @@ def test_a_refused_timing_cache_is_not_the_reason(bundle, monkeypatch):
 def test_an_optimization_profile_in_use_is_a_message(opened, release):
     runtime, _ = opened(release)
     with pytest.raises(UserError, match=r"TensorRT refused the optimization profile 0: .*is in use by another context"):
-        runtime._step._context.select(0, runtime._stream)
+        runtime._contexts["decoder"][1]._context.select(0, runtime._stream)
 
 
 def test_a_type_that_inference_does_not_use():

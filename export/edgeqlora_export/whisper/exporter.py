@@ -1,0 +1,136 @@
+"""Exporter (see family.py) of a WhisperForConditionalGeneration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from edgeqlora_export.family import Gate, Progress, difference_gate, read_part
+from edgeqlora_export.whisper.decoding import decoding_spec, is_multilingual
+from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.engine_graphs import engine_graphs
+from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.parity import measure_parity
+from edgeqlora_export.whisper.windowed import model_window_s, window_frames
+from edgeqlora_jetson.audio.logmel import LogMel
+from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.files import write_json, write_text
+
+SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160
+"""Whisper's audio constants, on which graphs and runner are built."""
+
+MEL_LIMIT = 1e-4
+"""Largest difference allowed between the runner's log-mel and the model's own feature extractor."""
+
+
+class WhisperExporter:
+    """A merged Whisper with tokenizer, feature extractor and generation config (None if the folder has none)."""
+
+    def __init__(self, model: Any, tokenizer: Any, extractor: Any, generation: Any):
+        self.base_model, self.tokenizer, self.extractor, self.generation = model, tokenizer, extractor, generation
+        self._filters = np.asarray(extractor.mel_filters, dtype=np.float32)
+
+    def check_windows(self, windows_s: Sequence[float]) -> list[float]:
+        native_s = model_window_s(self.base_model)
+        if not windows_s:
+            raise UserError(f"windows_s is empty: give one or more windows of at most {native_s:g} s, such as 2")
+        for window_s in windows_s:
+            window_frames(window_s, max_window_s=native_s)
+        return sorted({float(window_s) for window_s in windows_s})
+
+    def describe(self, windows_s: Sequence[float], language: str | None, task: str | None) -> dict[str, Any]:
+        spec = decoding_spec(self.base_model, self.tokenizer, self.generation, list(windows_s), language, task)
+        return {
+            "model": {
+                "family": "whisper",
+                **model_constants(self.base_model),
+                "multilingual": is_multilingual(self.base_model, self.generation),
+            },
+            "features": {
+                "kind": "log-mel",
+                "n_fft": N_FFT,
+                "hop_length": HOP_LENGTH,
+                "n_mels": self._filters.shape[1],
+                "mel_filters": "mel_filters.npy",
+            },
+            "decoder": {"kind": "greedy", **spec},
+        }
+
+    def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
+        return export_whisper(self.base_model, folder, opset)
+
+    def engine_graphs(self, manifest: Mapping[str, Any], max_batch: int, opt_batch: int) -> dict[str, Any]:
+        return engine_graphs(
+            model=manifest["model"],
+            windows_s=manifest["audio"]["windows_s"],
+            n_prompt=len(manifest["decoder"]["prompt_ids"]),
+            max_new_tokens=manifest["decoder"]["max_new_tokens"],
+            max_batch=max_batch,
+            opt_batch=opt_batch,
+        )
+
+    def write_tables(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        np.save(folder / manifest["features"]["mel_filters"], self._filters, allow_pickle=False)
+        table = detokenizer_table(self.tokenizer, self.base_model.config.vocab_size)
+        text = json.dumps(list(table), ensure_ascii=False, separators=(",", ":"))
+        write_text(folder / manifest["decoder"]["detokenizer"], text + "\n")
+        spelling = getattr(self.tokenizer, "english_spelling_normalizer", None)
+        if spelling:  # so that `whisper-english` scores a bundle as it scores the folder
+            write_json(folder / "normalizer.json", spelling)
+
+    def prove(
+        self, bundle: Any, runtime: Any, audios: Sequence[np.ndarray], progress: Progress = lambda message: None
+    ) -> list[Gate]:
+        mels = {w: extract_mel(self.extractor, audios, window_frames(w)) for w in bundle.windows_s}
+        log_mel = LogMel(self._filters, N_FFT, HOP_LENGTH)
+        worst = max(
+            float(np.abs(log_mel(audio, mel.shape[1]) - mel).max())
+            for batch in mels.values()
+            for audio, mel in zip(audios, batch, strict=True)
+        )
+        detail = f"max abs difference from the model's extractor over {len(audios)} clips, {len(mels)} windows"
+        return [
+            difference_gate("log-mel", worst, MEL_LIMIT, detail),
+            *measure_parity(self.base_model, runtime, mels, bundle.manifest, progress=progress),
+        ]
+
+
+def load_exporter(folder: Path) -> WhisperExporter:
+    """Model in fp32 and eval mode with all that belongs to it.
+
+    Raises UserError when a part cannot be read, or the audio constants are not Whisper's.
+    """
+    model = read_part(
+        folder, "weights", lambda: WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    )
+    tokenizer = read_part(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder))
+    extractor = read_part(folder, "preprocessor", lambda: WhisperFeatureExtractor.from_pretrained(folder))
+    found = (extractor.sampling_rate, extractor.n_fft, extractor.hop_length)
+    if found != (SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH):
+        raise UserError(
+            f"{folder}: sampling rate, n_fft and hop length are {found}; "
+            f"a Whisper model has {(SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH)}"
+        )
+    has_generation = (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+    return WhisperExporter(model.eval(), tokenizer, extractor, generation)
+
+
+def extract_mel(extractor: Any, audios: Sequence[np.ndarray], n_frames: int) -> np.ndarray:
+    """Log-mel by the model's own extractor, clips zero-padded or cut: float32 (n_clips, n_mels, n_frames)."""
+    n_samples = n_frames * HOP_LENGTH
+    padded = np.zeros((len(audios), n_samples), dtype=np.float32)
+    for row, audio in zip(padded, audios, strict=True):
+        row[: len(audio)] = audio[:n_samples]
+    rows = [
+        extractor(row, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", truncation=False, return_tensors="np")
+        for row in padded
+    ]
+    return np.concatenate([row["input_features"] for row in rows]).astype(np.float32)
