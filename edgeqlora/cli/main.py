@@ -333,12 +333,13 @@ cli_board.register(app)
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("edgeqlora-demo"),
+    model: Annotated[str, typer.Option("--model", "-m", help="whisper or wav2vec2 (a CTC model).")] = "whisper",
     overwrite: Overwrite = False,
 ) -> None:
-    """The whole line on the embedded model and speech: train, merge, export, bench, WER before and after."""
+    """The whole line on an embedded model and speech: train, merge, export, bench, WER before and after."""
     from edgeqlora.demo.run import run_demo
 
-    run_demo(output, overwrite=overwrite, say=say)
+    run_demo(output, model, overwrite=overwrite, say=say)
     done(
         f"adapter, merged model, bundle and reports in {output}",
         f"copy {output}/bundle to a board and run python3 edgeqlora-jetson.pyz bench in it",

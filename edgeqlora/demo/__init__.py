@@ -1,4 +1,4 @@
-"""The embedded demo: a tiny speech model and a little speech, made by us and shipped as package data."""
+"""The embedded demo: tiny speech models and a little speech, made by us and shipped as package data."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 
-def model_dir() -> Path:
-    """Folder of the pre-trained model: a plain transformers folder (Whisper, fp16 safetensors)."""
-    return _HERE / "model"
+def model_dir(name: str = "whisper") -> Path:
+    """Folder of a pre-trained model (whisper or wav2vec2): a plain transformers folder, fp16 safetensors."""
+    return _HERE / "models" / name
 
 
 def speech_dir() -> Path:

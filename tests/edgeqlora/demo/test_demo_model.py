@@ -35,12 +35,13 @@ def test_the_encoder_positions_are_whispers_sinusoids(model):
     torch.testing.assert_close(model.state_dict()[name], untrained.state_dict()[name], rtol=0, atol=1e-3)
 
 
-def test_weights_are_stored_as_fp16_safetensors_and_nothing_is_pickled():
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2"])
+def test_weights_are_stored_as_fp16_safetensors_and_nothing_is_pickled(name):
     from safetensors import safe_open
 
-    with safe_open(model_dir() / "model.safetensors", framework="pt") as weights:
+    with safe_open(model_dir(name) / "model.safetensors", framework="pt") as weights:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
-    assert not [path for path in model_dir().iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not [path for path in model_dir(name).iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_the_tokenizer_prompts_as_english_whisper_does(model, tokenizer):
@@ -93,3 +94,9 @@ def test_the_card_tells_how_the_model_was_made():
     assert card["schema"] == "edgeqlora.pretrain/1"
     assert card["heldout_wer"] <= 0.05
     assert card["recipe"]["seed"] == 7
+
+
+def test_the_ctc_model_is_small_and_its_card_tells_how_it_was_made():
+    card = json.loads((model_dir("wav2vec2") / "card.json").read_text(encoding="utf-8"))
+    assert (card["schema"], card["recipe"]["steps"]) == ("edgeqlora.pretrain/1", 1200)
+    assert (model_dir("wav2vec2") / "model.safetensors").stat().st_size <= 3_000_000

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
+from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
 from edgeqlora.lora.adapters import adapted_linears
 from edgeqlora.models.family import check_source, families, load_learner, load_processor
@@ -227,36 +228,43 @@ def test_data_check_counts_what_cannot_be_written(tiny_ctc, clips, tmp_path):
     assert "'7': 7 lights" in result.output
 
 
-def test_the_bundle_says_what_the_folder_says(tiny_ctc, clips, tmp_path):
-    """From the folder to the figures of the runner that lies in the bundle, started as a user starts it."""
-    flags = ["--window-s", "0.5,1", "--target", "jetson-nano"]
-    result = run("export", tiny_ctc, "-o", tmp_path / "bundle", "-d", clips, *flags)
-    assert result.exit_code == 0, result.output
-    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+def test_the_embedded_model_goes_the_whole_line(tmp_path):
+    """Train, merge, export, bench as a user types it; the bundle says what torch says, and both hear something."""
+    model, speech = model_dir("wav2vec2"), speech_dir()
+    test = ["-d", speech / "test.jsonl"]
+    data = ["--train", speech / "train.jsonl", "--dev", speech / "dev.jsonl", "--eval-samples", 8]
+    adapter, merged, bundle = (tmp_path / name for name in ("adapter", "merged", "bundle"))
+    steps = ["--steps", 4, "--batch-size", 8, "--eval-every", 4, "--cache", "none", "--window-s", 3]
+    windows = ["--window-s", "2,3", "--target", "jetson-nano", "--eval-clips", 16]
+    for command in (
+        ["train", "-m", model, "-o", adapter, *data, *steps],
+        ["merge", adapter, "-o", merged],
+        ["export", merged, "-o", bundle, *test, *windows],
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+    manifest = json.loads((bundle / "manifest.json").read_text())
     assert (manifest["features"], manifest["decoder"]["kind"]) == ({"kind": "waveform", "normalise": True}, "ctc")
     assert [gate["name"] for gate in manifest["gates"]] == [
-        "samples", "logits at 0.5 s", "greedy tokens at 0.5 s", "logits at 1 s", "greedy tokens at 1 s",
+        "samples", "logits at 2 s", "greedy tokens at 2 s", "logits at 3 s", "greedy tokens at 3 s",
     ]  # fmt: skip
     profiles = manifest["engine_request"]["graphs"]["ctc"]["optimization_profiles"]
     assert [(p["name"], p["inputs"]["audio"]["max"]) for p in profiles] == [
-        ("window 0.5 s", [4, 8000]),
-        ("window 1 s", [4, 16000]),
+        ("window 2 s", [4, 32000]),
+        ("window 3 s", [4, 48000]),
     ]
     texts = []
-    for what, flags in ((tiny_ctc, ["--window-s", "1"]), (tmp_path / "bundle", [])):
-        scored = run("evaluate", what, "-d", clips, "-o", tmp_path / "report.json", *flags)
+    for source in (merged, bundle):
+        scored = run("evaluate", source, *test, "--limit", 16, "-o", tmp_path / "report.json")
         assert scored.exit_code == 0, scored.output
         rows = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
         texts.append([row["hypothesis"] for row in rows])
     assert texts[0] == texts[1]
-    assert any(texts[0])
-    runner = [sys.executable, tmp_path / "bundle" / "edgeqlora-jetson.pyz"]
+    assert json.loads((tmp_path / "report.json").read_text())["wer"]["basic"]["value"] < 75
+    runner = [sys.executable, bundle / "edgeqlora-jetson.pyz"]
     bench = subprocess.run([*runner, "bench", "--output", tmp_path / "bench.json"], capture_output=True, text=True)
     assert bench.returncode == 0, bench.stdout + bench.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert (
-        report["accuracy"]["basic"]["wer"]["value"]
-        == json.loads((tmp_path / "report.json").read_text())["wer"]["basic"]["value"]
-    )
+    assert report["accuracy"]["basic"]["wer"]["value"] < 75
     assert set(report["latency_ms"]) == {"query", "waiting", "total", "features", "ctc", "collapse"}
     assert "  collapse" in bench.stdout
