@@ -21,16 +21,9 @@ import numpy.typing as npt
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.errors import UserError
 from edgeqlora.hub_access import is_hub_name, stay_offline_without_network
+from edgeqlora_jetson.transcribe import Segment
 
 Features = npt.NDArray[np.float32]
-
-
-class Segment(NamedTuple):
-    """A stretch of a transcript with its times in the clip."""
-
-    text: str
-    start_s: float
-    end_s: float
 
 
 class Transcription(NamedTuple):

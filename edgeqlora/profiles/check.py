@@ -49,7 +49,7 @@ _WEIGHTS_MIB, _KV_MIB_PER_S = 283, 35 / 30
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProfileFinding:
     """One result of a check."""
 
     level: str
@@ -58,7 +58,7 @@ class Finding:
     """What it is, with the values."""
 
 
-def check_profile(profile: Profile) -> list[Finding]:
+def check_profile(profile: Profile) -> list[ProfileFinding]:
     """All findings on a profile, errors first; no errors: its values fit together."""
     errors = [
         *_identification(profile),
@@ -72,7 +72,7 @@ def check_profile(profile: Profile) -> list[Finding]:
         notes.append(f"no public document confirms {', '.join(profile.unsourced)}")
     if profile.absent:
         notes.append(f"not known: {', '.join(profile.absent)}")
-    return [Finding("error", text) for text in errors] + [Finding("note", text) for text in notes]
+    return [ProfileFinding("error", text) for text in errors] + [ProfileFinding("note", text) for text in notes]
 
 
 def run_checks(names_or_paths: Sequence[str | Path] = ()) -> tuple[str, bool]:
@@ -92,7 +92,7 @@ def run_checks(names_or_paths: Sequence[str | Path] = ()) -> tuple[str, bool]:
                 if release.jetpack != profile.jetpack:
                     findings += _other_release(name, release, findings)
         except UserError as error:
-            findings = [Finding("error", str(error))]
+            findings = [ProfileFinding("error", str(error))]
         bad = sum(finding.level == "error" for finding in findings)
         n_errors += bad
         lines.append(f"{name}: {'ok' if not bad else f'{bad} error' + 's' * (bad > 1)}")
@@ -103,14 +103,14 @@ def run_checks(names_or_paths: Sequence[str | Path] = ()) -> tuple[str, bool]:
     return "\n".join(lines), not n_errors
 
 
-def _other_release(name: str | Path, release: JetpackRelease, seen: Sequence[Finding]) -> list[Finding]:
+def _other_release(name: str | Path, release: JetpackRelease, seen: Sequence[ProfileFinding]) -> list[ProfileFinding]:
     """What is wrong only with another JetPack release of the same board."""
     from edgeqlora.profiles.load import load_profile
 
     known = {finding.text for finding in seen}
     found = check_profile(load_profile(name, jetpack=release.jetpack))
     return [
-        Finding("error", f"with JetPack {release.jetpack}: {finding.text}")
+        ProfileFinding("error", f"with JetPack {release.jetpack}: {finding.text}")
         for finding in found
         if finding.level == "error" and finding.text not in known
     ]

@@ -17,7 +17,7 @@ import asyncssh
 
 from edgeqlora.errors import UserError
 from edgeqlora.remote.connect import SshSettings, connect, is_connection_lost
-from edgeqlora.remote.farcall import Far, open_far, printable
+from edgeqlora.remote.farcall import Helper, open_far, printable
 from edgeqlora.remote.hosts import Host, parse_hosts
 from edgeqlora.remote.preflight import check_machine
 from edgeqlora.remote.transfer import Tally, bundle_files, copy_bundle
@@ -208,7 +208,7 @@ class _Stage:
 
 
 async def _bring_bundle(
-    job: _Job, host: Host, far: Far, connection: asyncssh.SSHClientConnection, tally: Tally, stage: _Stage
+    job: _Job, host: Host, far: Helper, connection: asyncssh.SSHClientConnection, tally: Tally, stage: _Stage
 ) -> tuple[str, str]:
     """Check the machine, copy what it lacks; returns the bundle's folder and the Python there."""
     facts = await far.ask("look", folder=job.remote_dir)
@@ -253,7 +253,7 @@ def _progress(job: _Job, host: Host, start_s: float) -> Callable[[int, int], Non
     return show
 
 
-async def _run(job: _Job, host: Host, far: Far, far_folder: str, argv: list[str]) -> str | None:
+async def _run(job: _Job, host: Host, far: Helper, far_folder: str, argv: list[str]) -> str | None:
     """Run the runner there, its lines going to `say`; returns why it failed, None where it ended well."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
 
@@ -279,7 +279,7 @@ async def _run(job: _Job, host: Host, far: Far, far_folder: str, argv: list[str]
 
 
 async def _fetch(
-    far: Far, connection: asyncssh.SSHClientConnection, far_report: str, path: Path, *, is_needed: bool
+    far: Helper, connection: asyncssh.SSHClientConnection, far_report: str, path: Path, *, is_needed: bool
 ) -> dict[str, Any] | None:
     """Bring the report here, whole or not at all; None where there is none and none is needed."""
     try:

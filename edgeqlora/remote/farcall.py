@@ -29,7 +29,7 @@ _BOOTSTRAP = (
 )
 
 
-class Far:
+class Helper:
     """A running helper. Requests go one after another."""
 
     def __init__(self, host: Host, process: asyncssh.SSHClientProcess[bytes]):
@@ -81,14 +81,14 @@ class Far:
 
 
 @contextlib.asynccontextmanager
-async def open_far(connection: asyncssh.SSHClientConnection, host: Host, python: str) -> AsyncIterator[Far]:
+async def open_far(connection: asyncssh.SSHClientConnection, host: Host, python: str) -> AsyncIterator[Helper]:
     """The helper, running on the other machine with its `python`; ended at the end, with all that it started.
 
     Raises UserError when that Python is missing, older than 3.6, or does not start.
     """
     command = f"{_far_word(python)} -c {shlex.quote(_BOOTSTRAP)}"
     process = await connection.create_process(command, encoding=None, request_pty=False)
-    far = Far(host, process)
+    far = Helper(host, process)
     source = pkgutil.get_data("edgeqlora.remote", "far.py")
     assert source is not None
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import asyncssh
 
 from edgeqlora.errors import UserError
-from edgeqlora.remote.farcall import Far
+from edgeqlora.remote.farcall import Helper
 from edgeqlora_jetson.bundle import MANIFEST
 
 BLOCK = 1 << 20
@@ -77,7 +77,7 @@ def bundle_files(folder: Path, manifest: Mapping[str, Any], manifest_sha256: str
 
 
 async def copy_bundle(
-    far: Far,
+    far: Helper,
     connection: asyncssh.SSHClientConnection,
     folder: Path,
     files: Mapping[str, Mapping[str, Any]],
@@ -115,7 +115,7 @@ async def copy_bundle(
             await _send(far, sftp, folder, far_folder, piece, tally, progress)
 
 
-async def _start_sftp(far: Far, connection: asyncssh.SSHClientConnection) -> asyncssh.SFTPClient:
+async def _start_sftp(far: Helper, connection: asyncssh.SSHClientConnection) -> asyncssh.SFTPClient:
     try:
         return await connection.start_sftp_client()
     except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
@@ -128,7 +128,7 @@ async def _start_sftp(far: Far, connection: asyncssh.SSHClientConnection) -> asy
 
 
 async def _send(
-    far: Far,
+    far: Helper,
     sftp: asyncssh.SFTPClient,
     folder: Path,
     far_folder: str,

@@ -33,6 +33,29 @@ _REQUIRED: Dict[str, Any] = {
     "files": ((dict,), "an object of name -> sha256 and bytes"),
     "graphs": ((dict,), "an object of name -> file, inputs and outputs"),
 }
+# What is only shown, or has a default: null and missing are allowed.
+_OPTIONAL: Dict[str, Any] = {
+    "created_utc": _TEXT,
+    "decoder.language": _TEXT,
+    "decoder.task": _TEXT,
+    "gates": ((list,), "a list of gates"),
+    "model.base_model": _TEXT,
+    "model.family": _TEXT,
+    "normaliser": _TEXT,
+    "parents": ((dict,), "an object of name -> sha256"),
+    "profile": ((dict,), "an object"),
+    "profile.max_batch": _NUMBER,
+    "profile.name": _TEXT,
+    "profile.threads": _NUMBER,
+    "versions": ((dict,), "an object of name -> version"),
+}
+_GATE = {
+    "name": _TEXT,
+    "passed": _SWITCH,
+    "measured": ((int, float), "a number"),
+    "limit": ((int, float), "a number"),
+    "detail": _TEXT,
+}
 _REQUIRED_BY_KIND: Dict[str, Dict[str, Dict[str, Any]]] = {
     "features": {
         "log-mel": {
@@ -213,6 +236,9 @@ def check_manifest(manifest: Any, name: Any) -> None:
             "this runner, or use the runner inside the bundle".format(name, schema, SCHEMA)
         )
     _check_fields(manifest, _REQUIRED, name)
+    _check_fields(manifest, _OPTIONAL, name, null=True)
+    for i, gate in enumerate(manifest.get("gates") or []):
+        _check_fields(gate, _GATE, "{}: gates[{}]".format(name, i))
     for part, kinds in sorted(_REQUIRED_BY_KIND.items()):
         kind = manifest[part]["kind"]
         if kind not in kinds:
@@ -259,7 +285,7 @@ def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
         if not os.path.isfile(path):
             raise UserError("{}: this file of the bundle is missing. Copy the whole bundle folder again".format(path))
         found_bytes = os.path.getsize(path)
-        if "bytes" in entry and found_bytes != entry["bytes"]:
+        if found_bytes != entry["bytes"]:
             raise UserError(
                 "{}: expected {} bytes, found {}: damaged or half copied. Copy the bundle again".format(
                     path, entry["bytes"], found_bytes
@@ -274,11 +300,14 @@ def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
             )
 
 
-def _check_fields(manifest: Dict[str, Any], required: Dict[str, Any], name: Any) -> None:
+def _check_fields(manifest: Any, required: Dict[str, Any], name: Any, null: bool = False) -> None:
+    """null: None and missing are allowed as well."""
     for path, (types, wanted) in sorted(required.items()):
         value: Any = manifest
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if value is None and null:
+            continue
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise UserError("{}: field {} is {!r}, needed: {}".format(name, path, value, wanted))
 
@@ -372,6 +401,8 @@ def _check_files(manifest: Dict[str, Any], name: Any) -> None:
             raise UserError("{}: files names {!r}, allowed: paths inside the bundle".format(name, file_name))
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise UserError("{}: files entry {!r} has no sha256".format(name, file_name))
+        if not _is_number(entry.get("bytes")):
+            raise UserError("{}: files entry {!r} has no size in bytes".format(name, file_name))
     try:
         named = _named_files(manifest)
     except UserError as error:

@@ -5,7 +5,10 @@ import os
 
 import pytest
 
-from edgeqlora_jetson.bundle import Bundle, read_clips
+from edgeqlora_jetson.audio.features import feature_shape
+from edgeqlora_jetson.bundle import _REQUIRED, _REQUIRED_BY_KIND, Bundle, check_manifest, read_clips
+from edgeqlora_jetson.commands.transcribe import format_info
+from edgeqlora_jetson.decoders import DECODERS
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
 
@@ -141,3 +144,92 @@ def test_clip_manifest_rows(tmp_path):
         with pytest.raises(UserError) as caught:
             read_clips(path)
         assert message in str(caught.value)
+
+
+CTC = {
+    "model": {"family": "wav2vec2", "vocab_size": 32},
+    "features": {"kind": "waveform", "normalise": True},
+    "decoder": {
+        "kind": "ctc",
+        "blank_id": 0,
+        "word_delimiter": "|",
+        "uses_mask": True,
+        "conv_kernel": [20, 8],
+        "conv_stride": [10, 4],
+        "language": None,
+        "task": "transcribe",
+        "detokenizer": "detokenizer.json",
+    },
+    "graphs": {
+        "ctc": {"file": "encoder.onnx", "opset": 13, "precision": "fp32", "inputs": ["audio"], "outputs": ["logits"]}
+    },
+}
+
+
+def places(node, path=()):
+    """Path of every key and list index below a JSON value."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in list(items):
+        yield path + (key,)
+        for place in places(value, path + (key,)):
+            yield place
+
+
+@pytest.mark.parametrize("kind", ["greedy", "ctc"])
+@pytest.mark.parametrize("request_file", [None, "engine_request.json"])
+def test_whatever_is_wrong_in_a_manifest_is_a_message(fixture_folder, kind, request_file):
+    """Every key and every item, missing or of another type or size: a UserError, or a bundle that can be described."""
+    with open(os.path.join(fixture_folder, "manifest.json")) as file:
+        manifest = json.load(file)
+    if kind == "ctc":
+        manifest.update(CTC)
+    if request_file:
+        if kind == "ctc":
+            pytest.skip("the recorded request is of the other kind")
+        with open(os.path.join(os.path.dirname(fixture_folder), request_file)) as file:
+            manifest["engine_request"] = json.load(file)
+    check_manifest(manifest, "manifest.json")
+    n_refused = 0
+    for place in places(manifest):
+        for wrong in (None, "x", "", -1, 0, 0.5, 10**9, True, [], [None], [-1], {}, {"x": None}, float("nan"), "drop"):
+            copy = json.loads(json.dumps(manifest))
+            node = copy
+            for key in place[:-1]:
+                node = node[key]
+            if wrong == "drop":
+                del node[place[-1]]
+            else:
+                node[place[-1]] = wrong
+            try:
+                check_manifest(copy, "manifest.json")
+            except UserError:
+                n_refused += 1
+                continue
+            try:
+                bundle = Bundle(fixture_folder, copy)
+                format_info(bundle)
+                [feature_shape(copy, window_s) for window_s in bundle.windows_s]
+                DECODERS[copy["decoder"]["kind"]](None, copy)
+            except Exception as error:
+                pytest.fail("{} = {!r}: {!r}".format(".".join(map(str, place)), wrong, error))
+    assert n_refused > 500
+
+
+@pytest.mark.parametrize("kind", ["greedy", "ctc"])
+def test_no_required_key_may_be_missing(fixture_folder, kind):
+    with open(os.path.join(fixture_folder, "manifest.json")) as file:
+        manifest = json.load(file)
+    if kind == "ctc":
+        manifest.update(CTC)
+    required = dict(_REQUIRED)
+    for part, kinds in _REQUIRED_BY_KIND.items():
+        required.update(kinds[manifest[part]["kind"]])
+    assert len(required) > 12
+    for path in required:
+        copy = json.loads(json.dumps(manifest))
+        node = copy
+        for key in path.split(".")[:-1]:
+            node = node[key]
+        del node[path.split(".")[-1]]
+        with pytest.raises(UserError, match="field {} is None, needed".format(path)):
+            check_manifest(copy, "manifest.json")

@@ -6,14 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, all_clips, decoded_clips, shown, training_split
-from edgeqlora.data.check.report import Finding, findings_of
+from edgeqlora.data.check.report import DataFinding, findings_of
 
 # Recorders clip single samples in good speech; beyond this share it is audible.
 MOST_CLIPPED_SHARE = 0.001
 DURATION_TOLERANCE_S = 0.1
 
 
-def audio_findings(clips: Clips) -> Iterator[Finding]:
+def audio_findings(clips: Clips) -> Iterator[DataFinding]:
     """Audio that cannot be decoded, is silent under a transcript, or is overdriven."""
     bad = [f"{name}: {fact.error}" for name, fact in all_clips(clips) if fact.error]
     yield from findings_of(
@@ -45,7 +45,7 @@ def audio_findings(clips: Clips) -> Iterator[Finding]:
     )
 
 
-def length_findings(clips: Clips, window_s: float | None) -> Iterator[Finding]:
+def length_findings(clips: Clips, window_s: float | None) -> Iterator[DataFinding]:
     """Clips beyond the window, and durations that the manifest has wrong."""
     if window_s is not None:
         training = training_split(clips)
@@ -96,7 +96,7 @@ def length_findings(clips: Clips, window_s: float | None) -> Iterator[Finding]:
     )
 
 
-def duplicate_findings(clips: Clips) -> Iterator[Finding]:
+def duplicate_findings(clips: Clips) -> Iterator[DataFinding]:
     """The same recording twice, by its decoded samples, whatever the files are called."""
     groups: dict[str, list[tuple[str, ClipFacts]]] = defaultdict(list)
     for name, fact in decoded_clips(clips):
@@ -130,7 +130,7 @@ def duplicate_findings(clips: Clips) -> Iterator[Finding]:
     )
 
 
-def speaker_findings(clips: Clips) -> Iterator[Finding]:
+def speaker_findings(clips: Clips) -> Iterator[DataFinding]:
     """Speakers that are heard in more than one split."""
     splits_of: dict[str, Counter[str]] = defaultdict(Counter)
     for name, fact in all_clips(clips):
@@ -150,7 +150,7 @@ def speaker_findings(clips: Clips) -> Iterator[Finding]:
     )
 
 
-def format_findings(clips: Clips) -> Iterator[Finding]:
+def format_findings(clips: Clips) -> Iterator[DataFinding]:
     """Files of different sample rates or channel counts."""
     for name, unit, value_of, what in (
         ("mixed_sample_rates", "Hz", lambda fact: fact.sample_rate_hz, "sample rate"),

@@ -17,7 +17,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Finding:
+class DataFinding:
     """One kind of problem, with how often and where."""
 
     name: str
@@ -34,10 +34,10 @@ class Finding:
     """What to do about it."""
 
 
-def findings_of(name: str, severity: Severity, found: Sequence[str], title: str, advice: str) -> Iterator[Finding]:
+def findings_of(name: str, severity: Severity, found: Sequence[str], title: str, advice: str) -> Iterator[DataFinding]:
     """One finding with the first few of `found` as examples; nothing if nothing was found."""
     if found:
-        yield Finding(name, severity, len(found), title, list(found[:N_EXAMPLES]), advice)
+        yield DataFinding(name, severity, len(found), title, list(found[:N_EXAMPLES]), advice)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CheckReport:
 
     splits: dict[str, SplitFigures]
     """Figures by split name."""
-    findings: list[Finding]
+    findings: list[DataFinding]
     """Findings, errors first."""
     window_s: float | None
     """Window that clips were held against; None if none was given."""
@@ -166,7 +166,7 @@ def _visible(character: str) -> str:
     return character if character.isprintable() and not character.isspace() else f"U+{ord(character):04X}"
 
 
-def _findings(findings: list[Finding]) -> list[str]:
+def _findings(findings: list[DataFinding]) -> list[str]:
     if not findings:
         return ["nothing to mend"]
     lines = []

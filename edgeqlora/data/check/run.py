@@ -13,14 +13,14 @@ from edgeqlora.data.check.audio_findings import (
     speaker_findings,
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
-from edgeqlora.data.check.report import SEVERITIES, CheckReport, Finding, SplitFigures, format_report
+from edgeqlora.data.check.report import SEVERITIES, CheckReport, DataFinding, SplitFigures, format_report
 from edgeqlora.data.check.text_findings import case_findings, character_findings, text_findings, token_findings
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import list_splits, load_rows
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 
-__all__ = ["CheckReport", "Finding", "LabelRules", "check_data", "format_report", "run_check"]
+__all__ = ["CheckReport", "DataFinding", "LabelRules", "check_data", "format_report", "run_check"]
 
 ALL = "all"
 """Name under which one source stands for all the splits inside it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from edgeqlora.data.check.clip_facts import Clips, all_clips, shown, training_split
-from edgeqlora.data.check.report import Finding, findings_of
+from edgeqlora.data.check.report import DataFinding, findings_of
 from edgeqlora.data.text import scripts, scripts_of_language
 
 
-def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[Finding]:
+def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[DataFinding]:
     """Empty transcripts, wrong scripts, and characters that the first split never has."""
     empty = [shown(name, fact) for name, fact in all_clips(clips) if not fact.row.text.strip()]
     yield from findings_of(
@@ -61,7 +61,7 @@ def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[Finding]:
     )
 
 
-def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | None) -> Iterator[Finding]:
+def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | None) -> Iterator[DataFinding]:
     """Characters that a model of characters has no way to write."""
     if unwritable is None:
         return
@@ -81,7 +81,7 @@ def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | Non
 
 def token_findings(
     clips: Clips, most: int | None, tokenise: Callable[[str], Sequence[int]] | None, suppressed: set[int]
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     """Transcripts beyond the model's limit, or with tokens that decoding never produces."""
     if tokenise is None:
         return
@@ -113,7 +113,7 @@ def token_findings(
     )
 
 
-def case_findings(clips: Clips) -> Iterator[Finding]:
+def case_findings(clips: Clips) -> Iterator[DataFinding]:
     """Transcripts in capitals throughout."""
     texts = [fact.row.text for _, fact in all_clips(clips) if scripts(fact.row.text)]
     if texts and all(text == text.upper() and text != text.lower() for text in texts):

@@ -61,13 +61,13 @@ class Wav2Vec2Learner:
                 zero_infinity=True,
             )
 
-    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> CtcDecoder:
+    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> Wav2Vec2Decoder:
         if task not in (None, "transcribe"):
             raise UserError(f"task={task!r} cannot be asked of a CTC model: allowed is 'transcribe'")
-        return CtcDecoder(self, language)
+        return Wav2Vec2Decoder(self, language)
 
 
-class CtcDecoder:
+class Wav2Vec2Decoder:
     """Decoder (see models/family.py): the likeliest character of each step, repeats and blanks taken out."""
 
     def __init__(self, learner: Wav2Vec2Learner, language: str | None):

@@ -15,7 +15,7 @@ CONF = "/etc/nvpmodel.conf"
 STATUS = "/var/lib/nvpmodel/status"
 
 
-class PowerMode(NamedTuple):
+class NvpMode(NamedTuple):
     """One mode of /etc/nvpmodel.conf."""
 
     id: int
@@ -31,7 +31,7 @@ class PowerMode(NamedTuple):
 class Conf(NamedTuple):
     """What /etc/nvpmodel.conf offers."""
 
-    modes: List[PowerMode]
+    modes: List[NvpMode]
     default_id: Optional[int]
     """Mode after flashing."""
 
@@ -139,7 +139,7 @@ def set_power_mode(name: str, root: str = "/", run: Optional[Run] = None) -> Mod
     return now
 
 
-def _mode(block: Dict[str, Any]) -> PowerMode:
+def _mode(block: Dict[str, Any]) -> NvpMode:
     gpu_max_mhz = mask = None
     online: List[str] = []
     for words in block["settings"]:
@@ -149,4 +149,4 @@ def _mode(block: Dict[str, Any]) -> PowerMode:
             gpu_max_mhz = round(int(words[2]) / 1e6)
         elif words[0] == "TPC_POWER_GATING" and len(words) == 3 and re.match(r"^\d+$", words[2]):
             mask = int(words[2])
-    return PowerMode(block["id"], block["name"], gpu_max_mhz, mask, online.count("1") if online else None)
+    return NvpMode(block["id"], block["name"], gpu_max_mhz, mask, online.count("1") if online else None)

@@ -48,7 +48,7 @@ def format_info(bundle: Bundle) -> str:
     """The facts of a bundle as text."""
     manifest = bundle.manifest
     model, decoder, profile = manifest["model"], manifest["decoder"], manifest.get("profile") or {}
-    n_bytes = sum(entry.get("bytes", 0) for entry in manifest["files"].values())
+    n_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
     evaluation, machine = manifest.get("eval"), read_machine()
     lines = [
         "Bundle      {} in {}".format(bundle.name, bundle.folder),
@@ -59,14 +59,14 @@ def format_info(bundle: Bundle) -> str:
         "Windows     {}".format(", ".join(_window(bundle, w) for w in bundle.windows_s)),
     ]
     for graph, entry in sorted(manifest["graphs"].items()):
-        size = manifest["files"][entry["file"]].get("bytes")
+        size = manifest["files"][entry["file"]]["bytes"]
         lines.append(
-            "Graph       {}: {}, {}, opset {}{}".format(
+            "Graph       {}: {}, {}, opset {}, {:.1f} MiB".format(
                 graph,
                 entry["file"],
                 entry.get("precision"),
                 entry.get("opset"),
-                ", {:.1f} MiB".format(size / 2.0**20) if size else "",
+                size / 2.0**20,
             )
         )
     lines.append("Profile     {}".format(profile.get("name", "none")))

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ..board.detect import Board
 from ..board.identity import soc_of
 from ..board.l4t import sister_release, version_key
-from ..board.nvpmodel import Conf, PowerMode
+from ..board.nvpmodel import Conf, NvpMode
 from .findings import Finding, note, ok, warning
 
 
@@ -244,7 +244,7 @@ def export_command(board: Board, tensorrt: Optional[str], boards: Mapping[str, D
     return "{} --jetpack {}".format(command, release["jetpack"]) if release else command
 
 
-def fastest_mode(modes: List[PowerMode], facts: Optional[Mapping[str, Any]] = None) -> Optional[PowerMode]:
+def fastest_mode(modes: List[NvpMode], facts: Optional[Mapping[str, Any]] = None) -> Optional[NvpMode]:
     """The mode without a cap on power: MAXN or MAXN_SUPER; else that with most GPU cores, GPU clock, watts and cores.
 
     Watts part modes of the same GPU clock, which is only a cap: MODE_15W_6CORE and MODE_20W_6CORE of Xavier NX.
@@ -255,7 +255,7 @@ def fastest_mode(modes: List[PowerMode], facts: Optional[Mapping[str, Any]] = No
             return mode
     watts = {mode["name"]: mode.get("watt_cap") for mode in (facts or {}).get("power_modes") or []}
 
-    def speed(mode: PowerMode) -> Tuple[float, ...]:
+    def speed(mode: NvpMode) -> Tuple[float, ...]:
         named = re.search(r"(\d+)W", mode.name)
         cap = float(named.group(1)) if named else watts.get(mode.name) or 0.0
         return -n_off(mode.tpc_pg_mask or 0), mode.gpu_max_mhz or 0, cap, mode.cpus_online or 0
@@ -269,7 +269,7 @@ def n_off(tpc_pg_mask: int) -> int:
     return bin(tpc_pg_mask).count("1")
 
 
-def mode_text(mode: PowerMode) -> str:
+def mode_text(mode: NvpMode) -> str:
     """ ": GPU up to 612 MHz, 6 processor cores"."""
     parts = []
     if mode.gpu_max_mhz is not None:

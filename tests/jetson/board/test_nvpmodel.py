@@ -16,7 +16,7 @@ from edgeqlora_jetson.board.l4t import (
 from edgeqlora_jetson.board.nvpmodel import (
     Conf,
     Mode,
-    PowerMode,
+    NvpMode,
     parse_conf,
     parse_query,
     parse_status,
@@ -109,10 +109,10 @@ def test_modes_of_a_conf_file(tmp_path):
     fake_boards.write_board_tree(tmp_path, "orin-nano-r36")
     assert read_conf(str(tmp_path)) == Conf(
         [
-            PowerMode(0, "15W", 612, 240, 6),
-            PowerMode(1, "25W", 918, 240, 6),
-            PowerMode(2, "MAXN_SUPER", None, 240, 6),
-            PowerMode(3, "7W", 408, 252, 4),
+            NvpMode(0, "15W", 612, 240, 6),
+            NvpMode(1, "25W", 918, 240, 6),
+            NvpMode(2, "MAXN_SUPER", None, 240, 6),
+            NvpMode(3, "7W", 408, 252, 4),
         ],
         default_id=1,
     )
@@ -126,7 +126,7 @@ def test_a_conf_file_with_other_blocks_and_spacing():
         "< FAN_CONFIG DEFAULT=cool >\nGPU MAX_FREQ 1\n"
         "< POWER_MODEL ID=x NAME=BROKEN >\nGPU MAX_FREQ 2\n"
     )
-    assert parse_conf(text) == Conf([PowerMode(2, "MODE_30W", 612, 240, 1)], None)
+    assert parse_conf(text) == Conf([NvpMode(2, "MODE_30W", 612, 240, 1)], None)
     assert parse_conf("") == Conf([], None)
 
 

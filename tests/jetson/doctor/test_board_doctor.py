@@ -9,7 +9,7 @@ from fakes import boards as fake_boards
 from fakes import power as fake_power
 
 from edgeqlora_jetson.board.detect import Board, detect_board, load_boards
-from edgeqlora_jetson.board.nvpmodel import PowerMode
+from edgeqlora_jetson.board.nvpmodel import NvpMode
 from edgeqlora_jetson.doctor.board import examine_board, fastest_mode
 from edgeqlora_jetson.doctor.findings import Finding, note, ok, problem, warning
 from edgeqlora_jetson.doctor.onnx_probe import Probe, probe_providers, tiny_model
@@ -120,7 +120,7 @@ def test_an_image_without_the_super_modes(tmp_path):
 
 def test_without_a_mode_called_maxn_the_widest_and_fastest_wins():
     def mode(name, gpu_max_mhz, mask):
-        return PowerMode(0, name, gpu_max_mhz, mask, None)
+        return NvpMode(0, name, gpu_max_mhz, mask, None)
 
     # On Orin NX 25W has twice the cores of 15W at two thirds of the clock.
     assert fastest_mode([mode("15W", 612, 252), mode("25W", 408, 240)]).name == "25W"
@@ -139,7 +139,7 @@ def test_the_fastest_mode_of_nine(tmp_path):
 
 
 def test_watts_that_a_name_does_not_say_come_from_the_table():
-    modes = [PowerMode(0, "FAST", 1000, 0, 4), PowerMode(1, "SLOW", 1000, 0, 8)]
+    modes = [NvpMode(0, "FAST", 1000, 0, 4), NvpMode(1, "SLOW", 1000, 0, 8)]
     facts = {"power_modes": [{"name": "FAST", "watt_cap": 30}, {"name": "SLOW", "watt_cap": 10.0}]}
     assert fastest_mode(modes, facts).name == "FAST"
     assert fastest_mode(modes).name == "SLOW"
