@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,50 +14,53 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_text
 
-METHODS = ("qlora", "lora", "full")
-OPTIMISERS = ("auto", "adamw", "paged-adamw-8bit")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+def _setting(
+    default: Any, low: float | None = None, high: float | None = None, allowed: tuple[str, ...] = (), flags: Any = ()
+) -> Any:
+    """A field with its range or its choices, and more names for its flag."""
+    return field(default=default, metadata={"low": low, "high": high, "allowed": allowed, "flags": flags})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides a training run. Each field may stand in the TOML file and on the command line."""
+    """Everything that decides a training run. Each field may stand in the TOML file and is a flag of `train`."""
 
-    base_model: str = ""
-    """Folder of a transformers Whisper model, or a name on the Hugging Face hub."""
+    base_model: str = _setting("", flags=("-m",))
+    """Folder of a transformers model (Whisper, or Wav2Vec2 with a CTC head), or a name on the Hugging Face hub."""
     train: str = ""
     """Training data: manifest, LibriSpeech or Common Voice folder, NeMo manifest, datasets folder, hf:owner/name."""
     dev: str = ""
     """Data for choosing the best checkpoint by WER; empty: the last checkpoint is kept."""
-    output: str = ""
+    output: str = _setting("", flags=("-o",))
     """Folder to write: a PEFT adapter (qlora, lora) or a transformers folder (full)."""
-    method: str = "qlora"
+    method: str = _setting("qlora", allowed=("qlora", "lora", "full"))
     """qlora (NF4 base, LoRA on top), lora (16/32-bit base) or full (all weights)."""
     ranks: str = "uniform:8"
     """uniform:R, or the path of a ranks.json."""
-    lora_alpha: float | None = None
+    lora_alpha: float | None = _setting(None, 1e-3, 4096)
     """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
-    lora_dropout: float = 0.0
-    """Dropout on the input of the LoRA branch, 0 to 0.9."""
-    learning_rate: float | None = None
+    lora_dropout: float = _setting(0.0, 0.0, 0.9)
+    """Dropout on the input of the LoRA branch."""
+    learning_rate: float | None = _setting(None, 1e-8, 1.0, flags=("--lr",))
     """Peak learning rate. Default: 1e-3 with LoRA, 1e-4 with full fine-tuning."""
-    steps: int | None = None
+    steps: int | None = _setting(None, 1, 10**8)
     """Optimiser steps; give this or epochs."""
-    epochs: float | None = None
+    epochs: float | None = _setting(None, 0.01, 10_000)
     """Passes over the training data; give this or steps. Default: 3."""
-    batch_size: int = 16
+    batch_size: int = _setting(16, 1, 65_536)
     """Clips per optimiser step over all processes and accumulation steps."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: int = _setting(1, 1, 4096)
     """Forward/backward passes per optimiser step and process."""
-    optimizer: str = "auto"
+    optimizer: str = _setting("auto", allowed=("auto", "adamw", "paged-adamw-8bit"))
     """adamw, paged-adamw-8bit, or auto: paged on a GPU, adamw elsewhere (there is nothing to page on a CPU)."""
-    warmup_ratio: float = 0.05
+    warmup_ratio: float = _setting(0.05, 0.0, 0.9)
     """Share of the steps with linearly rising learning rate, before the cosine decay to zero."""
-    weight_decay: float = 0.0
+    weight_decay: float = _setting(0.0, 0.0, 1.0)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = _setting(1.0, 1e-6, 1e6)
     """Gradients are clipped to this global L2 norm."""
-    precision: str = "auto"
+    precision: str = _setting("auto", allowed=("auto", "fp32", "bf16", "fp16"))
     """fp32, bf16, fp16 (mixed precision), or auto: bf16 or fp16 by what the GPU offers, fp32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -64,41 +68,41 @@ class TrainSettings:
     """On a CPU, give freed tensors back to the system at once: a fifth less peak memory, a third less speed."""
     window_s: str = "auto"
     """Audio seconds that the encoder sees: auto (what the data needs), a number, or several (2,5,10)."""
-    long_clips: str = "error"
+    long_clips: str = _setting("error", allowed=("error", "skip"))
     """Clips longer than the window: error, or skip (counted and named)."""
-    max_label_tokens: int | None = None
+    max_label_tokens: int | None = _setting(None, 1, 10**5)
     """Longer labels are cut, and counted aloud. Default: the model's own limit."""
-    eval_every: int | None = None
+    eval_every: int | None = _setting(None, 1, 10**8)
     """Steps between dev evaluations (and checkpoints). Default: a tenth of the run, at least 10."""
-    eval_samples: int = 200
+    eval_samples: int = _setting(200, 0, 10**8)
     """Clips of dev scored at each evaluation (drawn evenly over the set); 0: all."""
-    patience: int = 0
+    patience: int = _setting(0, 0, 10**6)
     """Stop after this many evaluations without a better dev WER; 0: never stop early."""
-    seed: int = 42
+    seed: int = _setting(42, 0, 2**32 - 1)
     """Seeds data order, augmentation, initialisation and dropout."""
     language: str | None = None
     """Language code for multilingual models, e.g. de. English-only models take none."""
-    task: str = "transcribe"
+    task: str = _setting("transcribe", allowed=("transcribe", "translate"))
     """transcribe or translate (multilingual models)."""
-    normaliser: str = "auto"
+    normaliser: str = _setting("auto", allowed=("auto", "basic", "none", "whisper-english"))
     """Text normaliser for WER: basic, none, whisper-english, or auto (basic)."""
     spec_augment: bool = False
     """SpecAugment on the log-mel: time warp, two frequency masks, two time masks."""
     speed_perturb: list[float] = field(default_factory=list)
-    """Speed factors to draw from, e.g. [0.9, 1.0, 1.1]; empty: off."""
+    """Speed factors to draw from, e.g. 0.9,1.0,1.1 (a list in TOML); empty: off."""
     noise: str = ""
     """Folder or manifest of noise recordings to mix in; empty: off."""
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
-    """Lowest and highest signal-to-noise ratio to draw from, in dB."""
-    noise_probability: float = 0.5
+    """Lowest and highest signal-to-noise ratio to draw from, in dB (a list in TOML)."""
+    noise_probability: float = _setting(0.5, 0.0, 1.0)
     """Share of the clips that get noise."""
     cache: str = "auto"
     """Folder for cached features; auto: the user's cache folder; none: off."""
-    workers: int = 0
+    workers: int = _setting(0, 0, 256)
     """Data loader processes."""
-    limit: int | None = None
+    limit: int | None = _setting(None, 1, 10**9)
     """Use only this many training clips (for trying things)."""
-    report_to: list[str] = field(default_factory=list)
+    report_to: list[str] = field(default_factory=list, metadata={"allowed": ("tensorboard", "mlflow", "wandb")})
     """tensorboard, mlflow, wandb: passed to the trainer."""
 
     def chosen_precision(self) -> str:
@@ -156,21 +160,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def make_settings(given: dict[str, Any]) -> TrainSettings:
     """Check types and ranges of `given` and fill in defaults. Raises UserError naming value and allowed range."""
-    values = {}
-    for name, value in given.items():
-        values[name] = _checked(name, value)
-    settings = TrainSettings(**values)
+    settings = TrainSettings(**{name: _checked(name, value) for name, value in given.items()})
+    for name, described in _FIELDS.items():
+        _verify_range(name, getattr(settings, name), described.metadata)
     for name in ("base_model", "train", "output"):
         if not getattr(settings, name):
             raise UserError(f"{name} is not given: pass --{name.replace('_', '-')}, or set {name} in the config file")
-    _one_of("method", settings.method, METHODS)
-    _one_of("optimizer", settings.optimizer, OPTIMISERS)
-    _one_of("precision", settings.precision, PRECISIONS)
-    _one_of("task", settings.task, ("transcribe", "translate"))
-    _one_of("long_clips", settings.long_clips, ("error", "skip"))
-    _one_of("normaliser", settings.normaliser, ("auto", "basic", "none", "whisper-english"))
-    for name in settings.report_to:
-        _one_of("report_to", name, ("tensorboard", "mlflow", "wandb"))
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"report_to={name!r}: the package is not installed; pip install {name}")
@@ -178,29 +173,6 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:
         raise UserError(f"steps={settings.steps} and epochs={settings.epochs} are both given: give one of them")
-    for name, low, high in (
-        ("steps", 1, 10**8),
-        ("epochs", 0.01, 10_000),
-        ("batch_size", 1, 65_536),
-        ("gradient_accumulation", 1, 4096),
-        ("learning_rate", 1e-8, 1.0),
-        ("lora_alpha", 1e-3, 4096),
-        ("lora_dropout", 0.0, 0.9),
-        ("warmup_ratio", 0.0, 0.9),
-        ("weight_decay", 0.0, 1.0),
-        ("max_grad_norm", 1e-6, 1e6),
-        ("eval_every", 1, 10**8),
-        ("eval_samples", 0, 10**8),
-        ("patience", 0, 10**6),
-        ("noise_probability", 0.0, 1.0),
-        ("workers", 0, 256),
-        ("limit", 1, 10**9),
-        ("max_label_tokens", 1, 10**5),
-        ("seed", 0, 2**32 - 1),
-    ):
-        value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"{name}={value} is out of range: allowed is {low} to {high}")
     if len(settings.noise_snr_db) != 2 or settings.noise_snr_db[0] > settings.noise_snr_db[1]:
         raise UserError(f"noise_snr_db={settings.noise_snr_db}: give the lowest and the highest value, e.g. [5, 20]")
     for factor in settings.speed_perturb:
@@ -264,6 +236,15 @@ def _checked(name: str, value: Any) -> Any:
     if not ok:
         raise UserError(f"{name}={value!r}: expected {wanted}")
     return value
+
+
+def _verify_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    low, high = metadata.get("low"), metadata.get("high")
+    if value is not None and low is not None and not (math.isfinite(value) and low <= value <= high):
+        raise UserError(f"{name}={value} is out of range: allowed is {low} to {high}")
+    if allowed := metadata.get("allowed"):
+        for one in value if isinstance(value, list) else [value]:
+            _one_of(name, one, allowed)
 
 
 def _is_number(value: Any) -> bool:

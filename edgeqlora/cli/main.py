@@ -1,6 +1,5 @@
 """The command line: it parses, calls one function and prints. Heavy imports stay inside the commands."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -10,8 +9,10 @@ import typer
 
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
+from edgeqlora.cli.flags import settings_flags
 from edgeqlora.cli.messages import done, say
 from edgeqlora.errors import UserError
+from edgeqlora.settings import TrainSettings, make_settings, parse_windows, read_settings, write_settings
 
 app = typer.Typer(
     name="edgeqlora",
@@ -39,61 +40,16 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
+@settings_flags(TrainSettings)
 def train(
+    flags: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
-    base_model: Annotated[str | None, typer.Option("--base-model", "-m", help="Whisper folder or hub name.")] = None,
-    train_data: Annotated[str | None, typer.Option("--train", help="Training data.")] = None,
-    dev: Annotated[str | None, typer.Option(help="Data that chooses the best checkpoint by WER.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
-    method: Annotated[str | None, typer.Option(help="qlora, lora or full.")] = None,
-    ranks: Annotated[str | None, typer.Option(help="uniform:R or a ranks.json.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Default: twice the rank.")] = None,
-    lora_dropout: Annotated[float | None, typer.Option()] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips per step over all processes.")] = None,
-    gradient_accumulation: Annotated[int | None, typer.Option()] = None,
-    optimizer: Annotated[str | None, typer.Option(help="auto, adamw or paged-adamw-8bit.")] = None,
-    warmup_ratio: Annotated[float | None, typer.Option()] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    max_grad_norm: Annotated[float | None, typer.Option()] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, more time.")] = None,
-    low_memory: Annotated[bool | None, typer.Option(help="CPU: a fifth less memory, a third less speed.")] = None,
-    window_s: Annotated[str | None, typer.Option(help="auto, seconds, or several: 2,5,10.")] = None,
-    long_clips: Annotated[str | None, typer.Option(help="Clips longer than the window: error or skip.")] = None,
-    max_label_tokens: Annotated[int | None, typer.Option()] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between dev evaluations.")] = None,
-    eval_samples: Annotated[int | None, typer.Option(help="Dev clips per evaluation; 0: all.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without gain.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    language: Annotated[str | None, typer.Option(help="For multilingual models, e.g. de.")] = None,
-    task: Annotated[str | None, typer.Option(help="transcribe or translate.")] = None,
-    normaliser: Annotated[str | None, typer.Option(help="basic, none or whisper-english.")] = None,
-    spec_augment: Annotated[bool | None, typer.Option(help="Time warp, frequency and time masks.")] = None,
-    speed_perturb: Annotated[str | None, typer.Option(help="Factors to draw from: 0.9,1.0,1.1")] = None,
-    noise: Annotated[str | None, typer.Option(help="Folder or manifest of noise to mix in.")] = None,
-    noise_snr_db: Annotated[str | None, typer.Option(help="Lowest and highest SNR: 5,20")] = None,
-    noise_probability: Annotated[float | None, typer.Option()] = None,
-    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, none, or a folder.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Data loader processes.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many training clips.")] = None,
-    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, mlflow, wandb.")] = None,
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as TOML and stop.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Two real steps, then what the run would cost.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a speech model with QLoRA, LoRA or all weights; writes an adapter (or model) folder."""
-    from edgeqlora.settings import TrainSettings, make_settings, read_settings, write_settings
-
-    given_here = {**locals(), "train": train_data}
-    names = [f.name for f in dataclasses.fields(TrainSettings)]
-    flags: dict[str, Any] = {name: given_here[name] for name in names if given_here[name] is not None}
-    for name in ("speed_perturb", "noise_snr_db"):
-        if name in flags:
-            flags[name] = _numbers(name, flags[name])
     given = (read_settings(config) if config else {}) | flags
     if flags.get("steps") and "epochs" not in flags:
         given.pop("epochs", None)  # a flag wins over the file also where it names the other unit
@@ -145,7 +101,6 @@ def evaluate(
     """WER, CER, BLEU, perplexity and real-time factor of a model, adapter, merged folder or bundle."""
     from edgeqlora.evaluate import evaluate as run
     from edgeqlora.evaluate import format_evaluation
-    from edgeqlora.settings import parse_windows
 
     windows = parse_windows(window_s) if window_s else None
     with _progress("recognising") as progress:
@@ -373,13 +328,6 @@ def _fail(message: str, code: int) -> None:
     typer.secho("error: " if rank == 0 else f"error (process {rank}): ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
     sys.exit(code)
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in str(text).split(",")]
-    except ValueError:
-        raise UserError(f"{name}={text!r}: give numbers separated by commas, e.g. 5,20") from None
 
 
 def _progress(title: str) -> Any:

@@ -16,9 +16,10 @@ from .errors import UserError
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
+    """prog: how the program is called in help and errors (default: as it was started)."""
     parser = argparse.ArgumentParser(
-        prog=command_name(),
+        prog=prog or command_name(),
         description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how well it does.",
     )
     parser.add_argument("--version", action="version", version="edgeqlora-jetson " + __version__)
@@ -79,7 +80,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--power-interval", type=float, help="seconds between power samples (default: what suits)")
     bench.add_argument("--strict", action="store_true", help="a throttled run is not valid")
     bench.add_argument("--measure-overhead", action="store_true", help="also measure what the measuring costs")
-    bench.add_argument("--output", default="report.json", help="where to write the report (default report.json)")
+    bench.add_argument("--output", "-o", default="report.json", help="where to write the report (default report.json)")
     _add_how(bench)
 
 
@@ -94,7 +95,7 @@ def _add_soak(commands: Any) -> None:
     soak.add_argument("--max-p99-drift", type=float, default=5.0, help="%% from first to last third (default 5)")
     soak.add_argument("--max-energy-drift", type=float, default=5.0, help="%% from first to last third (default 5)")
     soak.add_argument("--seed", type=int, default=0, help="order of the clips (default 0)")
-    soak.add_argument("--output", default="soak.json", help="where to write the report (default soak.json)")
+    soak.add_argument("--output", "-o", default="soak.json", help="where to write the report (default soak.json)")
     _add_how(soak)
 
 
@@ -126,14 +127,14 @@ def _add_runtime(command: Any) -> None:
     command.add_argument("--cache", help="folder of TensorRT engines (default ~/.cache/edgeqlora/engines)")
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[List[str]] = None, prog: Optional[str] = None) -> int:
     """Run a command; returns its exit code.
 
     0, 2 for bad input, 3 for a measurement that is not valid, 130 for Ctrl-C, 141 when the reader went away.
     """
     _use_utf8_output()
     _stop_like_ctrl_c()
-    args = build_parser().parse_args(argv)
+    args = build_parser(prog).parse_args(argv)
     try:
         code = _run(args)
         sys.stdout.flush()

@@ -125,3 +125,24 @@ def test_a_hub_name_without_a_network_fails_at_once(tmp_path, clips):
     assert done.returncode == 2, done.stderr[-500:]
     assert "the hub cannot be reached" in done.stderr
     assert time.monotonic() - start_s < 60  # the hub's own client goes on for minutes
+
+
+def test_the_runners_flags_and_those_of_ssh_are_in_one_help():
+    text = subprocess.run(
+        [sys.executable, "-m", "edgeqlora", "bench", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--host HOST" in text
+    assert "--target-latency-ms" in text
+    assert "usage: edgeqlora bench" in text
+
+
+def test_the_bundle_alone_is_taken_out_of_what_goes_to_the_board():
+    from edgeqlora.cli.board import _without_bundle
+    from edgeqlora_jetson.__main__ import build_parser
+
+    parser = build_parser("edgeqlora")
+    for arguments, rest in (
+        (["b", "--cache", "b", "--repeats", "2"], ["--cache", "b", "--repeats", "2"]),
+        (["--cache", "b", "b", "--strict"], ["--cache", "b", "--strict"]),
+    ):
+        assert _without_bundle(parser, arguments, parser.parse_args(["bench", *arguments])) == rest
