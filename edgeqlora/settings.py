@@ -96,6 +96,10 @@ class TrainSettings:
     """Lowest and highest signal-to-noise ratio to draw from, in dB (a list in TOML)."""
     noise_probability: float = _setting(0.5, 0.0, 1.0)
     """Share of the clips that get noise."""
+    room: str = ""
+    """Folder or manifest of room impulse responses to convolve clips with; empty: off."""
+    room_probability: float = _setting(0.5, 0.0, 1.0)
+    """Share of the clips that are put into a room."""
     cache: str = "auto"
     """Folder for cached features; auto: the user's cache folder; none: off."""
     workers: int = _setting(0, 0, 256)
@@ -151,7 +155,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
             raise UserError(f"{path}: unknown setting {name!r}; {hint}")
     folder = Path(path).resolve().parent
-    for name in ("base_model", "train", "dev", "output", "noise", "ranks"):
+    for name in ("base_model", "train", "dev", "output", "noise", "room", "ranks"):
         value = given.get(name)
         if isinstance(value, str) and value and not value.startswith("hf:") and (folder / value).exists():
             given[name] = str(folder / value)  # paths in a config file are relative to the file

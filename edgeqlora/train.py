@@ -56,7 +56,7 @@ def train(
     _say_plan(console, settings, data, n_steps, world_size)
 
     from edgeqlora.data.cache import FeatureCache, default_cache_folder
-    from edgeqlora.data.dataset import SpeechDataset, load_noises
+    from edgeqlora.data.dataset import SpeechDataset, load_recordings
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
 
@@ -66,8 +66,9 @@ def train(
         data.target_ids,
         FeatureCache(processor, cache_folder),
         augmentation(settings),
-        load_noises(settings.noise) if settings.noise else (),
-        settings.seed,
+        noises=load_recordings("noise", settings.noise),
+        rooms=load_recordings("room", settings.room),
+        seed=settings.seed,
     )
     learner = load_base(settings)
     recogniser = Recogniser(learner, data.windows_s, settings.language, settings.task)

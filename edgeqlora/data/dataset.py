@@ -25,11 +25,12 @@ class SpeechDataset:
         cache: FeatureCache,
         augment: AugmentConfig,
         noises: Sequence[np.ndarray] = (),
+        rooms: Sequence[np.ndarray] = (),
         seed: int = 42,
     ):
-        """rows and target_ids (text ids + eos) belong together; noises: float32 arrays of shape (n_samples,)."""
+        """rows and target_ids (text ids + eos) belong together; noises, rooms: float32 arrays of shape (n_samples,)."""
         self.rows, self.target_ids, self.cache = rows, target_ids, cache
-        self.augment, self.noises, self.seed = augment, list(noises), seed
+        self.augment, self.noises, self.rooms, self.seed = augment, list(noises), list(rooms), seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,6 +45,7 @@ class SpeechDataset:
                 rng,
                 self.augment,
                 self.noises,
+                self.rooms,
                 max_samples=round(key.window_s * SAMPLE_RATE_HZ),
             )
             features = self.cache.extractor.features(audio, key.window_s)
@@ -56,8 +58,13 @@ class SpeechDataset:
         return {"features": features, "n_valid": n_valid, "target_ids": self.target_ids[key.row]}
 
 
-def load_noises(source: str) -> list[np.ndarray]:
-    """Noise recordings of a manifest or a folder of audio files, each float32 (n_samples,) at 16 kHz."""
+def load_recordings(setting: str, source: str) -> list[np.ndarray]:
+    """Recordings of a manifest or a folder of audio files, each float32 (n_samples,) at 16 kHz; none for "".
+
+    setting: its name, for the message. Raises UserError for a folder without audio files.
+    """
+    if not source:
+        return []
     from edgeqlora.data.manifest import load_rows
     from edgeqlora.errors import UserError
 
@@ -65,6 +72,6 @@ def load_noises(source: str) -> list[np.ndarray]:
     if path.is_dir() and not any(path.glob("*.jsonl")):
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"})
         if not files:
-            raise UserError(f"noise={source!r}: no wav, flac, ogg or mp3 file in this folder")
+            raise UserError(f"{setting}={source!r}: no wav, flac, ogg or mp3 file in this folder")
         return [load_audio(file) for file in files]
     return [load_audio(row) for row in load_rows(source)]

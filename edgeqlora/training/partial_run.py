@@ -68,7 +68,7 @@ def _same_settings(settings: TrainSettings, partial: Path) -> None:
     now = dataclasses.asdict(settings)
     for name in before:
         same = before[name] == now[name]
-        if name in ("base_model", "train", "dev", "output", "noise", "cache", "workers"):
+        if name in ("base_model", "train", "dev", "output", "noise", "room", "cache", "workers"):
             continue  # may be written differently, or moved; their content is compared by hash in open_partial
         if not same:
             raise UserError(

@@ -113,8 +113,10 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         "base_model": folder_sha256(Path(settings.base_model))
         if Path(settings.base_model).is_dir()
         else settings.base_model,
-        "train": _data_hash(settings.train),
-        "dev": _data_hash(settings.dev) if settings.dev else None,
+        **{
+            name: _data_hash(v) if (v := getattr(settings, name)) else None
+            for name in ("train", "dev", "noise", "room")
+        },
     }
     kept_rows = [rows[i] for i in kept]
     return Prepared(kept_rows, target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding, sources)
@@ -168,5 +170,6 @@ def augmentation(settings: TrainSettings) -> AugmentConfig:
         noise_probability=settings.noise_probability if settings.noise else 0.0,
         noise_snr_db_min=settings.noise_snr_db[0],
         noise_snr_db_max=settings.noise_snr_db[1],
+        room_probability=settings.room_probability if settings.room else 0.0,
         **masks,
     )

@@ -268,3 +268,22 @@ def test_the_embedded_model_goes_the_whole_line(tmp_path):
     assert report["accuracy"]["basic"]["wer"]["value"] < 75
     assert set(report["latency_ms"]) == {"query", "waiting", "total", "features", "ctc", "collapse"}
     assert "  collapse" in bench.stdout
+
+
+def test_rooms_and_noise_reach_the_training(tiny_ctc, clips, tmp_path):
+    """The clips are heard through an impulse response: another loss than without, and a folder of none is refused."""
+    import soundfile
+
+    (tmp_path / "rooms").mkdir()
+    result = run(*train_arguments(tiny_ctc, clips, tmp_path / "none", "--room", tmp_path / "rooms"))
+    with pytest.raises(UserError, match=r"room='.*rooms': no wav, flac, ogg or mp3 file in this folder"):
+        raise result.exception
+    response = np.exp(-np.arange(4000) / 800) * noise(4000, 5)
+    soundfile.write(tmp_path / "rooms" / "hall.wav", response, 16000)
+    losses = []
+    for name, flags in (("dry", []), ("wet", ["--room", tmp_path / "rooms", "--room-probability", "1"])):
+        result = run(*train_arguments(tiny_ctc, clips, tmp_path / name, *flags))
+        assert result.exit_code == 0, result.output
+        rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] and losses[0] != losses[1]
