@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from edgeqlora.errors import UserError
 from edgeqlora.profiles.fields import Profile
-from edgeqlora.profiles.rules import parse_profile
+from edgeqlora.profiles.parse import parse_profile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -119,21 +118,21 @@ def choose_jetpack(profile: Profile, jetpack: str) -> Profile:
         )
     release = max(fitting, key=lambda release: [int(part) for part in release.jetpack.split(".")])
     source = profile.sources.get(f"jetpacks.{release.jetpack}", profile.sources["jetpacks"])
-    major_minor = release.tensorrt.split(".")[:2]
-    offered = tuple(p for p in profile.precisions if p != "bf16" or int(major_minor[0]) >= _BF16_SINCE)
-    dropped = {f"precisions.{p}" for p in set(profile.precisions) - set(offered)}
-    return dataclasses.replace(
-        profile,
-        jetpack=release.jetpack,
-        tensorrt=".".join(major_minor),
-        python=release.python,
-        opset=release.opset,
-        precisions=offered,
-        sources={
-            **{key: text for key, text in profile.sources.items() if key not in dropped},
-            "jetpack": "chosen by the user",
-            **dict.fromkeys(("tensorrt", "python", "opset"), source),
-        },
+    knows_bf16 = int(release.tensorrt.split(".")[0]) >= _BF16_SINCE
+    sources = {key: text for key, text in profile.sources.items() if knows_bf16 or key != "precisions.bf16"}
+    return profile.model_copy(
+        update={
+            "jetpack": release.jetpack,
+            "tensorrt": release.tensorrt_major_minor,
+            "python": release.python,
+            "opset": release.opset,
+            "precisions": tuple(p for p in profile.precisions if knows_bf16 or p != "bf16"),
+            "sources": {
+                **sources,
+                "jetpack": "chosen by the user",
+                **dict.fromkeys(("tensorrt", "python", "opset"), source),
+            },
+        }
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from edgeqlora.profiles.fields import JetpackRelease, PowerMode, Profile
+from edgeqlora.profiles.fields import JetpackRelease, Profile, ProfilePowerMode
 
 _WIDTH = 28
 _MARK = "  [unsourced]"
@@ -32,12 +32,11 @@ def format_profile(profile: Profile) -> str:
     """All values of a profile as text, each with its source below it; unsourced ones are marked."""
     lines = [f"{profile.name}: {profile.title}", ""]
     unsourced = profile.unsourced
-    plain = profile.to_plain()
-    for key, value in plain.items():
-        if key in ("name", "title", "notes", "unsourced"):
+    for key, value in profile:
+        if key in ("name", "title", "notes", "sources", "absent"):
             continue
         mark = _MARK if key in unsourced else ""
-        shown = list(_shown(key, value))
+        shown = _shown(key, value)
         lines.append(f"  {key:<{_WIDTH - 2}}{shown[0]}{mark}")
         lines += [" " * _WIDTH + text for text in shown[1:]]
         for name, text in profile.sources.items():
@@ -55,21 +54,20 @@ def _paragraph(text: str) -> str:
     return textwrap.fill(text, 110, initial_indent=" " * (_WIDTH + 2), subsequent_indent=" " * (_WIDTH + 2))
 
 
-def _shown(key: str, value: Any) -> Iterator[str]:
+def _shown(key: str, value: Any) -> list[str]:
     """A value in one line, or one line an entry."""
-    if value is None or value == [] or value == ():
-        yield "-"
-    elif key == "power_modes":
-        yield from (_mode(PowerMode(**mode)) for mode in value)
-    elif key == "jetpacks":
-        yield from (_release(JetpackRelease(**release)) for release in value)
-    elif key in ("models", "compatible"):
-        yield from value
-    else:
-        yield ", ".join(value) if isinstance(value, list) else f"{value}"
+    if value is None or value == ():
+        return ["-"]
+    if key == "power_modes":
+        return [_mode(mode) for mode in value]
+    if key == "jetpacks":
+        return [_release(release) for release in value]
+    if key in ("models", "compatible"):
+        return list(value)
+    return [", ".join(value) if isinstance(value, tuple) else f"{value}"]
 
 
-def _mode(mode: PowerMode) -> str:
+def _mode(mode: ProfilePowerMode) -> str:
     parts = [
         f"{mode.watt_cap:g} W" if mode.watt_cap else "",
         f"GPU to {mode.gpu_max_mhz} MHz" if mode.gpu_max_mhz else "",

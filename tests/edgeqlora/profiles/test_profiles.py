@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeqlora.errors import UserError
 from edgeqlora.profiles.check import run_checks
+from edgeqlora.profiles.fields import JetpackRelease, Profile, ProfilePowerMode
 from edgeqlora.profiles.load import (
     ENERGY_USES,
     list_profiles,
@@ -18,7 +19,7 @@ from edgeqlora.profiles.load import (
     profiles_dir,
     unsourced_of,
 )
-from edgeqlora.profiles.rules import RULES, parse_profile
+from edgeqlora.profiles.parse import parse_profile
 from edgeqlora.profiles.text import format_profile, format_profiles
 
 GOOD = {
@@ -112,29 +113,65 @@ def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path):
     [
         ("opset", 12, "13 to 20"),
         ("opset", "13", "13 to 20"),
-        ("max_batch", True, "1 to 64"),
-        ("max_window_s", 31, "0.02 to 30"),
-        ("precisions", ["fp8"], "fp32, fp16, bf16, int8"),
-        ("precisions", [], "a list"),
-        ("tensorrt", "eight", "a version"),
+        ("opset", 13.0, "13 to 20"),
+        ("max_batch", True, "1 to 64 clips"),
+        ("max_window_s", 31, "0.02 to 30 s"),
+        ("max_window_s", True, "0.02 to 30 s"),
+        ("max_window_s", float("nan"), "0.02 to 30 s"),
+        ("memory_bandwidth_gbs", "68", "1 to 10000 GB/s"),
+        ("memory_bandwidth_gbs", 0.5, "1 to 10000 GB/s"),
+        ("precisions", [], "a list out of fp32, fp16, bf16, int8"),
+        ("tensorrt", "eight", 'a version such as "8.2"'),
         ("title", " ", "a text"),
         ("sources", "none", "a table"),
-        ("kind", "phone", "'jetson', 'cpu', 'gpu'"),
-        ("part_numbers", ["3767-0005"], "p3767-0005"),
+        ("kind", "phone", '"jetson", "cpu" or "gpu"'),
         ("part_numbers", ["p3767-0005", "p3767-0005"], "without repeats"),
         ("compatible", "nvidia,tegra234", "a list"),
-        ("rails", ["vdd_in"], "VDD_IN"),
         ("energy_scope", "wall", "module_input"),
         ("compute_capability", "87", "8.7"),
-        ("power_modes", ["MAXN"], "a list of tables"),
+        ("power_modes", {"id": 0}, "a list of tables"),
     ],
 )
 def test_a_wrong_value_names_file_key_value_and_allowed(key, value, allowed):
-    with pytest.raises(UserError) as error:
-        parse_profile({**GOOD, key: value}, BOARD)
-    text = str(error.value)
+    text = _outcome({**GOOD, key: value})
     assert text.startswith(f"board.toml: {key} = {value!r}; allowed: ")
     assert allowed in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("precisions", "fp8", "fp32, fp16, bf16, int8"),
+        ("part_numbers", "3767-0005", "p3767-0005"),
+        ("rails", "vdd_in", "VDD_IN"),
+        ("models", 3, "a list of texts"),
+        ("power_modes", "MAXN", "a list of tables"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_is_named_by_its_place(key, value, allowed):
+    text = _outcome({**GOOD, key: [value]})
+    assert text.startswith(f"board.toml: {key}[0] = {value!r}; allowed: ")
+    assert allowed in text
+
+
+def test_every_wrong_value_has_its_own_line():
+    assert _outcome({**GOOD, "opset": 12, "max_batch": 0, "xyz": 5, "kind": "phone"}).splitlines() == [
+        "board.toml: opset = 12; allowed: ONNX opset of the exported graphs, 13 to 20",
+        "board.toml: max_batch = 0; allowed: Largest batch, 1 to 64 clips",
+        'board.toml: kind = \'phone\'; allowed: What it is: "jetson", "cpu" or "gpu" (a workstation\'s); '
+        'left out: "jetson" with a tensorrt, else "cpu"',
+        f"board.toml: key 'xyz' is not known; allowed are {', '.join(Profile.model_fields)}",
+    ]
+
+
+@pytest.mark.parametrize("model", [Profile, ProfilePowerMode, JetpackRelease])
+def test_each_field_says_what_is_allowed_in_it(model):
+    for key, field in model.model_fields.items():
+        assert field.description, key
+        limits = [getattr(part, side) for side in ("ge", "le") for part in field.metadata if hasattr(part, side)]
+        if limits:
+            assert f"{limits[0]} to {limits[1]}" in field.description, key
 
 
 @given(st.one_of(st.none(), st.booleans(), st.text(), st.integers(max_value=0), st.lists(st.integers()), st.floats()))
@@ -146,9 +183,11 @@ def test_no_odd_batch_size_slips_through(value):
 def test_unknown_and_missing_keys_and_sources_are_named():
     with pytest.raises(UserError, match=r"key 'max_bach' is not known.*did you mean 'max_batch'"):
         parse_profile({**GOOD, "max_bach": 1}, BOARD)
-    with pytest.raises(UserError, match="key 'opset' is missing"):
+    with pytest.raises(
+        UserError, match=r"key 'opset' is missing; add it: ONNX opset of the exported graphs, 13 to 20$"
+    ):
         parse_profile({k: v for k, v in GOOD.items() if k != "opset"}, BOARD)
-    with pytest.raises(UserError, match=r"sources\.opset = None"):
+    with pytest.raises(UserError, match=r"key 'sources\.opset' is missing; add it: a text that says where"):
         parse_profile({**GOOD, "sources": {k: v for k, v in GOOD["sources"].items() if k != "opset"}}, BOARD)
     with pytest.raises(UserError, match=r"sources\.memory_mib names no key"):
         parse_profile({**GOOD, "sources": {**GOOD["sources"], "memory_mib": "x"}}, BOARD)
@@ -163,9 +202,9 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.sampled_from([*RULES, "identification", "power"]), ANYTHING)
+@given(st.sampled_from([*Profile.model_fields, "identification", "power"]), ANYTHING)
 def test_whatever_stands_in_a_key_it_is_a_profile_or_one_message(key, value):
-    sources = {**_board()["sources"], **({key: "a page"} if key in RULES else {})}
+    sources = {**_board()["sources"], **({key: "a page"} if key in Profile.model_fields else {})}
     outcome = _outcome({**_board(), "sources": sources, key: value})
     if isinstance(outcome, str):
         assert outcome.startswith("board.toml: ")
@@ -184,11 +223,12 @@ BOARD_FACTS = {
     "identification": {"soc": "tegra234", "part_numbers": ["p3767-0005"]},
     "power": {"total_rail": "VDD_IN", "rails": ["VDD_IN"], "energy_scope": "module_input"},
     "power_modes": [{"id": 0, "name": "15W", "watt_cap": 15}],
+    "jetpack": "5.1.6",
     "jetpacks": [
         {"jetpack": "5.1.6", "l4t": "35.6.4", "tensorrt": "8.5.2", "python": "3.8", "cuda": "11.4", "opset": 13}
     ],
 }
-FACT_KEYS = ("soc", "part_numbers", "total_rail", "rails", "energy_scope", "power_modes", "jetpacks")
+FACT_KEYS = ("soc", "part_numbers", "total_rail", "rails", "energy_scope", "power_modes", "jetpack", "jetpacks")
 
 
 def _board(**sources):
@@ -223,7 +263,7 @@ def test_misplaced_and_wrong_keys_inside_tables_are_named():
         parse_profile({**board, "power_modes": [{"id": 0, "name": "x", "wat_cap": 1}]}, BOARD)
     with pytest.raises(UserError, match=r"key 'power_modes\[0\]\.name' is missing"):
         parse_profile({**board, "power_modes": [{"id": 0}]}, BOARD)
-    with pytest.raises(UserError, match=r"jetpacks\[0\]\.l4t = 36; allowed: a version such as"):
+    with pytest.raises(UserError, match=r"jetpacks\[0\]\.l4t = 36; allowed: Jetson Linux: a version such as"):
         parse_profile({**board, "jetpacks": [{**BOARD_FACTS["jetpacks"][0], "l4t": 36}]}, BOARD)
 
 
@@ -233,7 +273,7 @@ def test_sources_may_name_parts_and_unsourced_is_found_in_both():
     assert parse_profile(_board(**{"jetpacks.5.1.6": "a page"}), BOARD).unsourced == ()
     with pytest.raises(UserError, match=r"sources\.'power_modes\.volts' names no part of power_modes; .*watt_cap, 15W"):
         parse_profile(_board(**{"power_modes.volts": "x"}), BOARD)
-    with pytest.raises(UserError, match=r"sources\.power_modes\.watt_cap = 3; allowed: a text"):
+    with pytest.raises(UserError, match=r"sources\.power_modes\.watt_cap = 3; allowed: .* a text for each key"):
         parse_profile(_board(**{"power_modes.watt_cap": 3}), BOARD)
 
 
@@ -242,7 +282,7 @@ def test_an_absent_value_has_a_reason():
     for absent in ({"opset": "x"}, {"volts": "x"}):
         with pytest.raises(UserError, match=r"absent\.\w+: allowed: a key of profiles that this one does not give"):
             parse_profile({**GOOD, "absent": absent}, BOARD)
-    with pytest.raises(UserError, match=r"absent\.memory_mib = ''; allowed: a text"):
+    with pytest.raises(UserError, match=r"absent\.memory_mib = ''; allowed: Why a key has no value: .* a text"):
         parse_profile({**GOOD, "absent": {"memory_mib": ""}}, BOARD)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from edgeqlora.profiles import board_table as boardtable
-from edgeqlora.profiles.check import RAIL_FAMILIES
 from edgeqlora.profiles.load import list_profiles, load_profile
 from edgeqlora_jetson.board.detect import detect_board
 from edgeqlora_jetson.errors import UserError
@@ -100,11 +99,37 @@ def test_every_rail_of_a_profile_was_seen_in_a_recorded_line_or_is_unsourced():
         profile = load_profile(name)
         if profile.kind == "jetson" and "rails" not in profile.unsourced:
             assert set(profile.rails) == seen[name], name
-    # The families that `profiles check` knows are those of the lines, no more.
-    for soc, families in RAIL_FAMILIES.items():
-        recorded = [rails for name, rails in seen.items() if load_profile(name).soc == soc]
-        for family in families:
-            assert family in recorded, (soc, family)
+        elif profile.kind == "jetson":
+            sisters = [rails for sister, rails in seen.items() if load_profile(sister).soc == profile.soc]
+            assert any(set(profile.rails) <= rails for rails in sisters), name
+
+
+CHIPS = {
+    "tegra210": ("5.3", {"fp32", "fp16"}),
+    "tegra186": ("6.2", {"fp32", "fp16"}),
+    "tegra194": ("7.2", {"fp32", "fp16", "int8"}),
+    "tegra234": ("8.7", {"fp32", "fp16", "bf16", "int8"}),
+    "tegra264": ("11.0", {"fp32", "fp16", "bf16", "int8"}),
+}
+"""Compute capability of each chip's GPU (rbonghi/jetson_stats jtop/core/jetson_variables.py, OE4T/meta-tegra), and what
+TensorRT offers on it: NVIDIA's hardware and precision matrices. bf16 needs TensorRT 9 or newer too."""
+
+PYTHON_OF_L4T = {"32": "3.6", "35": "3.8", "36": "3.10", "38": "3.12", "39": "3.12"}
+"""Python of the Ubuntu that each Jetson Linux is built on (dusty-nv/jetson-containers l4t_version.py)."""
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_a_board_offers_what_its_chip_and_its_jetpacks_have(name):
+    releases = load_profile(name).jetpacks
+    for profile in (load_profile(name), *(load_profile(name, release.jetpack) for release in releases)):
+        if profile.kind == "jetson":
+            compute_capability, offered = CHIPS[profile.soc]
+            assert profile.compute_capability == compute_capability
+            assert set(profile.precisions) <= offered
+        if "bf16" in profile.precisions:
+            assert int(profile.tensorrt.split(".")[0]) >= 9, profile.jetpack
+    for release in releases:
+        assert release.python == PYTHON_OF_L4T[release.l4t.split(".")[0]], release
 
 
 EXPECTED_BOARDS = {
