@@ -16,7 +16,7 @@ from typing import Any
 import asyncssh
 
 from edgeqlora.errors import UserError
-from edgeqlora.remote.connect import SshSettings, connect, is_connection_lost
+from edgeqlora.remote.connect import SshSettings, connect
 from edgeqlora.remote.farcall import Helper, open_far, printable
 from edgeqlora.remote.hosts import Host, parse_hosts
 from edgeqlora.remote.preflight import check_machine
@@ -32,6 +32,14 @@ _TAKE_WAIT_S = 15.0
 _NOT_VALID = 3
 """Exit code of the runner for a measurement whose report was written but must not be used."""
 _OURS = ("--output", "--manifest", "--bundle")
+_CONNECTION_LOST = (
+    asyncssh.DisconnectError,
+    asyncssh.SFTPConnectionLost,
+    asyncssh.SFTPNoConnection,
+    asyncssh.ChannelOpenError,
+    ConnectionError,
+    asyncio.IncompleteReadError,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def bench_hosts(
     identity: Path | None = None,
     known_hosts: Path | None = None,
     config: Path | None = None,
-    connect_timeout_s: float = 15,
+    connect_timeout_s: float | None = None,
     before: Sequence[Sequence[str]] = (),
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] | None = None,
@@ -76,9 +84,10 @@ def bench_hosts(
     hosts: [user@]host[:port], or aliases of ~/.ssh/config. runner_args: arguments of the runner, for example
     ["bench", "--repeats", "5"]; without a command in front, "bench". remote_dir: folder there, from the home folder;
     the bundle goes into a folder of its name in it. python: program there, its name or path. port: for hosts that name
-    none. config: ssh configuration; Path("none"): use none. before: runner commands that come first and write no report,
-    for example [["build"]] for TensorRT engines. say: gets lines, those of a host begin with its name.
-    progress(host, bytes that are there, bytes in all) is called while copying; without it, `say` hears it every 5 s.
+    none. config: ssh configuration; Path("none"): use none. connect_timeout_s: None: ConnectTimeout of the configuration,
+    or 15. before: runner commands that come first and write no report, for example [["build"]] for TensorRT engines.
+    say: gets lines, those of a host begin with its name. progress(host, bytes that are there, bytes in all) is called
+    while copying; without it, `say` hears it every 5 s.
 
     A host that fails has its reason in HostResult.error; the others go on. Raises UserError before any connection for a
     bundle that is damaged or has no runner, hosts that cannot be read, arguments that mean files of this machine.
@@ -156,22 +165,21 @@ async def _bench_host(job: _Job, host: Host) -> HostResult:
     """One host from connection to report; whatever fails becomes its result."""
     start_s = time.monotonic()
     tally = Tally()
-    stage = _Stage()
     report_path = job.output / host.folder / REPORT
     fetched: dict[str, Any] | None = None
     error: str | None = None
     failure: str | None = None
     try:
         async with connect(host, job.ssh) as connection, open_far(connection, host, job.python) as far:
-            far_folder, executable = await _bring_bundle(job, host, far, connection, tally, stage)
-            stage.name = "running"
+            far_folder, executable = await _bring_bundle(job, host, far, connection, tally)
+            tally.stage = "running"
             far_report = posixpath.join(far_folder, REPORT)
             await far.ask("remove", path=far_report)
             for command in job.commands:
                 failure = await _run(job, host, far, far_folder, [executable, PYZ_NAME, *command])
                 if failure is not None:
                     break
-            stage.name = "fetching the report"
+            tally.stage = "fetching the report"
             fetched = await _fetch(far, connection, far_report, report_path, is_needed=failure is None)
             if failure is not None:
                 raise UserError(failure)
@@ -179,12 +187,12 @@ async def _bench_host(job: _Job, host: Host) -> HostResult:
     except UserError as problem:
         error = str(problem)
     except (asyncssh.Error, OSError, asyncio.TimeoutError) as problem:
-        error = _explain(problem, host, stage.name, tally)
+        error = _explain(problem, host, tally)
     except Exception as problem:
         # A defect of ours must not take the other hosts' results with it; its traceback goes to stderr.
         logging.getLogger(__name__).exception("%s", host.written)
         error = (
-            f"{host.written}: unexpected {type(problem).__name__} while {stage.name}: {problem} (please report this)"
+            f"{host.written}: unexpected {type(problem).__name__} while {tally.stage}: {problem} (please report this)"
         )
     if error is not None:
         job.say(f"{host.written}: failed: {error.removeprefix(host.written + ': ')}")
@@ -200,15 +208,8 @@ async def _bench_host(job: _Job, host: Host) -> HostResult:
     )
 
 
-@dataclass
-class _Stage:
-    """What is being done, for messages."""
-
-    name: str = "looking at the machine"
-
-
 async def _bring_bundle(
-    job: _Job, host: Host, far: Helper, connection: asyncssh.SSHClientConnection, tally: Tally, stage: _Stage
+    job: _Job, host: Host, far: Helper, connection: asyncssh.SSHClientConnection, tally: Tally
 ) -> tuple[str, str]:
     """Check the machine, copy what it lacks; returns the bundle's folder and the Python there."""
     facts = await far.ask("look", folder=job.remote_dir)
@@ -216,7 +217,7 @@ async def _bring_bundle(
     far_folder = posixpath.join(facts["folder"], job.far_name)
     job.say(f"{host.written}: {summary}")
     await far.ask("take", folder=far_folder, wait_s=_TAKE_WAIT_S)
-    stage.name = "copying"
+    tally.stage = "copying"
     start_s = time.monotonic()
     files = await asyncio.to_thread(bundle_files, job.folder, job.bundle.manifest, job.bundle.manifest_sha256)
     await copy_bundle(
@@ -297,9 +298,10 @@ async def _fetch(
     return report
 
 
-def _explain(error: BaseException, host: Host, stage: str, tally: Tally) -> str:
+def _explain(error: BaseException, host: Host, tally: Tally) -> str:
     """An error of the link or of SFTP in words, with the next step."""
-    if is_connection_lost(error):
+    stage = tally.stage
+    if isinstance(error, _CONNECTION_LOST):
         there = tally.skipped_bytes + tally.copied_bytes
         if stage == "copying" and tally.total_bytes:
             state = (

@@ -27,6 +27,8 @@ READY = "edgeqlora-far 1 ready"
 SILENCE_S = 120.0
 MAX_LINE = 2000  # characters of a line that is passed on
 LOCK = ".edgeqlora-lock"
+# Signals that end a program, and how long each is waited for, in seconds.
+ENDINGS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 # Programs that the runner asks (nvpmodel, tegrastats) lie where a shell without login does not look.
 SYSTEM_PATHS = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
 PROBE = """
@@ -48,9 +50,8 @@ class Refusal(Exception):
 class Far:
     """State of the helper: the runner that is going, and when the other end was last heard."""
 
-    def __init__(self, source, sink, silence_s=SILENCE_S, clock=time.monotonic):
-        self.source, self.sink, self.silence_s, self.clock = source, sink, silence_s, clock
-        self.heard_s = clock()
+    def __init__(self):
+        self.heard_s = time.monotonic()
         self.requests: queue.Queue = queue.Queue()
         self.child = None
         self.ending = False
@@ -64,16 +65,16 @@ class Far:
         data = (json.dumps(message) + "\n").encode("ascii")
         try:
             with self.sink_lock:
-                self.sink.write(data)
-                self.sink.flush()
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
         except (OSError, ValueError):
             self.shut_down()
 
     def listen(self):
         """Runs in a thread of its own: requests into the queue, until the input closes."""
         try:
-            for line in iter(self.source.readline, b""):
-                self.heard_s = self.clock()
+            for line in iter(sys.stdin.buffer.readline, b""):
+                self.heard_s = time.monotonic()
                 if line.strip():
                     self.requests.put(json.loads(line.decode("utf-8")))
         except (OSError, ValueError):
@@ -82,8 +83,8 @@ class Far:
 
     def watch(self):
         """Runs in a thread of its own: a cable that was pulled closes nothing."""
-        while self.clock() - self.heard_s < self.silence_s:
-            time.sleep(min(5.0, self.silence_s / 4.0))
+        while time.monotonic() - self.heard_s < SILENCE_S:
+            time.sleep(min(5.0, SILENCE_S / 4.0))
         self.shut_down()
 
     def shut_down(self):
@@ -142,9 +143,9 @@ class Far:
         os.makedirs(folder, exist_ok=True)
         # Append mode: another helper that is turned away must not wipe out whose it is.
         taken = open(os.path.join(folder, LOCK), "a+")  # noqa: SIM115 (held open for as long as this process lives)
-        deadline_s = self.clock() + wait_s
+        deadline_s = time.monotonic() + wait_s
         while not try_lock(taken):
-            if self.clock() > deadline_s:
+            if time.monotonic() > deadline_s:
                 taken.seek(0)
                 owner = taken.read().strip() or "unknown"
                 raise Refusal(
@@ -157,7 +158,6 @@ class Far:
         taken.write(f"{os.getpid()}\n")
         taken.flush()
         self.folder_lock = taken
-        return
 
     def op_survey(self, folder, files, block):
         """What is there of `files` (name -> {"bytes", "sha256"}): {"state": "same" or "missing", "part_bytes", ...}.
@@ -182,7 +182,6 @@ class Far:
         for name in names:
             os.makedirs(os.path.dirname(os.path.join(folder, *name.split("/"))), exist_ok=True)
         remove(os.path.join(folder, manifest))
-        return
 
     def op_commit(self, folder, name, sha256):
         """A .part that is whole and right takes its name; else it is removed, and its hash is the reply's "found"."""
@@ -199,7 +198,6 @@ class Far:
 
     def op_remove(self, path):
         remove(path)
-        return
 
     def op_run(self, argv, folder):
         """Run a program in `folder`, line by line, to its end: {"code": exit code, negative for a signal}."""
@@ -266,12 +264,12 @@ def remove(path):
         os.unlink(path)
 
 
-def probe_modules(executable=None):
+def probe_modules():
     """Which of the runner's modules can be imported here: name -> {"version"} or {"missing": why}.
 
     In a process of its own: importing them here would take memory beside the measurement.
     """
-    command = [executable or sys.executable or "python3", "-c", PROBE]
+    command = [sys.executable or "python3", "-c", PROBE]
     try:
         # Not in the home folder: python -c looks for modules where it starts.
         process = subprocess.Popen(
@@ -293,11 +291,11 @@ def probe_modules(executable=None):
     return {}
 
 
-def end_group(child, patience_s=(5.0, 3.0, 3.0)):
+def end_group(child):
     """End a program and all that it started: as Ctrl-C would, then sternly, then for good."""
-    for i, number in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGKILL)):
+    for number, patience_s in ENDINGS:
         signal_group(child, number)
-        deadline_s = time.monotonic() + patience_s[i]
+        deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             if not is_group(child):
                 return
@@ -320,4 +318,4 @@ def is_group(child):
 
 
 if __name__ == "__main__":
-    Far(sys.stdin.buffer, sys.stdout.buffer).serve()
+    Far().serve()

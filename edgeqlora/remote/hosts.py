@@ -30,11 +30,10 @@ class Host(NamedTuple):
         """Folder name for what comes back from this host."""
         return _FOLDER_UNSAFE.sub("_", self.written)
 
-    def ssh_command(self, *options: str) -> str:
-        """An `ssh` command for this host that can be pasted."""
-        target = f"{self.user}@{self.host}" if self.user else self.host
+    def command(self, program: str, *options: str) -> str:
+        """A command line for this host, of ssh or ssh-copy-id, that can be pasted."""
         port = ["-p", str(self.port)] if self.port else []
-        return shlex.join(["ssh", *port, *options, target])
+        return shlex.join([program, *options, *port, f"{self.user}@{self.host}" if self.user else self.host])
 
 
 def parse_host(text: str, port: int | None = None) -> Host:

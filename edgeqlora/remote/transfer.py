@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import asyncssh
 
 from edgeqlora.errors import UserError
+from edgeqlora.remote.far import hash_of
 from edgeqlora.remote.farcall import Helper
 from edgeqlora_jetson.bundle import MANIFEST
 
@@ -37,8 +37,9 @@ class Piece(NamedTuple):
 
 @dataclass
 class Tally:
-    """What a copy has done so far; right after an interruption too."""
+    """What is being done with a host, and what its copy has done so far; right after an interruption too."""
 
+    stage: str = "looking at the machine"
     total_bytes: int = 0
     skipped_bytes: int = 0
     copied_bytes: int = 0
@@ -93,7 +94,7 @@ async def copy_bundle(
     """
     survey = await far.ask("survey", folder=far_folder, files=files, block=BLOCK)
     prefixes = {
-        name: await asyncio.to_thread(_prefix_sha256, folder / name, row["part_bytes"])
+        name: await asyncio.to_thread(hash_of, folder / name, row["part_bytes"])
         for name, row in survey.items()
         if row["state"] != "same" and row["part_bytes"]
     }
@@ -170,12 +171,3 @@ async def _write_block(target: asyncssh.SFTPClientFile, data: bytes, offset: int
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
-
-
-def _prefix_sha256(path: Path, n_bytes: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while n_bytes > 0 and (data := file.read(min(n_bytes, BLOCK))):
-            digest.update(data)
-            n_bytes -= len(data)
-    return digest.hexdigest()

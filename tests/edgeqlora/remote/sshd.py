@@ -17,6 +17,7 @@ import pytest
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/sbin")
 _CONFIG = """
+{settings}
 ListenAddress 127.0.0.1
 Port {port}
 HostKey {folder}/host_key
@@ -87,8 +88,11 @@ def make_key(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, sftp: str = "internal-sftp") -> Iterator[Server]:
-    """Start a server in `folder` and end it with its sessions. Skips, saying so, where there is no OpenSSH server."""
+def serve(folder: Path, sftp: str = "internal-sftp", settings: str = "") -> Iterator[Server]:
+    """Start a server in `folder` and end it with its sessions. Skips, saying so, where there is no OpenSSH server.
+
+    settings: lines of sshd_config that come first, which is what counts there.
+    """
     if SSHD is None or shutil.which("ssh-keygen") is None:
         pytest.skip("needs an OpenSSH server and ssh-keygen (Debian: apt-get install openssh-server)")
     if os.geteuid() == 0:
@@ -102,7 +106,7 @@ def serve(folder: Path, sftp: str = "internal-sftp") -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
-    (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder, sftp=sftp))
+    (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder, sftp=sftp, settings=settings))
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log, stdout=log)
     server = Server(folder, port, process, folder / "identity", folder / "known_hosts")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgeqlora.remote import far as far_module
-from edgeqlora.remote.far import Far, end_group, hash_of
+from edgeqlora.remote.far import end_group, hash_of
 
 FAR = Path(far_module.__file__)
 PYTHONS = Path(__file__).resolve().parents[3] / ".venv-pythons"
@@ -25,7 +25,7 @@ class Helper:
     def __init__(self, python: str = sys.executable, silence_s: float = 120.0):
         program = (
             f"import sys; names = dict(__name__='far'); exec(open({str(FAR)!r}).read(), names); "
-            f"names['Far'](sys.stdin.buffer, sys.stdout.buffer, {silence_s}).serve()"
+            f"names['SILENCE_S'] = {silence_s}; names['Far']().serve()"
         )
         self.process = subprocess.Popen(
             [python, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -195,11 +195,12 @@ def test_the_runner_ends_when_nothing_is_heard(tmp_path: Path):
     helper.close()
 
 
-def test_a_stubborn_program_is_killed(tmp_path: Path):
+def test_a_stubborn_program_is_killed(monkeypatch: pytest.MonkeyPatch):
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
-    end_group(child, patience_s=(0.2, 10.0, 10.0))
+    monkeypatch.setattr(far_module, "ENDINGS", ((signal.SIGINT, 0.2), (signal.SIGTERM, 10.0)))
+    end_group(child)
     assert child.returncode == -signal.SIGTERM
     child.stdout.close()
 
@@ -235,10 +236,3 @@ def test_hash_of_a_prefix(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"abcdef")
     assert hash_of(str(tmp_path / "a"), 3) == sha256(b"abc")
     assert hash_of(str(tmp_path / "a")) == sha256(b"abcdef")
-
-
-def test_the_clock_can_be_given():
-    """Silence is counted from the last line heard."""
-    now = [100.0]
-    far = Far(None, None, silence_s=10.0, clock=lambda: now[0])
-    assert far.heard_s == 100.0

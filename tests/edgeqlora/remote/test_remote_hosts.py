@@ -57,7 +57,7 @@ def test_a_host_is_named_once():
 
 def test_folders_hold_no_path_and_commands_can_be_pasted():
     assert parse_host("jetson@[fe80::1%eth0]:2222").folder == "jetson@_fe80__1_eth0__2222"
-    assert parse_host("jetson@nano:2222").ssh_command("-o", "a b") == "ssh -p 2222 -o 'a b' jetson@nano"
+    assert parse_host("jetson@nano:2222").command("ssh", "-o", "a b") == "ssh -o 'a b' -p 2222 jetson@nano"
 
 
 @pytest.mark.parametrize("arg", ["--output", "--output=x.json", "--outp", "--manifest", "--mani=x", "--bundle"])
