@@ -286,4 +286,5 @@ def test_rooms_and_noise_reach_the_training(tiny_ctc, clips, tmp_path):
         assert result.exit_code == 0, result.output
         rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
-    assert losses[0] and losses[0] != losses[1]
+    assert losses[0]
+    assert losses[0] != losses[1]
