@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any, Dict, List, Optional
 
 READY = "edgeqlora-far 1 ready"
 SILENCE_S = 120.0
@@ -50,18 +51,18 @@ class Refusal(Exception):
 class Far:
     """State of the helper: the runner that is going, and when the other end was last heard."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.heard_s = time.monotonic()
-        self.requests: queue.Queue = queue.Queue()
-        self.child = None
+        self.requests: Any = queue.Queue()
+        self.child: Any = None
         self.ending = False
         self.lock = threading.Lock()  # of child and ending
         self.sink_lock = threading.Lock()
-        self.folder_lock = None
+        self.folder_lock: Any = None
 
     # ---- talking
 
-    def emit(self, message):
+    def emit(self, message: Dict[str, Any]) -> None:
         data = (json.dumps(message) + "\n").encode("ascii")
         try:
             with self.sink_lock:
@@ -70,7 +71,7 @@ class Far:
         except (OSError, ValueError):
             self.shut_down()
 
-    def listen(self):
+    def listen(self) -> None:
         """Runs in a thread of its own: requests into the queue, until the input closes."""
         try:
             for line in iter(sys.stdin.buffer.readline, b""):
@@ -81,13 +82,13 @@ class Far:
             pass
         self.shut_down()
 
-    def watch(self):
+    def watch(self) -> None:
         """Runs in a thread of its own: a cable that was pulled closes nothing."""
         while time.monotonic() - self.heard_s < SILENCE_S:
             time.sleep(min(5.0, SILENCE_S / 4.0))
         self.shut_down()
 
-    def shut_down(self):
+    def shut_down(self) -> None:
         """End the runner and then this process. Called from any thread."""
         with self.lock:
             again, self.ending = self.ending, True
@@ -98,7 +99,7 @@ class Far:
             end_group(child)
         os._exit(0)
 
-    def serve(self):
+    def serve(self) -> None:
         for thread in (self.listen, self.watch):
             starter = threading.Thread(target=thread)
             starter.daemon = True
@@ -117,7 +118,7 @@ class Far:
 
     # ---- requests
 
-    def op_look(self, folder):
+    def op_look(self, folder: str) -> Dict[str, Any]:
         """Facts of this machine, and `folder` as an absolute path."""
         folder = os.path.abspath(os.path.join(os.path.expanduser("~"), os.path.expanduser(folder)))
         existing = folder
@@ -135,7 +136,7 @@ class Far:
             "modules": probe_modules(),
         }
 
-    def op_take(self, folder, wait_s):
+    def op_take(self, folder: str, wait_s: float) -> None:
         """Make the folder and keep everybody else out of it while this helper lives.
 
         wait_s: how long to wait for the helper of a connection that just broke, which is ending its runner.
@@ -159,12 +160,12 @@ class Far:
         taken.flush()
         self.folder_lock = taken
 
-    def op_survey(self, folder, files, block):
+    def op_survey(self, folder: str, files: Dict[str, Any], block: int) -> Dict[str, Any]:
         """What is there of `files` (name -> {"bytes", "sha256"}): {"state": "same" or "missing", "part_bytes", ...}.
 
         Of a .part only whole blocks count: pieces of the last one may have arrived out of order.
         """
-        answer: dict = {}
+        answer: Dict[str, Any] = {}
         for name, entry in files.items():
             path = os.path.join(folder, *name.split("/"))
             if os.path.isfile(path) and os.path.getsize(path) == entry["bytes"] and hash_of(path) == entry["sha256"]:
@@ -177,13 +178,13 @@ class Far:
             answer[name] = {"state": "missing", "part_bytes": part_bytes, "part_sha256": part_sha256}
         return answer
 
-    def op_prepare(self, folder, names, manifest):
+    def op_prepare(self, folder: str, names: List[str], manifest: str) -> None:
         """Before copying: subfolders made, and the old manifest gone, so that a half-copied folder is no bundle."""
         for name in names:
             os.makedirs(os.path.dirname(os.path.join(folder, *name.split("/"))), exist_ok=True)
         remove(os.path.join(folder, manifest))
 
-    def op_commit(self, folder, name, sha256):
+    def op_commit(self, folder: str, name: str, sha256: str) -> Dict[str, Any]:
         """A .part that is whole and right takes its name; else it is removed, and its hash is the reply's "found"."""
         path = os.path.join(folder, *name.split("/"))
         part = path + ".part"
@@ -196,10 +197,10 @@ class Far:
         os.replace(part, path)
         return {"done": True, "found": found}
 
-    def op_remove(self, path):
+    def op_remove(self, path: str) -> None:
         remove(path)
 
-    def op_run(self, argv, folder):
+    def op_run(self, argv: List[str], folder: str) -> Dict[str, int]:
         """Run a program in `folder`, line by line, to its end: {"code": exit code, negative for a signal}."""
         paths = os.environ.get("PATH", "").split(os.pathsep)
         paths = [path for path in paths if path] + [path for path in SYSTEM_PATHS if path not in paths]
@@ -232,12 +233,12 @@ class Far:
             self.child = None
         return {"code": code}
 
-    def pump(self, stream, name):
+    def pump(self, stream: Any, name: str) -> None:
         for line in iter(stream.readline, b""):
             self.emit({"line": line.decode("utf-8", "replace").rstrip("\r\n")[:MAX_LINE], "stream": name})
 
 
-def try_lock(file):
+def try_lock(file: Any) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -245,7 +246,7 @@ def try_lock(file):
     return True
 
 
-def hash_of(path, n_bytes=None):
+def hash_of(path: Any, n_bytes: Optional[int] = None) -> str:
     """SHA-256 of a file, or of its first n_bytes, as hex digits."""
     digest = hashlib.sha256()
     left = os.path.getsize(path) if n_bytes is None else n_bytes
@@ -259,12 +260,12 @@ def hash_of(path, n_bytes=None):
     return digest.hexdigest()
 
 
-def remove(path):
+def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def probe_modules():
+def probe_modules() -> Dict[str, Any]:
     """Which of the runner's modules can be imported here: name -> {"version"} or {"missing": why}.
 
     In a process of its own: importing them here would take memory beside the measurement.
@@ -287,11 +288,12 @@ def probe_modules():
         return {}
     for line in out.decode("utf-8", "replace").splitlines():
         if line.startswith("probe "):
-            return json.loads(line[len("probe ") :])
+            found: Dict[str, Any] = json.loads(line[len("probe ") :])
+            return found
     return {}
 
 
-def end_group(child):
+def end_group(child: Any) -> None:
     """End a program and all that it started: as Ctrl-C would, then sternly, then for good."""
     for number, patience_s in ENDINGS:
         signal_group(child, number)
@@ -302,12 +304,12 @@ def end_group(child):
             time.sleep(0.05)
 
 
-def signal_group(child, number):
+def signal_group(child: Any, number: int) -> None:
     with contextlib.suppress(OSError):
         os.killpg(child.pid, number)
 
 
-def is_group(child):
+def is_group(child: Any) -> bool:
     """Whether any process of the program's group is left. Its own end is collected on the way."""
     child.poll()
     try:
