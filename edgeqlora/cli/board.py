@@ -171,7 +171,6 @@ def build(
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
     no_memory_check: Annotated[bool, typer.Option("--no-memory-check", help="Though little memory is free.")] = False,
-    runtime: Annotated[str, typer.Option(help="tensorrt, or onnxruntime for its provider.")] = "tensorrt",
 ) -> None:
     """Build the bundle's TensorRT engines on this machine (engines do not run on other GPUs or versions)."""
     _run(
@@ -184,7 +183,6 @@ def build(
                 ("--cache", cache),
                 ("--force", force),
                 ("--no-memory-check", no_memory_check),
-                ("--runtime", runtime),
             ),
         ]
     )
