@@ -118,14 +118,14 @@ def _free_disk_mib(folder: str) -> float:
 
 
 @listed
-def examine_disk(folder: str, what_for: str = "bundle, reports and engines") -> Iterator[Finding]:
+def examine_disk(folder: str) -> Iterator[Finding]:
     """Free space where results are written."""
     try:
         free_mib = _free_disk_mib(folder)
     except OSError as error:
         yield problem("{}: {}".format(folder, error.strerror or error), "Nothing can be written there.")
         return
-    text = "{:,.0f} MiB free on the disk of {} ({})".format(free_mib, os.path.abspath(folder), what_for)
+    text = "{:,.0f} MiB free on the disk of {} (bundle, reports and engines)".format(free_mib, os.path.abspath(folder))
     if free_mib < _DISK_LOW_MIB:
         yield problem(
             text, "Engines and reports will not fit.", "sudo apt-get clean; sudo journalctl --vacuum-size=100M"
