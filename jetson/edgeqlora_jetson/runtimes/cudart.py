@@ -153,7 +153,7 @@ class Cudart(object):
         code = getattr(self._library, name)(*arguments)
         if code == _OUT_OF_MEMORY:
             raise UserError(
-                "{:.0f} MiB for TensorRT's buffers cannot be had ({}: {}): free memory (stop other programs, run "
+                "{:.0f} MiB for TensorRT's buffers are not available ({}: {}): free memory (stop other programs, run "
                 "without a desktop), or export with a smaller batch or window".format(
                     n_bytes / 2.0**20, name, self._text(code)
                 )

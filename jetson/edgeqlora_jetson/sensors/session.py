@@ -187,7 +187,7 @@ def is_for(board: Board, profile: Dict[str, Any]) -> bool:
 
 
 def missing_energy(reason: str) -> Dict[str, Any]:
-    """The energy part of a report whose figures could not be had."""
+    """The energy part of a report whose figures are not known."""
     energy: Dict[str, Any] = {name: figure(None, unit, reason) for name, unit in _ENERGY_FIGURES}
     energy.update(energy_scope="none", rails=[], warnings=[])
     return energy

@@ -58,7 +58,9 @@ def test_addresses_above_4_gib_survive(library):
 def test_no_memory_left(library):
     cuda = Cudart(library)
     for allocate in (cuda.malloc, lambda n: cuda.host_alloc(n, True)):
-        with pytest.raises(UserError, match=r"2048 MiB for TensorRT's buffers cannot be had .*out of memory.*smaller"):
+        with pytest.raises(
+            UserError, match=r"2048 MiB for TensorRT's buffers are not available .*out of memory.*smaller"
+        ):
             allocate(2 << 30)
 
 
