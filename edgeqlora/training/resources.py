@@ -8,7 +8,7 @@ from edgeqlora.card import measured, missing
 from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
 from edgeqlora_jetson.machine import measure_rss_mib
 from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
-from edgeqlora_jetson.power.energy import MIN_COVERAGE
+from edgeqlora_jetson.power.energy import MIN_COVERAGE, integrate_rail
 
 # Training polls once a step. Between polls further apart than this a power reading says nothing; counters do not mind.
 _MAX_GAP_S = 10.0
@@ -44,17 +44,16 @@ class EnergyMeter:
         self._source: PowerSource | None = None
         self._scope: Scope | None = None
         self._start_s = time.monotonic()
-        self._power_j = self._covered_s = 0.0
         self._lost: str | None = None
-        self._first: Sample | None = None
         self._last: Sample | None = None
         self._source, self._scope, notes = open_power_source("auto", root=root)
         self._reason = "; ".join(notes)
+        rails = self._scope.rails if self._scope is not None else ()
+        self._energy_j, self._covered_s = dict.fromkeys(rails, 0.0), dict.fromkeys(rails, 0.0)
         if self._source is not None:
             self._source.start()
             weakref.finalize(self, self._source.stop)
             self.poll()
-            self._first = self._last
 
     def poll(self) -> None:
         """Add what was used since the last look."""
@@ -65,7 +64,13 @@ class EnergyMeter:
             if gone:
                 self._lost = f"{', '.join(gone)} gave no reading any more ({self._source.error})"
                 continue
-            self._add(sample)
+            if self._last is not None:
+                for rail in self._scope.rails:
+                    pair = (self._last, sample)
+                    part = integrate_rail(pair, rail, self._last.time_s, sample.time_s, _MAX_GAP_S)
+                    self._energy_j[rail] += part.energy_j
+                    self._covered_s[rail] += part.covered_s
+            self._last = sample
 
     def read(self) -> dict[str, Any]:
         """The figure: J with scope, source and duration, or null with the reason."""
@@ -74,22 +79,17 @@ class EnergyMeter:
         self.poll()
         duration_s = time.monotonic() - self._start_s
         reason = self._lost or self._source.error
-        if reason is None and (self._first is None or self._last is None):
-            reason = f"{self._source.name} gave no reading"
-        has_power = self._last is not None and any(rail in self._last.rails_mw for rail in self._scope.rails)
-        if reason is None and has_power and self._covered_s < MIN_COVERAGE * duration_s:
-            reason = (
-                f"power was read in {self._covered_s:.1f} of {duration_s:.1f} s, at least {MIN_COVERAGE:.0%} needed"
+        if reason is not None or self._last is None:
+            return missing(reason or f"{self._source.name} gave no reading")
+        powered = [rail for rail in self._scope.rails if rail in self._last.rails_mw]
+        covered_s = min([self._covered_s[rail] for rail in powered] or [duration_s])
+        if powered and covered_s <= MIN_COVERAGE * duration_s:
+            return missing(
+                f"power was read in {covered_s:.1f} of {duration_s:.1f} s, at least {MIN_COVERAGE:.0%} needed"
             )
-        if reason is not None or self._first is None or self._last is None:
-            return missing(str(reason))
         # What was not covered is filled with the mean power: left out, the figure would be too low.
-        power_j = self._power_j * duration_s / self._covered_s if has_power else 0.0
-        counted_j = sum(
-            self._last.counters_j[rail] - self._first.counters_j[rail]
-            for rail in self._scope.rails
-            if rail in self._last.counters_j
-        )
+        power_j = sum(self._energy_j[rail] * duration_s / self._covered_s[rail] for rail in powered)
+        counted_j = sum(self._energy_j[rail] for rail in self._scope.rails if rail not in powered)
         return measured(
             round(counted_j + power_j, 3),
             "J",
@@ -97,16 +97,5 @@ class EnergyMeter:
             source=self._source.name,
             meaning=_MEANING.get(self._scope.energy_scope, "input or rails of this board"),
             duration_s=round(duration_s, 3),
-            coverage=round(self._covered_s / duration_s, 4) if has_power else 1.0,
+            coverage=round(covered_s / duration_s, 4),
         )
-
-    def _add(self, sample: Sample) -> None:
-        """One more reading: counters are kept, power is a trapezoid to the reading before."""
-        before, self._last = self._last, sample
-        if before is None or not 0 < sample.time_s - before.time_s <= _MAX_GAP_S or self._scope is None:
-            return
-        step_s = sample.time_s - before.time_s
-        self._covered_s += step_s
-        for rail in self._scope.rails:
-            if rail in sample.rails_mw and rail in before.rails_mw:
-                self._power_j += step_s * (sample.rails_mw[rail] + before.rails_mw[rail]) / 2000.0

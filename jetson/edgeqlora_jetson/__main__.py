@@ -39,9 +39,6 @@ def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
     build.add_argument("--cache", help="folder for engines (default ~/.cache/edgeqlora/engines)")
     build.add_argument("--force", action="store_true", help="build again what is there")
     build.add_argument("--no-memory-check", action="store_true", help="build though little memory is free")
-    build.add_argument(
-        "--runtime", default="tensorrt", help="tensorrt, or onnxruntime for its TensorRT provider (default tensorrt)"
-    )
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV file (FLAC, Ogg, MP3 if soundfile is here)")
@@ -173,7 +170,6 @@ def _run(args: argparse.Namespace) -> int:
             args.cache,
             force=args.force,
             check_memory=not args.no_memory_check,
-            runtime=args.runtime,
         )
     if args.command == "bench":
         return _bench(args)

@@ -109,8 +109,8 @@ class Bundle(object):
         self.manifest = manifest
 
     @classmethod
-    def load(cls, folder: Any, verify: bool = True) -> "Bundle":
-        """Open a bundle folder and check it: schema, fields, and with `verify` the SHA-256 of every file.
+    def load(cls, folder: Any) -> "Bundle":
+        """Open a bundle folder and check it: schema, fields, and the SHA-256 of every file.
 
         Raises UserError when it is no bundle, of another schema, or a file is missing or changed (names the file).
         """
@@ -126,8 +126,7 @@ class Bundle(object):
             )
         manifest = read_json(path, "bundle manifest")
         check_manifest(manifest, path)
-        if verify:
-            verify_files(folder, manifest)
+        verify_files(folder, manifest)
         return cls(folder, manifest)
 
     @property

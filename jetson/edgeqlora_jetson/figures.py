@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional, Sequence
 
 
 def figure(value: Optional[float], unit: Optional[str], reason: Optional[str] = None) -> Dict[str, Any]:
-    """A measured figure, or with value None one that could not be had, and why."""
+    """A measured figure, or with value None one that is not known, and why."""
     if value is None:
         if not reason:
             raise ValueError("a missing figure needs its reason")

@@ -89,7 +89,7 @@ def measure_polls(n: int = 2000) -> dict[str, float]:
     from fakes.boards import write_board_tree
 
     from edgeqlora_jetson.power.ina import InaSource
-    from edgeqlora_jetson.power.tegrastats import parse_line
+    from edgeqlora_jetson.power.tegrastats_line import parse_line
     from edgeqlora_jetson.sensors.memory import MemoryMonitor
     from edgeqlora_jetson.sensors.thermal import ThermalMonitor
 

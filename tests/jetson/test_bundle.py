@@ -52,7 +52,6 @@ def test_a_flipped_byte_names_the_file(bundle_copy):
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(UserError, match=r"decoder.onnx: expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"):
         Bundle.load(bundle_copy)
-    assert Bundle.load(bundle_copy, verify=False).name == "tiny-fixture"
 
 
 def test_half_copied_and_missing_files(bundle_copy):

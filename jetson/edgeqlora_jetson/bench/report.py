@@ -1,6 +1,6 @@
 """The report of one bench run, schema "edgeqlora.report/2".
 
-Every figure is an object of one shape: {"value": number, "unit": "ms"}; a figure that could not be had is
+Every figure is an object of one shape: {"value": number, "unit": "ms"}; a figure that is not known is
 {"value": null, "unit": "mW", "reason": "why"}, never 0. Facts without a unit (power_mode) have unit null.
 Names and settings are plain values. The parts:
 

@@ -106,7 +106,7 @@ def run_bench(
     Raises UserError for settings out of range, no clips, an audio file that cannot be read, a power source that was
     asked for and does not work.
     """
-    check_settings(settings, clips, bundle)
+    check_settings(settings, clips)
     sensors = Sensors.open(bundle, settings.power, settings.power_interval_s, settings.power_mode, root)
     with sensors:  # from before the model is loaded: the most memory may be taken while it is
         say("loading the model")
@@ -140,7 +140,7 @@ def runtime_settings(settings: Any) -> Dict[str, Any]:
     }
 
 
-def check_settings(settings: Settings, clips: Sequence[EvalClip], bundle: Bundle) -> None:
+def check_settings(settings: Settings, clips: Sequence[EvalClip]) -> None:
     """Raise UserError naming the first setting that is out of range, its value and what is allowed."""
     for name, low, high in (
         ("warmup", 0, 10000),

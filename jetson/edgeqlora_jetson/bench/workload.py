@@ -21,8 +21,8 @@ class Workload(NamedTuple):
     others: List[int]
 
 
-def load_workload(clips: Sequence[Any], transcriber: Any, seed: int, budget_mib: float = AUDIO_BUDGET_MIB) -> Workload:
-    """Decode clips (bundle.EvalClip) up to the budget: all of them, or a random share drawn with `seed`.
+def load_workload(clips: Sequence[Any], transcriber: Any, seed: int) -> Workload:
+    """Decode clips (bundle.EvalClip) up to AUDIO_BUDGET_MIB: all of them, or a random share drawn with `seed`.
 
     The first one is always held. Raises UserError for a file that cannot be read, also among those not held.
     """
@@ -30,7 +30,7 @@ def load_workload(clips: Sequence[Any], transcriber: Any, seed: int, budget_mib:
     others, n_bytes = [], 0
     for clip in pass_order(len(clips), seed, 0):
         audio = load_audio(clips[clip].path, transcriber.sample_rate_hz)
-        if held and n_bytes + audio.nbytes > budget_mib * 2**20:
+        if held and n_bytes + audio.nbytes > AUDIO_BUDGET_MIB * 2**20:
             others.append(clip)
             continue
         held.append((clip, audio))

@@ -98,8 +98,8 @@ class ClockWatch(object):
             {"low": None, "high": None, "cap": clock.max_mhz, "n": 0, "n_low": 0} for clock in clocks
         ]
 
-    def poll(self, pinned_fraction: float = 0.95) -> None:
-        """Read every clock once. A reading below pinned_fraction of the first cap counts as low.
+    def poll(self) -> None:
+        """Read every clock once. A reading below 95 % of the first cap counts as low.
 
         scaling_cur_freq is what the kernel asked for (kernel documentation, admin-guide/pm/cpufreq) and costs nothing;
         cpuinfo_cur_freq would be measured, which takes Tegra half a millisecond for each core.
@@ -115,7 +115,7 @@ class ClockWatch(object):
             seen["low"] = mhz if seen["low"] is None else min(seen["low"], mhz)
             seen["high"] = mhz if seen["high"] is None else max(seen["high"], mhz)
             seen["n"] += 1
-            seen["n_low"] += bool(clock.max_mhz and mhz < pinned_fraction * clock.max_mhz)
+            seen["n_low"] += bool(clock.max_mhz and mhz < 0.95 * clock.max_mhz)
 
     def close(self) -> None:
         """Close the files."""

@@ -52,7 +52,6 @@ class KeptFile(object):
     """
 
     def __init__(self, root: str, path: str, is_long: bool = False) -> None:
-        self.path = path
         self._is_long = is_long
         self._descriptor: Optional[int] = None
         try:

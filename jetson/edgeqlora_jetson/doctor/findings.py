@@ -1,9 +1,8 @@
 """What a look at a machine found, and what it means for a measurement."""
 
+import functools
 import textwrap
-from typing import List, NamedTuple, Optional
-
-LEVELS = ("ok", "note", "warning", "problem")
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional
 
 
 class Finding(NamedTuple):
@@ -37,6 +36,16 @@ def warning(what: str, means: str, command: Optional[str] = None) -> Finding:
 def problem(what: str, means: str, command: Optional[str] = None) -> Finding:
     """A finding that stops something from working."""
     return Finding("problem", what, means, command)
+
+
+def listed(check: Callable[..., Iterator[Finding]]) -> Callable[..., List[Finding]]:
+    """The check with its findings in a list: it yields each where it finds it."""
+
+    @functools.wraps(check)
+    def examine(*arguments: Any, **settings: Any) -> List[Finding]:
+        return list(check(*arguments, **settings))
+
+    return examine
 
 
 def format_findings(findings: List[Finding], width: int = 110) -> str:

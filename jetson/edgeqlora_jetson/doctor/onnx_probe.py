@@ -17,13 +17,13 @@ class Probe(NamedTuple):
     """Why it does not; None: it does."""
 
 
-def tiny_model(opset: int = 13) -> bytes:
-    """ModelProto of IR version 7 with one Add, x and y float (1,). Field numbers: onnx/onnx.proto."""
+def tiny_model() -> bytes:
+    """ModelProto of IR version 7, opset 13, with one Add, x and y float (1,). Field numbers: onnx/onnx.proto."""
     tensor = _message(1, _number(1, _FLOAT) + _message(2, _message(1, _number(1, 1))))
     value = [_message(field, _text(1, name) + _message(2, tensor)) for field, name in ((11, "x"), (12, "y"))]
     node = _message(1, _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "Add"))
     graph = node + _text(2, "probe") + value[0] + value[1]
-    return _number(1, 7) + _message(7, graph) + _message(8, _number(2, opset))
+    return _number(1, 7) + _message(7, graph) + _message(8, _number(2, 13))
 
 
 def probe_providers(onnxruntime: Any) -> List[Probe]:

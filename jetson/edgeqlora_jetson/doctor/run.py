@@ -3,7 +3,7 @@
 import os
 from typing import Any, List, Optional
 
-from ..board.detect import Board, detect_board, load_boards
+from ..board.detect import detect_board, load_boards
 from ..board.l4t import sister_release
 from ..board.nvpmodel import read_conf
 from ..board.sysfs import Run
@@ -20,19 +20,18 @@ def examine(
     root: str = "/",
     run: Optional[Run] = None,
     software: Optional[Software] = None,
-    board: Optional[Board] = None,
     with_python: bool = True,
 ) -> List[Finding]:
     """Look at everything a measurement depends on; changes nothing and takes a few seconds.
 
     bundle: a bundle.Bundle, to say whether it fits this machine. run(argv) -> (code, output) asks nvpmodel and
-    dpkg-query. software, board: as already read, else they are read here. with_python: also Python and numpy.
+    dpkg-query. software: as already read, else it is read here. with_python: also Python and numpy.
     """
     from ..sensors.session import board_facts
 
     profile = (bundle.manifest.get("profile") or {}) if bundle is not None else None
     boards = load_boards()
-    board = detect_board(root, boards, run) if board is None else board
+    board = detect_board(root, boards, run)
     software = read_software() if software is None else software
     need_mib = (profile or {}).get("memory_budget_mib") if profile and profile.get("name") == board.id else None
     folder = bundle.folder if bundle is not None else os.getcwd()

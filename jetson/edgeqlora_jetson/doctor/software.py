@@ -2,10 +2,10 @@
 
 import platform
 import sys
-from typing import Any, List, Mapping, NamedTuple, Optional
+from typing import Any, Iterator, List, Mapping, NamedTuple, Optional
 
 from ..board.l4t import version_key
-from .findings import Finding, note, ok, problem, warning
+from .findings import Finding, listed, note, ok, problem, warning
 from .onnx_probe import Probe, probe_providers
 
 NOT_INSTALLED = "not installed"
@@ -43,98 +43,77 @@ def read_software() -> Software:
     )
 
 
-def examine_python(software: Software, release: Optional[Mapping[str, Any]] = None) -> List[Finding]:
+@listed
+def examine_python(software: Software, release: Optional[Mapping[str, Any]] = None) -> Iterator[Finding]:
     """Python and numpy against what the runner needs and what this board's JetPack has.
 
     release: the board table's JetPack release of this board's L4T series; None: not known, or no Jetson.
     """
-    found = []
     if sys.version_info < (3, 6):
-        found.append(
-            problem("Python {}".format(software.python), "The runner needs 3.6 or newer.", "python3 --version")
-        )
+        yield problem("Python {}".format(software.python), "The runner needs 3.6 or newer.", "python3 --version")
     else:
-        found.append(ok("Python {} ({})".format(software.python, sys.executable)))
+        yield ok("Python {} ({})".format(software.python, sys.executable))
     wanted = (release or {}).get("python")
     # A tensorrt that imports was built for this Python, whichever it is.
     if wanted and software.tensorrt is None and version_key(software.python)[:2] != version_key(str(wanted))[:2]:
-        found.append(
-            warning(
-                "JetPack's Python is {}, this is {}".format(wanted, software.python),
-                "NVIDIA's tensorrt module and the wheels for this board are built for that one and do not import here.",
-                "/usr/bin/python3 edgeqlora-jetson.pyz doctor",
-            )
+        yield warning(
+            "JetPack's Python is {}, this is {}".format(wanted, software.python),
+            "NVIDIA's tensorrt module and the wheels for this board are built for that one and do not import here.",
+            "/usr/bin/python3 edgeqlora-jetson.pyz doctor",
         )
     if software.numpy is None:
-        found.append(problem("numpy is not installed", "Nothing can run.", "sudo apt-get install python3-numpy"))
+        yield problem("numpy is not installed", "Nothing can run.", "sudo apt-get install python3-numpy")
     else:
-        found.append(ok("numpy {}".format(software.numpy)))
-    return found
+        yield ok("numpy {}".format(software.numpy))
 
 
-def examine_onnxruntime(software: Software, is_jetson: bool, install: str) -> List[Finding]:
+@listed
+def examine_onnxruntime(software: Software, is_jetson: bool, install: str) -> Iterator[Finding]:
     """onnxruntime and the providers that really run. install: the command that installs it here."""
     if software.onnxruntime is None:
-        return [
-            problem(
-                "onnxruntime: {}".format(software.onnxruntime_error),
-                "The bundle cannot run on the processor, and TensorRT's result cannot be compared with it.",
-                install,
-            )
-        ]
+        yield problem(
+            "onnxruntime: {}".format(software.onnxruntime_error),
+            "The bundle cannot run on the processor, and TensorRT's result cannot be compared with it.",
+            install,
+        )
+        return
     working = [probe.provider for probe in software.probes if probe.works]
-    failed = [probe for probe in software.probes if not probe.works]
-    found = []
     if _CPU in working:
-        found.append(ok("onnxruntime {}, run and checked: {}".format(software.onnxruntime, ", ".join(working))))
+        yield ok("onnxruntime {}, run and checked: {}".format(software.onnxruntime, ", ".join(working)))
     else:
-        found.append(
-            problem("onnxruntime {} runs no model".format(software.onnxruntime), "The bundle cannot run.", install)
-        )
-    for probe in failed:
-        kind = warning if probe.provider in _GPU else note
-        found.append(
-            kind(
-                "{}: {}".format(probe.provider, probe.reason),
-                "Asking for it gives an error, not a slower run."
-                if probe.provider in _GPU
-                else "It is not used unless it is asked for.",
-                None,
-            )
-        )
+        yield problem("onnxruntime {} runs no model".format(software.onnxruntime), "The bundle cannot run.", install)
+    for probe in software.probes:
+        what = "{}: {}".format(probe.provider, probe.reason)
+        if not probe.works and probe.provider in _GPU:
+            yield warning(what, "Asking for it gives an error, not a slower run.")
+        elif not probe.works:
+            yield note(what, "It is not used unless it is asked for.")
     if is_jetson and not any(name in working for name in _GPU):
-        found.append(
-            note(
-                "onnxruntime has no provider for the GPU here",
-                "The bundle runs on the processor; the GPU is used through TensorRT itself. Wheels with CUDA for "
-                "JetPack 4 to 6 come from NVIDIA's Jetson pages, matched to JetPack and Python: PyPI has them for "
-                "aarch64 from JetPack 7's Python 3.12 on.",
-            )
+        yield note(
+            "onnxruntime has no provider for the GPU here",
+            "The bundle runs on the processor; the GPU is used through TensorRT itself. Wheels with CUDA for "
+            "JetPack 4 to 6 come from NVIDIA's Jetson pages, matched to JetPack and Python: PyPI has them for "
+            "aarch64 from JetPack 7's Python 3.12 on.",
         )
-    return found
 
 
-def examine_tensorrt(software: Software, is_jetson: bool, release: Optional[Mapping[str, Any]] = None) -> List[Finding]:
+@listed
+def examine_tensorrt(
+    software: Software, is_jetson: bool, release: Optional[Mapping[str, Any]] = None
+) -> Iterator[Finding]:
     """TensorRT's Python module; a workstation that has none needs none.
 
     release: the board table's JetPack release of this board's L4T series.
     """
     if software.tensorrt is not None:
-        found = [ok("TensorRT {}".format(software.tensorrt))]
+        yield ok("TensorRT {}".format(software.tensorrt))
         if version_key(software.tensorrt)[0] >= 11:
-            found.append(
-                note(
-                    "TensorRT {} has no precision flags".format(version_key(software.tensorrt)[0]),
-                    "An engine has the precision of its graph: fp16 needs a graph that was exported in fp16.",
-                )
+            yield note(
+                "TensorRT {} has no precision flags".format(version_key(software.tensorrt)[0]),
+                "An engine has the precision of its graph: fp16 needs a graph that was exported in fp16.",
             )
-        return found
-    if not is_jetson and software.tensorrt_error == NOT_INSTALLED:
-        return []
-    if not is_jetson:
-        return [note("TensorRT: {}".format(software.tensorrt_error), "The bundle runs in onnxruntime.")]
-    return [
-        warning(
+    elif is_jetson:
+        yield warning(
             "TensorRT: {}".format(software.tensorrt_error),
             "No engine can be built; the bundle runs in onnxruntime. JetPack brings the module for its own Python only "
             "({}); a wheel from PyPI does not know a Jetson's GPU before JetPack 7.".format(
@@ -142,7 +121,8 @@ def examine_tensorrt(software: Software, is_jetson: bool, release: Optional[Mapp
             ),
             "sudo apt-get install python3-libnvinfer",
         )
-    ]
+    elif software.tensorrt_error != NOT_INSTALLED:
+        yield note("TensorRT: {}".format(software.tensorrt_error), "The bundle runs in onnxruntime.")
 
 
 def _import(name: str) -> Any:

@@ -28,7 +28,7 @@ _GRAPH_COPIES = 4
 """How often the weights lie in memory at the end of a build: file, network, engine, serialised engine. Derived."""
 _DEFAULT_WORKSPACE_MIB = 256
 _LEAST_WORKSPACE_MIB = 16
-# As TensorRT says it, onnxruntime's provider, and NvMap, the memory manager of a Jetson (on stderr alone).
+# As TensorRT says it, and NvMap, the memory manager of a Jetson (on stderr alone).
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|NvMap.*error 12", re.IGNORECASE)
 
 
@@ -97,46 +97,6 @@ def build_engines(
         facts.update(bundle=bundle.name, created_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         records.append(dict(write_record(cache_dir, key, facts), is_new=True))
     return records
-
-
-def build_provider_engines(
-    bundle: Any,
-    cache_dir: Optional[str] = None,
-    progress: Optional[Progress] = None,
-    precision: Optional[str] = None,
-    workspace_mib: Optional[int] = None,
-    force: bool = False,
-    check_memory: bool = True,
-    root: str = "/",
-) -> Dict[str, Any]:
-    """Build the engines of onnxruntime's TensorRT provider; returns onnxruntime, precision, placement, build_s.
-
-    It keeps them itself, in a folder for this graph, GPU and onnxruntime; what it does not take goes to CUDA and CPU.
-    workspace_mib, force: as in build_engines. Raises UserError as that does, and when the provider runs no node.
-    """
-    _check_settings(precision, workspace_mib)
-    cache_dir = cache_dir or default_cache_dir()
-    check_writable(os.path.join(cache_dir, "engine"))
-    workspace = workspace_mib or (bundle.manifest.get("engine_request") or {}).get("workspace_mib")
-    memory = read_free_memory(root)
-    if check_memory:
-        needed_mib = sum(estimate_build_mib(bundle, graph, workspace) for graph in bundle.graphs)
-        verify_memory("both graphs", needed_mib, memory, workspace)
-    return _work(
-        "onnxruntime: building both engines",
-        {
-            "do": "build_providers",
-            "bundle": os.path.abspath(bundle.folder),
-            "providers": ["tensorrt"],
-            "precision": precision,
-            "cache_dir": os.path.abspath(cache_dir),
-            "workspace_mib": workspace_mib,
-            "force": force,
-        },
-        progress,
-        workspace,
-        functools.partial(explain_death, "onnxruntime", memory, workspace),
-    )
 
 
 def format_engines(records: List[Dict[str, Any]]) -> str:
@@ -224,7 +184,7 @@ def _work(
     """Do a job in a process of its own, and return its result. Raises UserError for every way it can end badly."""
     with tempfile.TemporaryDirectory(prefix="edgeqlora-build-") as folder:
         job_path, log_path = os.path.join(folder, "job.json"), os.path.join(folder, "log")
-        job = dict(job, result=os.path.join(folder, "result.json"), log=log_path)
+        job = dict(job, result=os.path.join(folder, "result.json"))
         write_json(job_path, job)
         with open(log_path, "wb") as log:
             code = _wait(label, worker_command(job_path), log, progress)

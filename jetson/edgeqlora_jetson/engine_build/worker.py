@@ -1,6 +1,6 @@
 """The process that builds one engine: it may be killed for want of memory without taking the command with it.
 
-Started by build.py with a job file; writes a result file. Not a command for users.
+Started by run.py with a job file; writes a result file. Not a command for users.
 """
 
 import os
@@ -30,13 +30,10 @@ def worker_command(job_path: str) -> List[str]:
 
 
 def main(arguments: List[str]) -> int:
-    """Do the job of a file: {"do": "probe", "build" or "build_providers", "result": path, ...}."""
+    """Do the job of a file: {"do": "probe" or "build", "result": path, ...}."""
     job = read_json(arguments[0], "job")
     try:
-        if job["do"] == "probe":
-            result = probe()
-        else:
-            result = build(job) if job["do"] == "build" else build_providers(job)
+        result = probe() if job["do"] == "probe" else build(job)
     except UserError as error:
         write_json(job["result"], {"error": str(error)})
         return USER_ERROR
@@ -84,31 +81,6 @@ def build(job: Dict[str, Any]) -> Dict[str, Any]:
         "tf32": built.tf32,
         "notes": built.notes,
         "workspace_mib": job["workspace_mib"],
-        "build_s": time.monotonic() - start_s,
-    }
-
-
-def build_providers(job: Dict[str, Any]) -> Dict[str, Any]:
-    """Let onnxruntime's TensorRT provider build its engines of both graphs into its own cache."""
-    from ..bundle import Bundle
-    from ..runtimes.onnxruntime import OnnxRuntime
-    from ..runtimes.provider_engines import ProviderBuild
-    from ..runtimes.providers import format_placement
-
-    start_s = time.monotonic()
-    runtime = OnnxRuntime(
-        Bundle.load(job["bundle"], verify=False),
-        providers=job["providers"],
-        precision=job["precision"],
-        cache_dir=job["cache_dir"],
-        build=ProviderBuild(job["log"], job["workspace_mib"], job["force"]),
-    )
-    placement = runtime.node_placement()
-    return {
-        "onnxruntime": runtime.version,
-        "precision": runtime.precision,
-        "placement": placement,
-        "placement_text": format_placement(placement),
         "build_s": time.monotonic() - start_s,
     }
 

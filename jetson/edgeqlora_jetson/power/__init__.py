@@ -4,9 +4,10 @@ import importlib
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
+from ..board.sysfs import read_text
 from ..errors import UserError
 from .sample import RailTable, Sample, Scope, rail_table, resolve_scope
-from .source import PowerSource, Unavailable, read_text
+from .source import PowerSource, Unavailable
 
 __all__ = [
     "MAX_INTERVAL_S",

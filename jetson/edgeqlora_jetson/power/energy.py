@@ -38,13 +38,12 @@ def measure_energy(
     scope: Scope,
     idle_power_mw: Optional[float] = None,
     averaging_s: Optional[float] = None,
-    max_gap_s: float = MAX_GAP_S,
     source_error: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Energy of the rails in `scope` between two times of time.monotonic().
 
     samples: also some from before `start_s` and after `end_s`, so that the edges can be interpolated. Intervals longer
-    than `max_gap_s` are left out; if the rest is at least 0.9 of the window, they are filled with its mean power (said
+    than MAX_GAP_S are left out; if the rest is at least 0.9 of the window, they are filled with its mean power (said
     in `warnings`), else every figure is null with the reason. source_error: why the source died, if it did.
 
     Returns figures energy, net_energy, mean_power, peak_power, idle_power, per_rail; energy_scope, rails, coverage,
@@ -54,7 +53,7 @@ def measure_energy(
     duration_s = end_s - start_s
     inside = [sample for sample in samples if start_s <= sample.time_s <= end_s]
     _check_rails(inside, start_s, scope)
-    integrals = {rail: integrate_rail(samples, rail, start_s, end_s, max_gap_s) for rail in scope.rails}
+    integrals = {rail: integrate_rail(samples, rail, start_s, end_s, MAX_GAP_S) for rail in scope.rails}
     covered_s = min([integral.covered_s for integral in integrals.values()] or [0.0])
     coverage = covered_s / duration_s if duration_s > 0 else 0.0
     result: Dict[str, Any] = {
@@ -76,16 +75,10 @@ def measure_energy(
     return result
 
 
-def mean_power(
-    samples: Sequence[Sample], start_s: float, end_s: float, scope: Scope, max_gap_s: float = MAX_GAP_S
-) -> Dict[str, Any]:
-    """Mean power in mW over a window, for the idle baseline; null with the reason where it is not covered."""
-    return measure_energy(samples, start_s, end_s, scope, max_gap_s=max_gap_s)["mean_power"]
-
-
 def integrate_rail(samples: Sequence[Sample], rail: str, start_s: float, end_s: float, max_gap_s: float) -> Integral:
-    """Energy of one rail in the window; samples in order of time, those without the rail are passed over.
+    """Energy of one rail in the window; every energy and mean power, also that of a training run, is made of these.
 
+    samples: in order of time; those without the rail are skipped. max_gap_s: longer intervals count as not covered.
     A power rail is a polygon through its samples: the part inside the window is exact. A counter knows what it gained
     even across a gap, but not at which moment of it: only intervals cut by the window's edges must be short.
     """
@@ -174,18 +167,14 @@ def _peak_power(inside: Sequence[Sample], scope: Scope) -> Dict[str, Any]:
     if all(rail in sample.rails_mw for sample in inside for rail in scope.rails):
         peaks_mw = [sum(sample.rails_mw[rail] for rail in scope.rails) for sample in inside]
     else:
-        peaks_mw = [
-            sum(_between_mw(a, b, rail) for rail in scope.rails) for a, b in _pairs(inside) if b.time_s > a.time_s
-        ]
+        peaks_mw = []
+        for a, b in _pairs(inside):
+            if b.time_s > a.time_s:
+                parts = [integrate_rail((a, b), rail, a.time_s, b.time_s, float("inf")) for rail in scope.rails]
+                peaks_mw.append(1000.0 * sum(part.energy_j for part in parts) / (b.time_s - a.time_s))
     if not peaks_mw:
         return figure(None, "mW", "the run is shorter than the time between two samples")
     return figure(round(max(peaks_mw), 3), "mW")
-
-
-def _between_mw(a: Sample, b: Sample, rail: str) -> float:
-    if rail in a.counters_j:
-        return (b.counters_j[rail] - a.counters_j[rail]) / (b.time_s - a.time_s) * 1000.0
-    return (a.rails_mw[rail] + b.rails_mw[rail]) / 2
 
 
 def _warnings(

@@ -11,8 +11,9 @@ import re
 import time
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from ..board.sysfs import read_text
 from .sample import Sample
-from .source import PowerSource, Unavailable, read_text
+from .source import PowerSource, Unavailable
 
 
 class Channel(NamedTuple):

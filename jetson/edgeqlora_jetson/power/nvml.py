@@ -20,13 +20,13 @@ class NvmlSource(PowerSource):
     name = "nvml"
     kind = "power"
 
-    def __init__(self, interval_s: float = 0.2, root: str = "/", visible: Optional[str] = None):
+    def __init__(self, interval_s: float = 0.2, root: str = "/"):
         super().__init__()
         self.interval_s = interval_s
         if root != "/":
             raise Unavailable("NVML speaks for this machine only, not for root={}".format(root))
         self._nvml = _import_nvml()
-        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         self._is_open = False
         self._handles: Dict[str, Any] = {}  # valid while NVML is open
         self._first_mj: Dict[str, int] = {}

@@ -5,8 +5,9 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from ..board.sysfs import read_text
 from .sample import RailTable, Sample, Scope
-from .source import PowerSource, Unavailable, read_text
+from .source import PowerSource, Unavailable
 
 
 class _Zone(NamedTuple):

@@ -1,6 +1,5 @@
 """What every power source has in common."""
 
-import os
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..errors import UserError
@@ -27,7 +26,7 @@ class PowerSource(object):
         self.rails: Tuple[str, ...] = ()  # the rails seen when it was probed
 
     def resolve_scope(self, table: Optional[RailTable]) -> Scope:
-        """What to count; raises UserError where no honest total can be had."""
+        """What to count; raises UserError where no honest total is available."""
         return resolve_scope(table, self.rails)
 
     def start(self) -> None:
@@ -43,12 +42,3 @@ class PowerSource(object):
     def describe(self) -> Dict[str, Any]:
         """How it measures, for the report."""
         return {"source": self.name, "kind": self.kind, "rails": list(self.rails), "interval_s": self.interval_s}
-
-
-def read_text(*parts: str) -> Optional[str]:
-    """Text of a small file such as those of /sys, stripped of blanks and NUL; None where it cannot be read."""
-    try:
-        with open(os.path.join(*parts), "rb") as file:
-            return file.read(65536).decode("utf-8", errors="replace").strip("\0 \n\t")
-    except OSError:
-        return None

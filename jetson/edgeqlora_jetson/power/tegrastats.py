@@ -18,8 +18,6 @@ from .sample import Sample
 from .source import PowerSource, Unavailable
 from .tegrastats_line import TegrastatsLine, parse_line
 
-__all__ = ["TegrastatsLine", "TegrastatsSource", "parse_line"]
-
 _END_S = 2.0  # given to tegrastats to end by itself before it is killed
 _SILENCE_S = 5.0  # at least this long without a line before it counts as hanging
 
@@ -130,7 +128,7 @@ class TegrastatsSource(PowerSource):
         if self.latest is None:
             waited = "it printed no line of statistics in {:.0f} s".format(5.0 + 3 * self.interval_s)
             raise Unavailable("it died at once, " + self._death if self._death else waited + self._said())
-        self.rails = tuple(self.latest.rails)
+        self.rails = tuple(self.latest.rails_mw)
         self._samples.clear()
         if not self.rails:
             raise Unavailable(
@@ -170,7 +168,7 @@ class TegrastatsSource(PowerSource):
             return
         self._n_lines += 1
         self._last_line_s = time_s
-        self._samples.append(Sample(time_s, {name: float(r.power_mw) for name, r in line.rails.items()}, {}))
+        self._samples.append(Sample(time_s, {name: float(power) for name, power in line.rails_mw.items()}, {}))
         self.latest = line
 
     def _silence(self) -> Optional[str]:

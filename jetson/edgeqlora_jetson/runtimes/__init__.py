@@ -20,15 +20,13 @@ def open_runtime(
     providers: Optional[Sequence[str]] = None,
     precision: Optional[str] = None,
     cache_dir: Optional[str] = None,
-    place_nodes: bool = False,
 ) -> Any:
-    """Open the bundle's graphs in a runtime. Engines are never built here: without them, the error says how.
+    """Open the bundle's graphs in a runtime. The runtime tensorrt builds no engines: without them, the error says how.
 
     threads: intra-op threads, None: as the bundle's profile says, else one per core.
-    providers: onnxruntime's execution providers in order of preference (tensorrt, cuda, cpu, or ["auto"] for the best
-    that works), None: CPU. precision: of TensorRT's engines, fp32 or fp16, None: the bundle's preference.
-    cache_dir: where engines are kept, None: ~/.cache/edgeqlora/engines. place_nodes: count in a warm-up run which
-    provider ran each node, for node_placement(); always done where a provider other than CPU is asked for.
+    providers: onnxruntime's execution providers in order of preference (tensorrt, cuda, cpu, or ["auto"] for CUDA where
+    it works), None: CPU. precision: of TensorRT's engines, fp32 or fp16, None: the bundle's preference.
+    cache_dir: where engines are kept, None: ~/.cache/edgeqlora/engines.
     Raises UserError for an unknown runtime, a missing library or engine, a graph it cannot load.
     """
     if name not in RUNTIMES:
@@ -42,12 +40,4 @@ def open_runtime(
         raise UserError("threads={}, allowed 1 to 1024".format(threads))
     module_name, class_name = RUNTIMES[name]
     module = importlib.import_module("." + module_name, __name__)
-    settings: Dict[str, Any] = {
-        "threads": threads,
-        "providers": providers,
-        "precision": precision,
-        "cache_dir": cache_dir,
-    }
-    if name == "onnxruntime":
-        settings["place_nodes"] = place_nodes
-    return getattr(module, class_name)(bundle, **settings)
+    return getattr(module, class_name)(bundle, threads, providers, precision, cache_dir)

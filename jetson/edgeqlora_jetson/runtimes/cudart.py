@@ -20,6 +20,7 @@ _MULTIPROCESSORS, _INTEGRATED, _CAN_MAP = 16, 18, 19  # enum cudaDeviceAttr
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NO_GPU = (35, 100)  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+_GPU = ctypes.c_int(0)  # the first of those that CUDA_VISIBLE_DEVICES leaves
 _NAME_BYTES = 256  # cudaDeviceProp starts with char name[256] in every release; the rest of it differs
 _PROPERTIES_BYTES = 1 << 14  # more than any release's cudaDeviceProp (10.2: 720, 13: 1 008 bytes)
 
@@ -66,19 +67,18 @@ class Cudart(object):
     Raises UserError where there is no library, no GPU, or no memory left; CudaError for what else goes wrong.
     """
 
-    def __init__(self, path: Optional[str] = None, device: int = 0) -> None:
+    def __init__(self, path: Optional[str] = None) -> None:
         self._library = _load(path)
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        self._device = device
         count = ctypes.c_int()
         code = self._library.cudaGetDeviceCount(ctypes.byref(count))
-        if code in _NO_GPU or (code == 0 and count.value <= device):
+        if code in _NO_GPU or (code == 0 and count.value < 1):
             raise UserError(
-                "no CUDA GPU {} here ({}): TensorRT needs one. In a container: run it with --runtime nvidia; else use "
-                "the onnxruntime runtime".format(device, self._text(code) if code else "{} found".format(count.value))
+                "no CUDA GPU 0 here ({}): TensorRT needs one. In a container: run it with --runtime nvidia; else use "
+                "the onnxruntime runtime".format(self._text(code) if code else "0 found")
             )
         self._check("cudaGetDeviceCount", code)
-        self._call("cudaSetDevice", ctypes.c_int(device))
+        self._call("cudaSetDevice", _GPU)
 
     def gpu(self) -> Gpu:
         """What the GPU says of itself."""
@@ -87,7 +87,7 @@ class Cudart(object):
         name = "cudaGetDeviceProperties_v2"
         if not hasattr(self._library, name):
             name = "cudaGetDeviceProperties"
-        self._call(name, properties, ctypes.c_int(self._device))
+        self._call(name, properties, _GPU)
         return Gpu(
             name=properties.raw[:_NAME_BYTES].split(b"\0")[0].decode("utf-8", errors="replace"),
             compute_capability="{}.{}".format(self._attribute(_CAPABILITY_MAJOR), self._attribute(_CAPABILITY_MINOR)),
@@ -102,9 +102,6 @@ class Cudart(object):
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_STREAM_NON_BLOCKING))
         return int(stream.value or 0)
 
-    def destroy_stream(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
-
     def synchronize(self, stream: int) -> None:
         """Wait until all work given to the stream is done; errors of that work are raised here."""
         self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
@@ -114,9 +111,6 @@ class Cudart(object):
         pointer = ctypes.c_void_p()
         self._allocate("cudaMalloc", n_bytes, ctypes.byref(pointer), ctypes.c_size_t(n_bytes))
         return int(pointer.value or 0)
-
-    def free(self, address: int) -> None:
-        self._call("cudaFree", ctypes.c_void_p(address))
 
     def host_alloc(self, n_bytes: int, mapped: bool) -> HostBuffer:
         """Page-locked host memory; `mapped`: the GPU uses it where it lies (zero-copy). Raises UserError when full."""
@@ -131,10 +125,6 @@ class Cudart(object):
     def host_pageable(self, n_bytes: int) -> HostBuffer:
         """Ordinary host memory; it is Python's and frees itself."""
         return HostBuffer(np.empty(n_bytes, dtype=np.uint8))
-
-    def free_host(self, buffer: HostBuffer) -> None:
-        """Free what host_alloc gave."""
-        self._call("cudaFreeHost", ctypes.c_void_p(buffer.address))
 
     def copy_to_device(self, address: int, buffer: HostBuffer, n_bytes: int, stream: int) -> None:
         """Begin to copy the first n_bytes of the buffer to device memory; the buffer must rest until synchronize."""
@@ -156,14 +146,14 @@ class Cudart(object):
 
     def _attribute(self, attribute: int) -> int:
         value = ctypes.c_int()
-        self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(self._device))
+        self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), _GPU)
         return value.value
 
     def _allocate(self, name: str, n_bytes: int, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code == _OUT_OF_MEMORY:
             raise UserError(
-                "{:.0f} MiB for TensorRT's buffers cannot be had ({}: {}): free memory (stop other programs, run "
+                "{:.0f} MiB for TensorRT's buffers are not available ({}: {}): free memory (stop other programs, run "
                 "without a desktop), or export with a smaller batch or window".format(
                     n_bytes / 2.0**20, name, self._text(code)
                 )

@@ -1,7 +1,6 @@
 """Execution by onnxruntime, 1.10 to current: one session a graph."""
 
 import os
-import shutil
 import sys
 import tempfile
 from typing import Any, Dict, List, Optional, Sequence
@@ -13,18 +12,16 @@ from ..decoders import open_decoder
 from ..engines.cache import default_cache_dir
 from ..engines.request import PRECISIONS
 from ..errors import UserError
-from .provider_engines import ProviderBuild, engine_options, mark_built
 from .providers import (
+    AUTO,
     CPU,
     CUDA,
     TENSORRT,
-    ProviderRefused,
     choose_providers,
     explain_idle,
-    heard_stderr,
-    is_auto,
-    open_session,
+    heard_output,
     read_placement,
+    tensorrt_options,
 )
 
 
@@ -32,8 +29,7 @@ class OnnxRuntime(object):
     """The graphs of a bundle, loaded.
 
     providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads. precision: of
-    the graphs, or what the TensorRT provider was asked for. notes: providers that were passed over, and why.
-    build: leave for the TensorRT provider to build its engines; without it they must be there.
+    the graphs, or what the TensorRT provider was asked for. notes: a provider that was passed over, and why.
     """
 
     name = "onnxruntime"
@@ -45,8 +41,6 @@ class OnnxRuntime(object):
         providers: Optional[Sequence[str]] = None,
         precision: Optional[str] = None,
         cache_dir: Optional[str] = None,
-        place_nodes: bool = False,
-        build: Optional[ProviderBuild] = None,
     ) -> None:
         onnxruntime = _import_onnxruntime()
         self.version = onnxruntime.__version__
@@ -54,80 +48,55 @@ class OnnxRuntime(object):
         self._onnxruntime = onnxruntime
         self._placement: Optional[Dict[str, Dict[str, int]]] = None
         self.notes: List[str] = []
+        self.precision = "fp32"
+        options: Dict[str, Dict[str, str]] = {graph: {} for graph in bundle.graphs}
         wanted = choose_providers(providers, onnxruntime.get_available_providers())
         if TENSORRT in wanted:
             self.precision = _engine_precision(bundle, precision)
+            place = self.precision, self.version, cache_dir or default_cache_dir()
+            options = {graph: tensorrt_options(bundle, graph, *place) for graph in bundle.graphs}
         elif precision not in (None, "fp32"):
             raise UserError(
-                "precision {!r} is TensorRT's to give: the graphs are fp32. Ask for the tensorrt provider or "
+                "precision {!r} is for TensorRT only: the graphs are fp32. Ask for the tensorrt provider or "
                 "runtime".format(precision)
             )
-        else:
-            self.precision = "fp32"
-        cache_dir = cache_dir or default_cache_dir()
-        while True:
-            try:
-                idle = self._try(bundle, wanted, cache_dir, place_nodes, build)
-            except ProviderRefused as refusal:
-                idle = [TENSORRT, str(refusal)]
+        accelerators = [name for name in wanted if name != CPU]
+        if accelerators:
+            idle = self._open_checked(bundle, wanted, accelerators[0], options)
             if idle is None:
-                break
-            if not is_auto(providers):
-                raise UserError(idle[1])
-            self.notes.append(idle[1])
-            wanted = [name for name in wanted if name != idle[0]]
-            if idle[0] == TENSORRT:
-                self.precision = "fp32"
+                return
+            if list(providers or ()) != [AUTO]:
+                raise UserError(idle)
+            self.notes.append(idle)
+        self._open_sessions(bundle, [CPU], options)
 
     def node_placement(self) -> Optional[Dict[str, Dict[str, int]]]:
-        """Graph -> provider -> nodes it really ran, counted in a warm-up run; None when nobody asked for it."""
+        """Graph -> provider -> nodes it really ran, counted in a warm-up run; None where only the CPU was asked for."""
         return self._placement
 
-    def _try(
-        self, bundle: Any, wanted: List[str], cache_dir: str, place_nodes: bool, build: Optional[ProviderBuild]
-    ) -> Optional[List[str]]:
-        """Open both sessions; returns [provider, reason] for one that was asked for and does nothing, else None."""
-        options: Dict[str, Dict[str, Dict[str, str]]] = {graph: {} for graph in bundle.graphs}
-        accelerators = [name for name in wanted if name != CPU]
-        if not accelerators and not place_nodes:
-            self._open_sessions(bundle, wanted, options, None)
-            return None
-        engines: Dict[str, Dict[str, str]] = {}
-        if TENSORRT in wanted:
-            engines = engine_options(bundle, self.precision, self.version, cache_dir, build)
-            options = {graph: {TENSORRT: engines[graph]} for graph in bundle.graphs}
-        temporary = tempfile.mkdtemp(prefix="edgeqlora-nodes-")
+    def _open_checked(
+        self, bundle: Any, wanted: List[str], best: str, options: Dict[str, Dict[str, str]]
+    ) -> Optional[str]:
+        """Open the sessions and run them once; returns why the best provider runs no node, None: it does."""
         try:
-            with heard_stderr(build.log if build is not None else None) as heard:
-                self._open_sessions(bundle, wanted, options, temporary)
-            smallest = min(bundle.windows_s)
-            open_decoder(bundle, self).warm_up(
-                np.zeros((1, *feature_shape(bundle.manifest, smallest)), dtype=np.float32)
-            )
-            profiles = [self._sessions[graph].end_profiling() for graph in bundle.graphs]
-            self._placement = {graph: read_placement(path) for graph, path in zip(bundle.graphs, profiles)}
-        except ProviderRefused:
-            raise
+            with tempfile.TemporaryDirectory(prefix="edgeqlora-nodes-") as folder:
+                with heard_output() as heard:
+                    self._open_sessions(bundle, wanted, options, folder)
+                smallest = min(bundle.windows_s)
+                open_decoder(bundle, self).warm_up(
+                    np.zeros((1, *feature_shape(bundle.manifest, smallest)), dtype=np.float32)
+                )
+                placement = {graph: read_placement(self._sessions[graph].end_profiling()) for graph in bundle.graphs}
         except Exception as error:  # of onnxruntime, whose exception classes differ from release to release
-            if not accelerators:
-                raise
-            return [accelerators[0], explain_idle(accelerators[0], str(error))]
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            return explain_idle(best, str(error))
         # Of several, the best one counts: behind TensorRT, CUDA may rightly be left without a node.
-        if accelerators and not any(accelerators[0] in nodes for nodes in self._placement.values()):
-            return [accelerators[0], explain_idle(accelerators[0], heard[0])]
-        if build is not None:
-            for graph, given in engines.items():
-                mark_built(given, self._placement[graph])
+        if not any(best in nodes for nodes in placement.values()):
+            return explain_idle(best, heard[0])
+        self._placement = placement
         return None
 
     def _open_sessions(
-        self,
-        bundle: Any,
-        wanted: List[str],
-        options: Dict[str, Dict[str, Dict[str, str]]],
-        profile_folder: Optional[str],
+        self, bundle: Any, wanted: List[str], options: Dict[str, Dict[str, str]], profile_folder: Optional[str] = None
     ) -> None:
         self._bindings: Dict[str, Any] = {}
         self._sessions = {
@@ -224,8 +193,8 @@ def _open_graph(
     path: str,
     threads: int,
     providers: Sequence[str],
-    provider_options: Dict[str, Dict[str, str]],
-    profile_prefix: Optional[str] = None,
+    tensorrt: Dict[str, str],
+    profile_prefix: Optional[str],
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -239,11 +208,15 @@ def _open_graph(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix
-        options.log_severity_level = 2  # warnings say why a provider cannot be had; they are heard, not printed
+        options.log_severity_level = 2  # warnings say why a provider is not available; they are heard, not printed
     try:
-        return open_session(onnxruntime, path, options, providers, provider_options)
-    except ProviderRefused:
-        raise
+        return onnxruntime.InferenceSession(
+            path,
+            sess_options=options,
+            providers=list(providers),
+            provider_options=[tensorrt if name == TENSORRT else {} for name in providers],
+            enable_fallback=0,
+        )
     except Exception as error:  # onnxruntime's own exception classes differ from release to release
         raise UserError(
             "{}: onnxruntime {} cannot load this graph: {}".format(

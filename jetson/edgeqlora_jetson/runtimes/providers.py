@@ -1,7 +1,8 @@
 """onnxruntime's execution providers: which are asked for, with what options, and which really ran each node.
 
-Options of the TensorRT and CUDA providers: onnxruntime.ai/docs/execution-providers and onnxruntime's own parser of them
-(onnxruntime_pybind_state.cc). Not run on hardware.
+CPU and CUDA are the tested ones. TensorRT's is a thin path that was not run on hardware: onnxruntime builds its engines
+itself when a bundle is opened, for minutes the first time. The supported way to TensorRT is the runtime `tensorrt`.
+Options: onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html.
 """
 
 import contextlib
@@ -10,34 +11,26 @@ import os
 import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
+from ..engines.cache import graph_hashes, key_sha256
+from ..engines.request import BOUNDS, optimization_profiles
 from ..errors import UserError
 from ..files import read_json
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-PREFERENCE = (TENSORRT, CUDA, CPU)
 _SHORT = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
-_AUTO = "auto"
-
-# What an older onnxruntime may not know, dropped one by one when it says so: explicit shapes and the timing cache came
-# with 1.15 (pull requests 15546, 14767), the others are older. Shapes are never dropped.
-_UNKNOWN_OPTION = "Invalid TensorRT EP option: "
-SHAPES = "trt_profile_"
-
-
-class ProviderRefused(UserError):
-    """The TensorRT provider must not be used here; the text is the whole reason."""
+AUTO = "auto"
 
 
 def choose_providers(wanted: Optional[Sequence[str]], available: Sequence[str]) -> List[str]:
     """Execution providers to ask for, best first, CPU last.
 
-    wanted: names (short ones too: tensorrt, cuda, cpu), ["auto"] for the best available, None for CPU.
+    wanted: names (short ones too: tensorrt, cuda, cpu), ["auto"] for CUDA where it is available, None for CPU.
     Raises UserError for a provider that this onnxruntime does not have.
     """
     if not wanted:
         return [CPU]
-    if list(wanted) == [_AUTO]:
-        return [name for name in PREFERENCE if name in available] or [CPU]
+    if list(wanted) == [AUTO]:
+        return [name for name in (CUDA, CPU) if name in available] or [CPU]
     chosen: List[str] = []
     for name in wanted:
         full = _SHORT.get(name.lower(), name)
@@ -51,46 +44,38 @@ def choose_providers(wanted: Optional[Sequence[str]], available: Sequence[str]) 
     return chosen if CPU in chosen else chosen + [CPU]
 
 
-def is_auto(wanted: Optional[Sequence[str]]) -> bool:
-    """True when the caller leaves the choice to us: then a provider that does not work is passed over."""
-    return bool(wanted) and list(wanted or []) == [_AUTO]
+def tensorrt_options(bundle: Any, graph: str, precision: str, version: str, cache_dir: str) -> Dict[str, str]:
+    """Options of the TensorRT provider for a graph: precision, workspace, shapes, and where it keeps its engine.
 
-
-def open_session(
-    onnxruntime: Any, path: str, session_options: Any, providers: Sequence[str], options: Dict[str, Dict[str, str]]
-) -> Any:
-    """A session, with options that this onnxruntime does not know left out; never without the first provider.
-
-    options: by provider. Raises ProviderRefused where the shapes of engines are not known, else whatever onnxruntime
-    raises, and RuntimeError with what it printed where it went on without the first provider.
+    Without shapes it builds anew whenever a longer past than any before comes along (microsoft/onnxruntime#12120). It
+    takes one range for an input, so this is the span of all optimization profiles. version: of onnxruntime; the folder
+    below `cache_dir` is made, one for each graph, its options and version. Raises UserError where the bundle names no
+    shapes.
     """
-    options = {name: dict(values) for name, values in options.items()}
-    while True:
-        given = [options.get(name, {}) for name in providers]
-        printed = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(printed):
-                session = onnxruntime.InferenceSession(
-                    path,
-                    sess_options=session_options,
-                    providers=list(providers),
-                    provider_options=given,
-                    enable_fallback=0,
-                )
-            # Up to 1.22 it does not look at enable_fallback: it prints, drops the provider and goes on with the rest.
-            if providers[0] not in session.get_providers():
-                raise RuntimeError(_fallback_reason(printed.getvalue(), providers[0]))
-            return session
-        except Exception as error:  # its exception classes differ from release to release
-            unknown = _unknown_option(str(error))
-            if unknown is None or unknown not in options.get(TENSORRT, {}):
-                raise
-            if unknown.startswith(SHAPES):
-                raise ProviderRefused(
-                    "onnxruntime {} (< 1.15) would rebuild its engine for every length; use the tensorrt runtime or "
-                    "cuda".format(onnxruntime.__version__)
-                ) from error
-            del options[TENSORRT][unknown]
+    request = bundle.manifest.get("engine_request")
+    if not request:
+        raise UserError(
+            "{}: this bundle names no shapes for TensorRT (engine_request is null): onnxruntime would rebuild its "
+            "engine for every length. Export it for a board whose profile names a TensorRT version, or use "
+            "cuda".format(bundle.folder)
+        )
+    options = {"trt_engine_cache_enable": "True", "trt_fp16_enable": str(precision == "fp16")}
+    if precision == "fp16":
+        # Squares of activations overflow in fp16 (known of Whisper's layer norms: microsoft/onnxruntime#31626).
+        options["trt_layer_norm_fp32_fallback"] = "True"
+    if request["workspace_mib"] is not None:
+        options["trt_max_workspace_size"] = str(request["workspace_mib"] << 20)
+    inputs = [profile.inputs for profile in optimization_profiles(request, graph)]
+    for bound, pick in zip(BOUNDS, (min, max, max)):
+        shapes = []
+        for name in sorted(inputs[0]):
+            sizes = zip(*(shapes_of[name][bound] for shapes_of in inputs))
+            shapes.append("{}:{}".format(name, "x".join(str(pick(axis)) for axis in sizes)))
+        options["trt_profile_{}_shapes".format(bound)] = ",".join(shapes)
+    key = {"graph": graph_hashes(bundle.manifest, graph), "options": options, "onnxruntime": version}
+    folder = os.path.join(cache_dir, "onnxruntime-" + key_sha256(key)[:24])
+    os.makedirs(folder, exist_ok=True)
+    return dict(options, trt_engine_cache_path=folder)
 
 
 def read_placement(path: str) -> Dict[str, int]:
@@ -111,10 +96,8 @@ def parse_placement(events: Sequence[Dict[str, Any]]) -> Dict[str, int]:
     return {provider: len(nodes) for provider, nodes in sorted(seen.items())}
 
 
-def format_placement(placement: Optional[Dict[str, Dict[str, int]]]) -> str:
-    """One line for people: "encoder: 120 nodes on CPU; decoder: 3 on TensorRT, 12 on CPU"."""
-    if not placement:
-        return "not looked at"
+def format_placement(placement: Dict[str, Dict[str, int]]) -> str:
+    """One line for people: "decoder: 3 nodes on cuda, 12 nodes on cpu; encoder: 120 nodes on cuda"."""
     short = {full: name for name, full in _SHORT.items()}
     return "; ".join(
         "{}: {}".format(
@@ -127,53 +110,31 @@ def format_placement(placement: Optional[Dict[str, Dict[str, int]]]) -> str:
 
 def explain_idle(provider: str, said: str) -> str:
     """Why a provider that was asked for runs nothing; `said`: what onnxruntime wrote while the sessions were opened."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("***")]
     telling = [line for line in lines if "fail" in line.lower() or "error" in line.lower() or provider in line]
     reason = (telling or lines or ["onnxruntime gave no reason"])[0]
     return "execution provider {} was asked for and runs no node: {}{}".format(provider, reason[:600], _hint(provider))
 
 
 @contextlib.contextmanager
-def heard_stderr(log: Optional[str] = None) -> Iterator[List[str]]:
-    """What C++ code writes to stderr inside the block, in a list of one text after it.
+def heard_output() -> Iterator[List[str]]:
+    """What is written to stdout by Python, and to stderr by anybody, inside the block, in a list of one text after it.
 
-    onnxruntime tells only its log, on file descriptor 2, why a provider cannot be had. log: file that stderr goes to
-    already; it is left so, since the process may die and its last words are then read there.
+    onnxruntime says only there why a provider is not available: its log goes to file descriptor 2, and up to 1.22 it
+    prints why it drops a provider and goes on without it.
     """
     heard: List[str] = []
-    if log is not None:
-        start = os.path.getsize(log)
-        try:
-            yield heard
-        finally:
-            with open(log, "rb") as said:
-                said.seek(start)
-                heard.append(said.read().decode("utf-8", errors="replace"))
-        return
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with io.TextIOWrapper(tempfile.TemporaryFile(), encoding="utf-8", errors="replace") as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield heard
+            with contextlib.redirect_stdout(file):
+                yield heard
         finally:
             os.dup2(saved, 2)
             os.close(saved)
             file.seek(0)
-            heard.append(file.read().decode("utf-8", errors="replace"))
-
-
-def _fallback_reason(printed: str, provider: str) -> str:
-    """What onnxruntime printed when it dropped a provider, without its frame of asterisks, in one line."""
-    lines = [line.strip() for line in printed.splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("***", "Falling back"))]
-    return " ".join(telling) or "onnxruntime dropped {} and gave no reason".format(provider)
-
-
-def _unknown_option(text: str) -> Optional[str]:
-    if _UNKNOWN_OPTION not in text:
-        return None
-    words = text.split(_UNKNOWN_OPTION, 1)[1].split()
-    return words[0] if words else None
+            heard.append(file.read())
 
 
 def _hint(provider: str) -> str:

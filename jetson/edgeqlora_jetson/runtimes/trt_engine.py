@@ -75,13 +75,11 @@ class TrtContext(object):
         """Set the shapes of all inputs, changing the optimization profile where these need another one.
 
         Only what changed since the last call is given to TensorRT: a decoding step changes the past's length alone.
-        Raises UserError for shapes that no optimization profile of this context takes.
+        One of this context's optimization profiles must take them (see `takes`).
         """
         changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
         if self._selected is None or not self._profiles[self._selected].fits(changed):
-            number = next((i for i, profile in sorted(self._profiles.items()) if profile.fits(shapes)), None)
-            if number is None:
-                raise UserError(_outside(self._path, shapes, list(self._profiles.values())))
+            number = next(i for i, profile in sorted(self._profiles.items()) if profile.fits(shapes))
             self._context.select(number, self._stream)
             self._selected = number
             # All shapes must be set again, says the documentation; of addresses it says nothing, so these too.

@@ -17,7 +17,6 @@ from .gpu_memory import GpuMemory
 # Swapping of other programs moves a page or two; a run that swaps moves megabytes.
 SWAP_TOLERANCE_MIB = 1.0
 SLOW_EVERY_S = 1.0
-_FIELDS = ("MemTotal", "MemAvailable", "MemFree", "Buffers", "Cached", "SwapTotal", "SwapFree")
 
 
 class Meminfo(NamedTuple):
@@ -53,10 +52,8 @@ class Swap(NamedTuple):
 
 def parse_meminfo(text: str) -> Meminfo:
     """The fields above out of /proc/meminfo's text, which is in kB of 1024 bytes."""
-    found: Dict[str, float] = {}
-    for name, value in re.findall(r"^(\w+):\s+(\d+)", text, re.MULTILINE):
-        if name in _FIELDS:
-            found[name] = int(value) / 1024.0
+    lines = re.findall(r"^(MemTotal|MemAvailable|SwapTotal|SwapFree):\s+(\d+)", text, re.MULTILINE)
+    found = {name: int(value) / 1024.0 for name, value in lines}
     return Meminfo(found.get("MemTotal"), found.get("MemAvailable"), found.get("SwapTotal"), found.get("SwapFree"))
 
 
@@ -186,7 +183,7 @@ class MemoryMonitor(object):
         return result
 
     def _read(self) -> Tuple[Meminfo, Optional[float]]:
-        """What /proc/meminfo says now, and MiB in use: what cannot be had without swapping."""
+        """What /proc/meminfo says now, and MiB in use: what is not available without swapping."""
         assert self._meminfo is not None
         assert self._zoneinfo is not None
         info = parse_meminfo(self._meminfo.read() or "")

@@ -7,7 +7,7 @@ from ..board.detect import Board, detect_board, load_boards, set_power_mode
 from ..errors import UserError
 from ..figures import figure
 from ..power import open_power_source
-from ..power.energy import RailVanished, mean_power, measure_energy
+from ..power.energy import RailVanished, measure_energy
 from ..power.sample import rail_table
 from .memory import MemoryMonitor
 from .telemetry import Telemetry
@@ -93,7 +93,8 @@ class Sensors(object):
         time.sleep(idle_s)
         end_s = time.monotonic()
         self.telemetry.wait_for_sample_after(end_s)
-        self._idle, self._idle_s = mean_power(self.telemetry.samples(), start_s, end_s, self.scope), end_s - start_s
+        self._idle = measure_energy(self.telemetry.samples(), start_s, end_s, self.scope)["mean_power"]
+        self._idle_s = end_s - start_s
 
     def start_run(self) -> None:
         """Temperatures and throttle counters are compared from here; may be called again, for a new start."""
@@ -186,7 +187,7 @@ def is_for(board: Board, profile: Dict[str, Any]) -> bool:
 
 
 def missing_energy(reason: str) -> Dict[str, Any]:
-    """The energy part of a report whose figures could not be had."""
+    """The energy part of a report whose figures are not known."""
     energy: Dict[str, Any] = {name: figure(None, unit, reason) for name, unit in _ENERGY_FIGURES}
     energy.update(energy_scope="none", rails=[], warnings=[])
     return energy

@@ -11,15 +11,16 @@ THERMAL_EVERY_S = 1.0
 class Telemetry(object):
     """Polls sensors from start() to stop().
 
-    power: a power.PowerSource, started and stopped here, or None. memory, thermal: monitors with poll(), started and
-    finished by their owner, or None.
+    power: a power.PowerSource, started and stopped here, or None. memory: a monitor with poll(), started and finished by
+    its owner, or None; `thermal`, set later, is another.
     period_s: how often the power source is asked; memory and heat are read less often, as they change slowly.
     A sensor that raises is not asked again and is named in `errors`; the run goes on.
     """
 
-    def __init__(self, power: Any = None, memory: Any = None, thermal: Any = None, period_s: float = 0.1) -> None:
+    def __init__(self, power: Any = None, memory: Any = None, period_s: float = 0.1) -> None:
         self.errors: Dict[str, str] = {}
-        self.memory, self.thermal = memory, thermal
+        self.memory = memory
+        self.thermal: Any = None
         self._power = power
         self.period_s = period_s
         self._samples: List[Any] = []
@@ -77,9 +78,9 @@ class Telemetry(object):
             older = sum(1 for sample in self._samples if sample.time_s < time_s)
             del self._samples[: max(0, older - 1)]
 
-    def wait_for_sample_after(self, time_s: float, timeout_s: float = 5.0) -> bool:
-        """Wait until a power sample from time_s or later is there, so that a window's far edge is covered."""
-        deadline_s = time.monotonic() + timeout_s
+    def wait_for_sample_after(self, time_s: float) -> bool:
+        """Wait, at most 5 s, until a power sample from time_s or later is there, so that a window's far edge is covered."""
+        deadline_s = time.monotonic() + 5.0
         while time.monotonic() < deadline_s:
             with self._lock:
                 if self._samples and self._samples[-1].time_s >= time_s:

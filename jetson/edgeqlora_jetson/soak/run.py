@@ -218,7 +218,7 @@ class _Heat(object):
         self._guarded("start")
 
     def finish(self) -> Dict[str, Any]:
-        """The thermal part of the row; {} where it cannot be had."""
+        """The thermal part of the row; {} where it is not known."""
         self._guarded("poll")
         part: Dict[str, Any] = self._guarded("finish") or {}
         return part

@@ -59,7 +59,7 @@ def _profiles_of(head):
 
 
 def _rails(text):
-    return {name: rail for name, rail in parse_line(text).rails.items() if name != "NC"}
+    return {name: power_mw for name, power_mw in parse_line(text).rails_mw.items() if name != "NC"}
 
 
 def test_every_recorded_line_counts_what_was_worked_out_by_hand():
@@ -76,7 +76,7 @@ def test_every_recorded_line_counts_what_was_worked_out_by_hand():
                     resolve_scope(table, list(rails))
                 continue
             scope = resolve_scope(table, list(rails))
-            assert sum(rails[rail][0] for rail in scope.rails) == total_mw, (profile.name, head)
+            assert sum(rails[rail] for rail in scope.rails) == total_mw, (profile.name, head)
             expected = "sum_of_rails" if "VIN" not in rails and profile.sum_rails else profile.energy_scope
             assert scope.energy_scope == expected
 

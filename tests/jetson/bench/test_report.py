@@ -376,8 +376,7 @@ def test_scenario_and_batch_follow_from_each_other(fixture_folder):
 
 
 def test_settings_out_of_range(fixture_folder):
-    bundle = Bundle.load(fixture_folder)
-    clips = bundle.read_eval_clips()
+    clips = Bundle.load(fixture_folder).read_eval_clips()
     for settings, message in (
         ({"repeats": 0}, "repeats=0, allowed 1 to"),
         ({"warmup": -1}, "warmup=-1, allowed 0 to 10000"),
@@ -388,6 +387,6 @@ def test_settings_out_of_range(fixture_folder):
         ({"rate_per_s": 2.0}, "belong to the server scenario, this is single-stream"),
     ):
         with pytest.raises(UserError, match=message):
-            check_settings(Settings(**settings), clips, bundle)
+            check_settings(Settings(**settings), clips)
     with pytest.raises(UserError, match="no clips to measure on"):
-        check_settings(Settings(), [], bundle)
+        check_settings(Settings(), [])

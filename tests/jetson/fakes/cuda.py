@@ -50,10 +50,6 @@ class FakeCuda(object):
         self._queues[handle] = []
         return handle
 
-    def destroy_stream(self, stream):
-        if self._queues.pop(stream):
-            raise Misuse("the stream is destroyed while work is pending")
-
     def synchronize(self, stream):
         queue = self._queues[stream]
         while queue:
@@ -74,11 +70,6 @@ class FakeCuda(object):
         self.n_allocations += 1
         return address
 
-    def free(self, address):
-        if any(self._queues.values()):
-            raise Misuse("memory is freed while work is pending")
-        del self._device[address]
-
     def host_alloc(self, n_bytes, mapped):
         address = self._take(n_bytes)
         buffer = FakeHostBuffer(self, address, n_bytes, self._take(n_bytes) if mapped else None)
@@ -94,11 +85,6 @@ class FakeCuda(object):
         self._hosts.append(buffer)
         self.n_allocations += 1
         return buffer
-
-    def free_host(self, buffer):
-        if self.is_pending(buffer):
-            raise Misuse("host memory is freed while work is pending")
-        self._hosts.remove(buffer)
 
     def copy_to_device(self, address, buffer, n_bytes, stream):
         def copy():

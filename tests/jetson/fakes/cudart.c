@@ -58,8 +58,6 @@ int cudaStreamCreateWithFlags(void **stream, unsigned flags) {
     return fail("cudaStreamCreateWithFlags");
 }
 
-int cudaStreamDestroy(void *stream) { free(stream); return fail("cudaStreamDestroy"); }
-
 int cudaStreamSynchronize(void *stream) { return stream ? fail("cudaStreamSynchronize") : 400; }
 
 /* Not cudaMalloc itself: in a process that has loaded a real libcudart, the call would go there. */
@@ -69,14 +67,10 @@ static int allocate(void **pointer, size_t size) {
 
 int cudaMalloc(void **pointer, size_t size) { return allocate(pointer, size) ? 2 : fail("cudaMalloc"); }
 
-int cudaFree(void *pointer) { free(pointer); return fail("cudaFree"); }
-
 int cudaHostAlloc(void **pointer, size_t size, unsigned flags) {
     if (flags & ~2u) return 1;
     return allocate(pointer, size) ? 2 : fail("cudaHostAlloc");
 }
-
-int cudaFreeHost(void *pointer) { free(pointer); return fail("cudaFreeHost"); }
 
 int cudaHostGetDevicePointer(void **device, void *host, unsigned flags) {
     *device = host;

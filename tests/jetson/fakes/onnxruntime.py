@@ -11,16 +11,15 @@ import types
 import onnxruntime as real
 
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-OLD_OPTIONS = {"trt_max_workspace_size", "trt_fp16_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
-NEW_OPTIONS = OLD_OPTIONS | {"trt_layer_norm_fp32_fallback", "trt_timing_cache_enable"}
-NEW_OPTIONS |= {"trt_profile_{}_shapes".format(bound) for bound in ("min", "opt", "max")}
+OPTIONS = {"trt_max_workspace_size", "trt_fp16_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
+OPTIONS |= {"trt_layer_norm_fp32_fallback"} | {"trt_profile_{}_shapes".format(bound) for bound in ("min", "opt", "max")}
 
 
-def make_onnxruntime(available, placed=None, options=NEW_OPTIONS, log="", refused=(), version="1.23.0", last_words=""):
+def make_onnxruntime(available, placed=None, options=OPTIONS, log="", refused=(), version="1.23.0"):
     """A module. available: providers besides CPU. placed: op -> provider that runs it (others: the first asked for).
 
     log: what it writes to stderr when a session is opened. refused: providers whose sessions fail to open. version: up
-    to 1.22 the fallback is not asked about. last_words: what it writes to stderr, to die of a signal then.
+    to 1.22 the fallback is not asked about.
     """
     module = types.ModuleType("onnxruntime")
     module.__version__ = version
@@ -44,9 +43,6 @@ def make_onnxruntime(available, placed=None, options=NEW_OPTIONS, log="", refuse
         def __init__(self, path, sess_options, providers, provider_options, enable_fallback=1):
             if enable_fallback:
                 raise AssertionError("with fallback on, onnxruntime prints and drops providers by itself")
-            if last_words:
-                os.write(2, last_words.encode("utf-8"))
-                os.abort()
             try:
                 self._open(path, sess_options, providers, provider_options)
             except RuntimeError as error:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from edgeqlora_jetson.power import Sample, Scope
-from edgeqlora_jetson.power.energy import RailVanished, mean_power, measure_energy
+from edgeqlora_jetson.power.energy import RailVanished, measure_energy
 
 VDD_IN = Scope("module_input", ("VDD_IN",))
 SUM = Scope("sum_of_rails", ("GPU", "CPU"))
@@ -106,9 +106,8 @@ def test_a_gap_is_not_bridged():
 
 
 def test_gaps_up_to_the_limit_are_integrated():
-    samples = curve(grid(0, 50, 2.5), lambda t: 1000)
-    assert measure_energy(samples, 0, 50, VDD_IN)["coverage"] == 1.0
-    assert measure_energy(samples, 0, 50, VDD_IN, max_gap_s=2.4)["coverage"] == 0.0
+    assert measure_energy(curve(grid(0, 50, 2.5), lambda t: 1000), 0, 50, VDD_IN)["coverage"] == 1.0
+    assert measure_energy(curve(grid(0, 52, 2.6), lambda t: 1000), 0, 52, VDD_IN)["coverage"] == 0.0
 
 
 def test_too_little_covered_is_null_with_the_reason():
@@ -254,7 +253,7 @@ def test_samples_out_of_order_and_twice():
 
 def test_mean_power_for_the_baseline():
     samples = curve(grid(0, 10, 0.5), lambda t: 2000 + 100 * t)
-    assert mean_power(samples, 2, 8, VDD_IN) == {"value": 2500.0, "unit": "mW"}
-    assert mean_power(samples, 8, 20, VDD_IN)["value"] is None
+    assert measure_energy(samples, 2, 8, VDD_IN)["mean_power"] == {"value": 2500.0, "unit": "mW"}
+    assert measure_energy(samples, 8, 20, VDD_IN)["mean_power"]["value"] is None
     with pytest.raises(RailVanished):
-        mean_power(samples, 2, 8, SUM)
+        measure_energy(samples, 2, 8, SUM)

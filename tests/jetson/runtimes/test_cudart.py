@@ -40,11 +40,6 @@ def test_bytes_go_there_and_back(library, kind):
     assert target.array.tolist() == list(range(32)) + [0] * 32
     if mapped:
         assert source.device_address == source.address
-    cuda.free(device)
-    if kind != "pageable":
-        cuda.free_host(source)
-        cuda.free_host(target)
-    cuda.destroy_stream(stream)
 
 
 def test_addresses_above_4_gib_survive(library):
@@ -63,7 +58,9 @@ def test_addresses_above_4_gib_survive(library):
 def test_no_memory_left(library):
     cuda = Cudart(library)
     for allocate in (cuda.malloc, lambda n: cuda.host_alloc(n, True)):
-        with pytest.raises(UserError, match=r"2048 MiB for TensorRT's buffers cannot be had .*out of memory.*smaller"):
+        with pytest.raises(
+            UserError, match=r"2048 MiB for TensorRT's buffers are not available .*out of memory.*smaller"
+        ):
             allocate(2 << 30)
 
 
@@ -81,9 +78,6 @@ def test_every_return_code_is_looked_at(library, monkeypatch):
         "cudaHostGetDevicePointer": lambda: cuda.host_alloc(16, True),
         "cudaSetDevice": lambda: Cudart(library),
         "cudaGetDeviceCount": lambda: Cudart(library),
-        "cudaFree": lambda: cuda.free(cuda.malloc(16)),
-        "cudaFreeHost": lambda: cuda.free_host(cuda.host_alloc(16, False)),
-        "cudaStreamDestroy": lambda: cuda.destroy_stream(cuda.create_stream()),
     }
     for name, call in sorted(calls.items()):
         monkeypatch.setenv("FAKE_CUDA_FAIL", name + ":700")

@@ -1,6 +1,5 @@
 """Opening a runtime: what is missing or wrong is said with the next step."""
 
-import os
 import sys
 
 import pytest
@@ -36,17 +35,19 @@ def test_unknown_provider(fixture_folder):
 
 def test_graph_that_is_none(bundle_copy):
     pytest.importorskip("onnxruntime")
-    write_bytes(os.path.join(bundle_copy, "encoder.onnx"), b"not a graph")
+    bundle = Bundle.load(bundle_copy)
+    write_bytes(bundle.graph_path("encoder"), b"not a graph")
     with pytest.raises(UserError, match=r"encoder.onnx: onnxruntime .* cannot load this graph"):
-        open_runtime(Bundle.load(bundle_copy, verify=False))
+        open_runtime(bundle)
 
 
 def test_graph_without_the_expected_inputs(bundle_copy):
     pytest.importorskip("onnxruntime")
-    with open(os.path.join(bundle_copy, "encoder.onnx"), "rb") as file:
-        write_bytes(os.path.join(bundle_copy, "decoder.onnx"), file.read())
+    bundle = Bundle.load(bundle_copy)
+    with open(bundle.graph_path("encoder"), "rb") as file:
+        write_bytes(bundle.graph_path("decoder"), file.read())
     with pytest.raises(UserError, match=r"decoder.onnx: this graph lacks .*logits"):
-        open_runtime(Bundle.load(bundle_copy, verify=False))
+        open_runtime(bundle)
 
 
 def test_says_what_is_active(transcriber):
