@@ -6,11 +6,12 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from edgeqlora import __version__
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import read_json, sha256_file, write_json
+from edgeqlora_jetson.schema import Figure
 
 SCHEMA = "edgeqlora.card/1"
 _LIBRARIES = (
@@ -26,16 +27,44 @@ _LIBRARIES = (
 )
 
 
-def missing(reason: str) -> dict[str, Any]:
+class Card(TypedDict, total=False):
+    """card.json; which keys it has depends on kind: adapter, model, merged."""
+
+    schema: str
+    kind: str
+    created_utc: str
+    command: list[str]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    method: str
+    base_model: str
+    parents: dict[str, Any] | None
+    settings: dict[str, Any] | None
+    windows_s: list[float] | None
+    language: str | None
+    task: str | None
+    data: dict[str, Any]
+    steps: int
+    best_step: int | None
+    dev: str | None
+    dev_wer: Figure
+    figures: dict[str, Figure]
+    chosen: str
+    candidates: dict[str, Any]
+    n_dev_clips: int
+    weights: dict[str, str]
+
+
+def missing(reason: str, **how: Any) -> Figure:
     """A figure that could not be measured: null, with the reason (never 0)."""
-    return {"value": None, "reason": reason}
+    return cast(Figure, {"value": None, "reason": reason, **how})
 
 
-def measured(value: float | int, unit: str, **how: Any) -> dict[str, Any]:
+def measured(value: float | int, unit: str, **how: Any) -> Figure:
     """A measured figure with its unit and, where it needs saying, how it was taken; null if it is not finite."""
     if not math.isfinite(value):
-        return {**missing(f"not finite ({value}): the run diverged"), **how}
-    return {"value": value, "unit": unit, **how}
+        return missing(f"not finite ({value}): the run diverged", **how)
+    return cast(Figure, {"value": value, "unit": unit, **how})
 
 
 def library_versions() -> dict[str, str]:
@@ -83,9 +112,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, kind: str, **fields: Any) -> dict[str, Any]:
+def write_card(folder: Path, kind: str, **fields: Any) -> Card:
     """Write `folder/card.json` (schema edgeqlora.card/1) and return it."""
-    card = {
+    card: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": kind,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -95,10 +124,10 @@ def write_card(folder: Path, kind: str, **fields: Any) -> dict[str, Any]:
         **fields,
     }
     write_json(folder / "card.json", card)
-    return card
+    return cast(Card, card)
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
+def read_card(folder: Path) -> Card | None:
     """card.json of a folder, or None if it has none (a folder that we did not make)."""
     path = folder / "card.json"
     if not path.is_file():
@@ -111,10 +140,10 @@ def read_card(folder: Path) -> dict[str, Any] | None:
             f"{path}: schema={card.get('schema')!r}, this version reads {SCHEMA!r}: "
             "make the folder again, or use the version of edgeqlora that wrote it"
         )
-    return card
+    return cast(Card, card)
 
 
-def verify_parent(base: str, card: dict[str, Any]) -> None:
+def verify_parent(base: str, card: Card) -> None:
     """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
     recorded = (card.get("parents") or {}).get("base_model")
     if not isinstance(recorded, dict) or not Path(base).is_dir():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeqlora.card import folder_sha256, read_card
+from edgeqlora.card import Card, folder_sha256, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.settings import parse_windows
 
@@ -102,7 +102,7 @@ def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, An
     return {**profile.to_plain(), "unsourced_used": used + of_energy}
 
 
-def _dev_of(card: dict[str, Any]) -> str:
+def _dev_of(card: Card) -> str:
     """Dev data named in the card of the adapter that a merged folder came from, if it is still there."""
     source = (card.get("settings") or {}).get("dev") or card.get("dev") or ""
     return source if source and (source.startswith("hf:") or Path(source).exists()) else ""

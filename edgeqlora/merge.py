@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, measured, missing, read_card, verify_parent, write_card
+from edgeqlora.card import Card, folder_sha256, measured, missing, read_card, verify_parent, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file
@@ -61,7 +61,7 @@ def merge(
     limit: int | None = None,
     overwrite: bool = False,
     say: Any = print,
-) -> dict[str, Any]:
+) -> Card:
     """Merge `adapter` and write a plain transformers folder; returns its card.
 
     Both candidates are scored on dev (greedy WER, then cross-entropy where the WERs are equal) and the better one is
@@ -143,7 +143,7 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
     return evenly(load_rows(source), limit or 0)
 
 
-def _score(learner: Any, rows: Sequence[Row], card: dict[str, Any], normaliser: str) -> dict[str, Any]:
+def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 

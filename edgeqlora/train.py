@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edgeqlora.card import measured, missing, write_card
+from edgeqlora.card import Card, measured, missing, write_card
 from edgeqlora.data.batching import BucketSampler
 from edgeqlora.data.manifest import evenly
 from edgeqlora.data.row import Row
@@ -29,9 +29,7 @@ from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
 
 
-def train(
-    settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False) -> Card:
     """Run (or resume) a training run and return its card; with `dry_run`, two steps and what the run would cost.
 
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
@@ -117,7 +115,7 @@ class _Run:
             truncate_log(log_path, int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0)
         return self._train(folder, self.n_steps, log_path, resume_from, save=True)
 
-    def estimate(self) -> dict[str, Any]:
+    def estimate(self) -> Card:
         """Two steps on real data, and what the whole run would cost on this machine. Writes nothing."""
         with tempfile.TemporaryDirectory(prefix="edgeqlora-dry-run-") as folder:
             self._train(Path(folder), 2, None, None, save=False)
@@ -132,7 +130,7 @@ class _Run:
             eval_s = (time.perf_counter() - start_s) / len(sample) * len(self.scored)
         n_evals = math.ceil(self.n_steps / self.eval_every) if self.scored else 0
         total_s = self.n_steps * step_s + n_evals * eval_s
-        report = {
+        figures = {
             "step": measured(round(step_s, 3), "s", how="second of two steps"),
             "evaluation": measured(round(eval_s, 1), "s") if self.scored else missing("no dev data was given"),
             "estimated_total": measured(round(total_s, 1), "s", steps=self.n_steps, evaluations=n_evals),
@@ -145,7 +143,7 @@ class _Run:
             highlight=False,
             soft_wrap=True,
         )
-        return report
+        return Card(figures=figures)
 
     def figures(self, trainer: Any, resumed: bool) -> dict[str, Any]:
         """What the run measured, for the card."""
@@ -268,7 +266,7 @@ def _write_output(
     ranks: dict[str, Any],
     figures: dict[str, Any],
     overwrite: bool,
-) -> dict[str, Any]:
+) -> Card:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
     partial, state = partial_folder(output), trainer.state
     # By step, not by the path that the trainer recorded: the folder may have been moved before a resume.

@@ -74,7 +74,7 @@ def train(
     say(
         f"{card['steps']} steps in {card['figures']['wall_time']['value']:.0f} s"
         + (f", {speed:.1f} clips/s" if speed else "")
-        + f", peak memory {card['figures']['peak_rss']['value'] / 1024:.2f} GiB{best}"
+        + f", peak memory {(card['figures']['peak_rss']['value'] or 0) / 1024:.2f} GiB{best}"
     )
     if settings.method == "full":
         done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")

@@ -67,7 +67,7 @@ def run_demo(
     say(
         f"  {card['steps']} steps in {figures['wall_time']['value']:.0f} s, {figures['samples_per_s']['value']:.0f} clips/s, "
         f"{figures['trainable_parameters']['value']:,} trained parameters, peak memory "
-        f"{figures['peak_rss']['value'] / 1024:.2f} GiB"
+        f"{(figures['peak_rss']['value'] or 0) / 1024:.2f} GiB"
     )
 
     _step(say, 3, "merge", f"edgeqlora merge {adapter} -o {merged}")

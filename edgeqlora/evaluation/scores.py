@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeqlora.card import measured, missing
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.schema import Figure
 from edgeqlora_jetson.wer import NORMALISERS as BOARD_NORMALISERS
 
 NORMALISERS = (*BOARD_NORMALISERS, "whisper-english")
@@ -23,7 +24,7 @@ class Score:
     insertions: int
     n_reference: int
 
-    def to_json(self, normaliser: str) -> dict[str, Any]:
+    def to_json(self, normaliser: str) -> Figure:
         """Figure for a card or report, in percent, with counts and normaliser."""
         counts = {
             "substitutions": self.substitutions,
@@ -33,7 +34,7 @@ class Score:
             "normaliser": normaliser,
         }
         if self.rate is None:
-            return {**missing("no reference text left after normalisation"), **counts}
+            return missing("no reference text left after normalisation", **counts)
         return measured(round(100 * self.rate, 4), "%", **counts)
 
 
@@ -83,7 +84,7 @@ def _errors(
     return Score(errors / n, out.substitutions, out.deletions, out.insertions + extra, n)
 
 
-def bleu(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
+def bleu(references: list[str], hypotheses: list[str]) -> Figure:
     """Corpus BLEU on the raw texts, with sacrebleu's signature (which names tokenisation and smoothing)."""
     import sacrebleu
 

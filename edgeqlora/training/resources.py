@@ -2,13 +2,13 @@
 
 import time
 import weakref
-from typing import Any
 
 from edgeqlora.card import measured, missing
 from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
 from edgeqlora_jetson.machine import measure_rss_mib
 from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
 from edgeqlora_jetson.power.energy import MIN_COVERAGE, integrate_rail
+from edgeqlora_jetson.schema import Figure
 
 # Training polls once a step. Between polls further apart than this a power reading says nothing; counters do not mind.
 _MAX_GAP_S = 10.0
@@ -24,7 +24,7 @@ def rss_mib() -> float:
     return measure_rss_mib() or peak_rss_mib()
 
 
-def peak_vram() -> dict[str, Any]:
+def peak_vram() -> Figure:
     """Peak memory that torch allocated on the GPU, or null with the reason."""
     import torch
 
@@ -72,7 +72,7 @@ class EnergyMeter:
                     self._covered_s[rail] += part.covered_s
             self._last = sample
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Figure:
         """The figure: J with scope, source and duration, or null with the reason."""
         if self._source is None or self._scope is None:
             return missing(self._reason)

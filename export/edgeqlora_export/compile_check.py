@@ -17,6 +17,7 @@ from typing import Any
 from edgeqlora_jetson.engines.request import optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes.trt_builder import build_plan
+from edgeqlora_jetson.schema import Gate, Manifest
 
 MODULE = "tensorrt_rtx"
 TARGET = "SM86"
@@ -52,7 +53,7 @@ def import_compiler() -> Any:
 
 def compile_graphs(
     folder: Path | str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     request: Mapping[str, Any],
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Compiled]:
@@ -83,10 +84,10 @@ def compile_graphs(
 
 def compile_gate(
     folder: Path | str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     request: Mapping[str, Any],
     say: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any]:
+) -> Gate:
     """The compile check as a gate of the manifest; a graph that is refused raises UserError instead."""
     results = compile_graphs(folder, manifest, request, say)
     n_profiles = sum(result.n_optimization_profiles for result in results)

@@ -8,16 +8,14 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgeqlora_jetson.errors import UserError
-
-Gate = dict[str, Any]
-"""name, passed, measured, limit, detail: one proof, as the manifest records it."""
+from edgeqlora_jetson.schema import Gate, Manifest
 
 Progress = Callable[[str], None]
 
@@ -37,10 +35,10 @@ class Exporter(Protocol):
     def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
         """Write the ONNX graphs into `folder`; returns name -> path."""
 
-    def engine_graphs(self, manifest: Mapping[str, Any], max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
         """The engine request's `graphs`: optimization profiles, largest outputs, what stays on the device."""
 
-    def write_tables(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def write_tables(self, folder: Path, manifest: Manifest) -> None:
         """Write the files that the manifest's features and decoder name, and normalizer.json where there is one."""
 
     def prove(

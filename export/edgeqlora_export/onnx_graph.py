@@ -90,7 +90,7 @@ def _save(graph: onnx.ModelProto, path: Path, inline_limit_bytes: int) -> None:
         onnx.save_model(graph, str(path))
 
 
-def graph_names(path: Path | str) -> dict[str, list[str]]:
-    """Names of an ONNX file's inputs and outputs, in order, as a manifest carries them."""
+def graph_names(path: Path | str) -> tuple[list[str], list[str]]:
+    """Names of an ONNX file's inputs and outputs, in order."""
     graph = onnx.load(str(path), load_external_data=False).graph
-    return {"inputs": [value.name for value in graph.input], "outputs": [value.name for value in graph.output]}
+    return [value.name for value in graph.input], [value.name for value in graph.output]

@@ -20,6 +20,7 @@ from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import atomic_folder
 from edgeqlora_jetson.runtimes import open_runtime
+from edgeqlora_jetson.schema import Graph
 
 SAMPLE_RATE_HZ = 16000
 
@@ -82,8 +83,9 @@ def export_bundle(
             name=name,
             audio={"sample_rate_hz": SAMPLE_RATE_HZ, "windows_s": list(windows_s)},
             graphs={
-                key: {"file": path.name, "opset": opset, "precision": "fp32", **graph_names(path)}
+                key: Graph(file=path.name, opset=opset, precision="fp32", inputs=inputs, outputs=outputs)
                 for key, path in graphs.items()
+                for inputs, outputs in [graph_names(path)]
             },
             profile=profile,
             parents=parents or {},

@@ -16,6 +16,7 @@ from edgeqlora_export.eval_clips import write_eval_clips
 from edgeqlora_jetson.bundle import MANIFEST, SCHEMA, Bundle
 from edgeqlora_jetson.files import sha256_file, write_json, write_text
 from edgeqlora_jetson.pyz import build_pyz
+from edgeqlora_jetson.schema import Audio, Decoder, Features, Graph, Manifest, Model
 
 RUNNER = "edgeqlora-jetson.pyz"
 
@@ -50,15 +51,15 @@ same bench without --runtime gives those of onnxruntime to compare with.
 def draft_manifest(
     *,
     name: str,
-    model: Mapping[str, Any],
-    audio: Mapping[str, Any],
-    features: Mapping[str, Any],
-    decoder: Mapping[str, Any],
-    graphs: Mapping[str, Mapping[str, Any]],
+    model: Model,
+    audio: Audio,
+    features: Features,
+    decoder: Decoder,
+    graphs: Mapping[str, Graph],
     profile: Mapping[str, Any],
     parents: Mapping[str, Any],
     normaliser: str,
-) -> dict[str, Any]:
+) -> Manifest:
     """A manifest with all that is known before any file is written; gates, eval and files are still empty.
 
     The arguments are the manifest's parts of the same name. Nothing is read or checked here.
@@ -68,11 +69,11 @@ def draft_manifest(
         "name": name,
         "created_utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": tool_versions(),
-        "model": dict(model),
-        "audio": dict(audio),
-        "features": dict(features),
-        "decoder": dict(decoder),
-        "graphs": {key: dict(value) for key, value in graphs.items()},
+        "model": model,
+        "audio": audio,
+        "features": features,
+        "decoder": decoder,
+        "graphs": dict(graphs),
         "profile": dict(profile),
         "engine_request": None,
         "gates": [],
@@ -83,7 +84,7 @@ def draft_manifest(
     }
 
 
-def with_engine_request(manifest: Mapping[str, Any], request: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_engine_request(manifest: Manifest, request: Mapping[str, Any] | None) -> Manifest:
     """The manifest with what its board is asked to build, and a note of it in the profile."""
     note = "the graphs are fp32"
     if request is None:
@@ -100,17 +101,17 @@ def with_engine_request(manifest: Mapping[str, Any], request: Mapping[str, Any] 
 
 def write_bundle(
     folder: Path | str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     *,
     eval_clips: Sequence[tuple[np.ndarray, str]] = (),
-) -> dict[str, Any]:
+) -> Manifest:
     """Complete a folder that holds graphs and tables to a bundle, and return its final manifest.
 
     The caller makes the folder with edgeqlora_jetson.files.atomic_folder, so that a bundle is whole or absent.
     manifest: a draft with its gates, all passed.
     eval_clips: (audio float32 (n_samples,) at 16 kHz, reference). Raises UserError if the runner refuses the result.
     """
-    folder, final = Path(folder), dict(manifest)
+    folder, final = Path(folder), manifest.copy()
     if eval_clips:
         write_eval_clips(folder / "eval", eval_clips)
         final["eval"] = {"manifest": "eval/manifest.jsonl", "n_clips": len(eval_clips)}
@@ -141,7 +142,7 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def _readme(manifest: Mapping[str, Any]) -> str:
+def _readme(manifest: Manifest) -> str:
     windows = ", ".join(f"{float(window_s):g}" for window_s in manifest["audio"]["windows_s"])
     bench_note = "" if manifest["eval"] else " --manifest clips.jsonl"
     request = manifest["engine_request"]

@@ -1,7 +1,7 @@
 """The bundle folder: manifest, graphs and tables, checked before anything runs."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from .audio.features import feature_shape
 from .engines.request import check_covers, check_request
 from .errors import UserError
 from .files import read_json, read_json_lines, sha256_file
+from .schema import Manifest
 
 SCHEMA = "edgeqlora.bundle/2"
 MANIFEST = "manifest.json"
@@ -101,10 +102,10 @@ class EvalClip(NamedTuple):
 class Bundle(object):
     """An opened bundle.
 
-    folder: its path. manifest: the whole manifest, a dict (schema "edgeqlora.bundle/2").
+    folder: its path. manifest: the whole manifest.
     """
 
-    def __init__(self, folder: str, manifest: Dict[str, Any]) -> None:
+    def __init__(self, folder: str, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
 
@@ -253,12 +254,12 @@ def check_manifest(manifest: Any, name: Any) -> None:
         _check_ctc(manifest, name)
     if manifest.get("engine_request") is not None:
         check_request(manifest["engine_request"], name, manifest["graphs"])
-        for graph, shapes, what in needed_shapes(manifest):
+        for graph, shapes, what in needed_shapes(cast(Manifest, manifest)):
             check_covers(manifest["engine_request"], graph, shapes, what, name)
     _check_files(manifest, name)
 
 
-def needed_shapes(manifest: Dict[str, Any]) -> List[Tuple[str, Dict[str, Sequence[int]], str]]:
+def needed_shapes(manifest: Manifest) -> List[Tuple[str, Dict[str, Sequence[int]], str]]:
     """(graph, shapes of inputs, what for) that engines must take: every window, and the longest transcript."""
     needed: List[Tuple[str, Dict[str, Sequence[int]], str]] = []
     decoder, model = manifest["decoder"], manifest["model"]
@@ -273,7 +274,7 @@ def needed_shapes(manifest: Dict[str, Any]) -> List[Tuple[str, Dict[str, Sequenc
     return needed
 
 
-def verify_files(folder: Any, manifest: Dict[str, Any]) -> None:
+def verify_files(folder: Any, manifest: Manifest) -> None:
     """Compare every file of the bundle with the manifest: size first, then SHA-256.
 
     Raises UserError naming the first file that is missing or differs, with expected and found.
@@ -325,7 +326,7 @@ def _check_graphs(manifest: Dict[str, Any], name: Any) -> None:
                 raise UserError("{}: field graphs.{}.{} is {!r}, needed: names".format(name, graph, part, names))
 
 
-def _check_windows(manifest: Dict[str, Any], name: Any) -> None:
+def _check_windows(manifest: Any, name: Any) -> None:
     windows_s, rate = manifest["audio"]["windows_s"], manifest["audio"]["sample_rate_hz"]
     if not windows_s or not all(_is_number(w) and 0 < w <= 3600 for w in windows_s):
         raise UserError("{}: audio.windows_s is {!r}, needed: one or more seconds above 0".format(name, windows_s))
@@ -338,7 +339,7 @@ def _check_windows(manifest: Dict[str, Any], name: Any) -> None:
                 raise UserError("{}: features.{} is {}, allowed 1 to 65536".format(name, key, features[key]))
 
 
-def _check_tokens(manifest: Dict[str, Any], fields: Sequence[str], name: Any) -> None:
+def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:
     vocab_size, decoder = manifest["model"]["vocab_size"], manifest["decoder"]
     for field in fields:
         for token in decoder[field] if isinstance(decoder[field], list) else [decoder[field]]:
@@ -348,7 +349,7 @@ def _check_tokens(manifest: Dict[str, Any], fields: Sequence[str], name: Any) ->
                 )
 
 
-def _check_greedy(manifest: Dict[str, Any], name: Any) -> None:
+def _check_greedy(manifest: Any, name: Any) -> None:
     _check_tokens(manifest, ("prompt_ids", "eos_id", "suppress_ids", "begin_suppress_ids"), name)
     decoder, model = manifest["decoder"], manifest["model"]
     if not decoder["prompt_ids"]:
@@ -375,7 +376,7 @@ def _check_greedy(manifest: Dict[str, Any], name: Any) -> None:
             )
 
 
-def _check_ctc(manifest: Dict[str, Any], name: Any) -> None:
+def _check_ctc(manifest: Any, name: Any) -> None:
     _check_tokens(manifest, ("blank_id",), name)
     decoder = manifest["decoder"]
     for field in ("conv_kernel", "conv_stride"):
@@ -393,7 +394,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_files(manifest: Dict[str, Any], name: Any) -> None:
+def _check_files(manifest: Any, name: Any) -> None:
     for file_name, entry in manifest["files"].items():
         parts = file_name.split("/")
         if os.path.isabs(file_name) or ".." in parts or "\\" in file_name:
@@ -411,7 +412,7 @@ def _check_files(manifest: Dict[str, Any], name: Any) -> None:
             raise UserError("{}: {} names {!r}, which is not listed under files".format(name, user, file_name))
 
 
-def _named_files(manifest: Dict[str, Any]) -> List[Tuple[str, str]]:
+def _named_files(manifest: Manifest) -> List[Tuple[str, str]]:
     named = [(manifest["decoder"]["detokenizer"], "decoder.detokenizer")]
     if "mel_filters" in manifest["features"]:
         named.append((manifest["features"]["mel_filters"], "features.mel_filters"))

@@ -7,6 +7,7 @@ import numpy as np
 
 from .audio.features import n_outputs
 from .errors import UserError
+from .schema import Manifest
 
 
 class Decoded(NamedTuple):
@@ -32,7 +33,7 @@ class KeyValueDecoder(object):
     runtime: anything with `run` (see runtimes). manifest: a bundle's, of which "model" and "decoder" are read.
     """
 
-    def __init__(self, runtime: Any, manifest: Dict[str, Any]) -> None:
+    def __init__(self, runtime: Any, manifest: Manifest) -> None:
         model = manifest["model"]
         layers = range(model["n_layers"])
         self._runtime, self._spec = runtime, manifest["decoder"]
@@ -135,7 +136,7 @@ class DecoderState(object):
         present = (batch, decoder._heads, n_total, decoder._head_dim)
         shapes: Dict[str, Tuple[int, ...]] = dict.fromkeys(decoder.present_names, present)
         shapes["logits"] = (batch, decoder._vocab_size)
-        inputs = {"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}
+        inputs: Dict[str, Any] = {"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}
         inputs.update(self._past)
         inputs.update(self._encoded.tensors)
         outputs = decoder._runtime.run("decoder", inputs, shapes, decoder.present_names)
@@ -147,7 +148,7 @@ class DecoderState(object):
 class CtcDecoder(object):
     """Greedy decoding of a CTC model: graph "ctc", whose steps are read by the likeliest id of each."""
 
-    def __init__(self, runtime: Any, manifest: Dict[str, Any]) -> None:
+    def __init__(self, runtime: Any, manifest: Manifest) -> None:
         self._runtime, self._spec = runtime, manifest["decoder"]
         self._vocab_size = manifest["model"]["vocab_size"]
 

@@ -35,7 +35,10 @@ def _manifest(model, spec, graphs):
     return {
         "model": model_constants(model),
         "decoder": {"kind": "greedy", **spec},
-        "graphs": {key: {"file": path.name, **graph_names(path)} for key, path in graphs.items()},
+        "graphs": {
+            key: {"file": path.name, **dict(zip(("inputs", "outputs"), graph_names(path), strict=True))}
+            for key, path in graphs.items()
+        },
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from edgeqlora_export.family import Gate, Progress, difference_gate, read_part, token_gate
+from edgeqlora_export.family import Progress, difference_gate, read_part, token_gate
 from edgeqlora_export.wav2vec2.graphs import export_ctc
 from edgeqlora_jetson.audio.features import WaveformFeatures, n_outputs
 from edgeqlora_jetson.audio.windows import window_samples
 from edgeqlora_jetson.decoders import CtcDecoder, collapse
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_text
+from edgeqlora_jetson.schema import Gate, Manifest
 
 SAMPLE_RATE_HZ = 16000
 LONGEST_WINDOW_S, WINDOW_STEP_S = 30.0, 0.02
@@ -77,7 +78,7 @@ class Wav2Vec2Exporter:
         export_ctc(self.base_model, path, attention_mask=self._uses_mask, opset=opset)
         return {"ctc": path}
 
-    def engine_graphs(self, manifest: Mapping[str, Any], max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
         """One optimization profile a window: samples and steps are fixed by it."""
         batches = {"min": 1, "opt": opt_batch, "max": max_batch}
         profiles, longest = [], 0
@@ -96,7 +97,7 @@ class Wav2Vec2Exporter:
             }
         }
 
-    def write_tables(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def write_tables(self, folder: Path, manifest: Manifest) -> None:
         table = json.dumps(self._characters(), ensure_ascii=False, separators=(",", ":"))
         write_text(folder / manifest["decoder"]["detokenizer"], table + "\n")
 

@@ -17,6 +17,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as
 
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
 from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.schema import Decoder
 
 MULTILINGUAL_VOCAB_SIZE = 51865
 """Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`)."""
@@ -127,9 +128,7 @@ def _cache_usable(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def torch_greedy(
-    model: Any, mel: torch.Tensor | np.ndarray, spec: dict[str, Any], max_new_tokens: int
-) -> list[list[int]]:
+def torch_greedy(model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_new_tokens: int) -> list[list[int]]:
     """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
@@ -151,7 +150,7 @@ def torch_greedy(
         return _decode(base, audio_features, spec, limit)
 
 
-def _decode(base: Any, audio_features: torch.Tensor, spec: dict[str, Any], limit: int) -> list[list[int]]:
+def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) -> list[list[int]]:
     """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
     batch, device = audio_features.shape[0], audio_features.device
     eos = spec["eos_id"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from edgeqlora_export.family import Gate, Progress, difference_gate, read_part
+from edgeqlora_export.family import Progress, difference_gate, read_part
 from edgeqlora_export.whisper.decoding import decoding_spec, is_multilingual
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
@@ -22,6 +22,7 @@ from edgeqlora_export.whisper.windowed import model_window_s, window_frames
 from edgeqlora_jetson.audio.logmel import LogMel
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
+from edgeqlora_jetson.schema import Gate, Manifest
 
 SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160
 """Whisper's audio constants, on which graphs and runner are built."""
@@ -66,7 +67,7 @@ class WhisperExporter:
     def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
         return export_whisper(self.base_model, folder, opset)
 
-    def engine_graphs(self, manifest: Mapping[str, Any], max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
         return engine_graphs(
             model=manifest["model"],
             windows_s=manifest["audio"]["windows_s"],
@@ -76,7 +77,7 @@ class WhisperExporter:
             opt_batch=opt_batch,
         )
 
-    def write_tables(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def write_tables(self, folder: Path, manifest: Manifest) -> None:
         np.save(folder / manifest["features"]["mel_filters"], self._filters, allow_pickle=False)
         table = detokenizer_table(self.tokenizer, self.base_model.config.vocab_size)
         text = json.dumps(list(table), ensure_ascii=False, separators=(",", ":"))

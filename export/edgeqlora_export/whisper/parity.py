@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edgeqlora_export.family import Gate, Progress, difference_gate, token_gate
+from edgeqlora_export.family import Progress, difference_gate, token_gate
 from edgeqlora_export.whisper.decoding import torch_greedy
 from edgeqlora_export.whisper.windowed import base_whisper, windowed
 from edgeqlora_jetson.decoders import KeyValueDecoder
 from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.schema import Decoder, Gate, Manifest
 
 BATCH_SIZES = (1, 2, 4)
 PAST_LENGTHS = (0, 1, 7, 200)
@@ -47,7 +48,7 @@ def measure_parity(
     model: Any,
     runtime: Any,
     mels: Mapping[float, np.ndarray],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     past_lengths: Sequence[int] = PAST_LENGTHS,
@@ -61,7 +62,7 @@ def measure_parity(
     tokens of free-running greedy decoding of every clip, which must all be equal.
     """
     base, spec = base_whisper(model), manifest["decoder"]
-    decoder = KeyValueDecoder(runtime, dict(manifest))
+    decoder = KeyValueDecoder(runtime, manifest)
     gates: list[Gate] = []
     with _evaluating(base):
         for window_s, clips in sorted(mels.items()):
@@ -79,7 +80,7 @@ def _tensor_gates(
     decoder: KeyValueDecoder,
     window_s: float,
     clips: np.ndarray,
-    spec: Mapping[str, Any],
+    spec: Decoder,
     batch_sizes: Sequence[int],
     past_lengths: Sequence[int],
 ) -> list[Gate]:
@@ -120,7 +121,7 @@ def _tensor_gates(
 
 
 def _tokens(
-    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Mapping[str, Any], batch: int
+    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder, batch: int
 ) -> Gate:
     """Greedy tokens of every clip, by torch and by the exported graphs."""
     limit = spec["max_new_tokens"][str(float(window_s))]
@@ -128,7 +129,7 @@ def _tokens(
     found: list[list[int]] = []
     for start in range(0, len(clips), batch):
         mel = np.ascontiguousarray(clips[start : start + batch])
-        expected += torch_greedy(model, mel, dict(spec), limit)
+        expected += torch_greedy(model, mel, spec, limit)
         found += decoder.greedy(mel, limit).tokens
     return token_gate(window_s, expected, found)
 

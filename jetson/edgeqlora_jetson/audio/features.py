@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from ..schema import Manifest
 from .logmel import LogMel
 from .windows import window_samples
 
@@ -48,7 +49,7 @@ def normalise(audio: np.ndarray) -> np.ndarray:
     return ((wide - wide.mean()) / np.sqrt(wide.var() + VARIANCE_FLOOR)).astype(np.float32)
 
 
-def feature_shape(manifest: Dict[str, Any], window_s: float) -> Tuple[int, ...]:
+def feature_shape(manifest: Manifest, window_s: float) -> Tuple[int, ...]:
     """Shape of one clip's features in a window."""
     features, rate = manifest["features"], manifest["audio"]["sample_rate_hz"]
     if features["kind"] == "log-mel":

@@ -1,11 +1,12 @@
 """What the measuring costs: the same calls with and without sensors, in turns, in one run."""
 
 import time
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, List, Sequence
 
 import numpy as np
 
 from ..figures import figure
+from ..schema import Figure
 
 MIN_BLOCK_S = 0.5
 N_PAIRS = 20
@@ -21,7 +22,7 @@ def measure_overhead(
     min_block_s: float = MIN_BLOCK_S,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
-) -> Dict[str, Any]:
+) -> Figure:
     """Share of the throughput that sensors take, in %: blocks with and without, in the order with, without, without, with.
 
     A block is a fixed number of calls that take at least min_block_s. The figure is the median over pairs of blocks of
@@ -51,17 +52,17 @@ def measure_overhead(
     return describe_ratios(ratios, n_calls)
 
 
-def describe_ratios(ratios: Sequence[float], n_calls: int) -> Dict[str, Any]:
+def describe_ratios(ratios: Sequence[float], n_calls: int) -> Figure:
     """Median of the pairs, and the range in which the true median lies with 95 % confidence (order statistics)."""
     ordered = sorted(ratios)
     n = len(ordered)
     reach = max(0, int(np.floor(n / 2.0 - 0.98 * np.sqrt(n))))
-    result = figure(100.0 * float(np.median(ordered)), "%")
-    result.update(
+    return figure(
+        100.0 * float(np.median(ordered)),
+        "%",
         low=100.0 * ordered[reach],
         high=100.0 * ordered[n - 1 - reach],
         n_pairs=n,
         calls_per_block=n_calls,
         method="median of time with sensors / time without - 1, blocks in turns; low and high: 95 % of the median",
     )
-    return result

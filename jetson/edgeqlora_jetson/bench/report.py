@@ -33,6 +33,7 @@ from ..bundle import Bundle, EvalClip
 from ..figures import figure, nearest_rank, spread
 from ..files import write_json
 from ..machine import measure_peak_rss_mib, read_machine
+from ..schema import Figure, Manifest
 from ..wer import NORMALISERS, corpus_error_rate
 from .table import format_table
 from .validity import judge
@@ -133,7 +134,7 @@ def figure_of(value: Any, how: Optional[str]) -> Dict[str, Any]:
     return {"value": value, "unit": None, "reason" if value is None else "how": how or "this system does not say"}
 
 
-def _precision(runtime: Any, manifest: Dict[str, Any]) -> Dict[str, Any]:
+def _precision(runtime: Any, manifest: Manifest) -> Dict[str, Any]:
     """What each graph really runs in: as its engine was built, else as it was exported."""
     engines = getattr(runtime, "engines", None) or {}
     whole = getattr(runtime, "precision", None)  # of onnxruntime's TensorRT provider, whose engines have no records
@@ -192,7 +193,7 @@ def _energy(energy: Dict[str, Any], timed: Sequence[Any]) -> Dict[str, Any]:
     return result
 
 
-def _rss(mib: Optional[float]) -> Dict[str, Any]:
+def _rss(mib: Optional[float]) -> Figure:
     return figure(mib, "MiB", "this system has no /proc/self/status")
 
 

@@ -11,6 +11,7 @@ from ..figures import figure
 from ..machine import measure_rss_mib
 from ..power import MAX_INTERVAL_S, MIN_INTERVAL_S
 from ..runtimes import open_runtime
+from ..schema import Figure
 from ..sensors.session import Sensors
 from ..transcribe import Transcriber, Transcript
 from .overhead import measure_overhead
@@ -86,7 +87,7 @@ class Run(NamedTuple):
     batch_size: int
     rate_per_s: Optional[float]
     offered_per_s: Optional[float]  # the rate that was really drawn
-    overhead: Optional[Dict[str, Any]]
+    overhead: Optional[Figure]
 
 
 def run_bench(

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from ..errors import UserError
 from ..figures import figure
+from ..schema import Figure
 from .sample import Sample, Scope
 
 Item = TypeVar("Item")
@@ -162,7 +163,7 @@ def _missing(scope: Scope, reason: str, idle_power_mw: Optional[float]) -> Dict[
     }
 
 
-def _peak_power(inside: Sequence[Sample], scope: Scope) -> Dict[str, Any]:
+def _peak_power(inside: Sequence[Sample], scope: Scope) -> Figure:
     """Highest sum of the rails: at a sample, or where there are counters the mean between two samples."""
     if all(rail in sample.rails_mw for sample in inside for rail in scope.rails):
         peaks_mw = [sum(sample.rails_mw[rail] for rail in scope.rails) for sample in inside]

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from ..board.sysfs import KeptFile, read_text
 from ..figures import figure
 from ..machine import measure_peak_rss_mib
+from ..schema import Figure
 from .gpu_memory import GpuMemory
 
 # Swapping of other programs moves a page or two; a run that swaps moves megabytes.
@@ -231,12 +232,11 @@ def _page_kib() -> int:
     return os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-def _lfb_figure(buddyinfo: Optional[str]) -> Dict[str, Any]:
+def _lfb_figure(buddyinfo: Optional[str]) -> Figure:
     lfb = parse_lfb(buddyinfo or "", _page_kib())
-    result = figure(None if lfb is None else lfb[1] / 1024.0, "MiB", "/proc/buddyinfo is not readable")
-    if lfb is not None:
-        result["n"] = lfb[0]
-    return result
+    if lfb is None:
+        return figure(None, "MiB", "/proc/buddyinfo is not readable")
+    return figure(lfb[1] / 1024.0, "MiB", n=lfb[0])
 
 
 def _larger(a: Optional[float], b: Optional[float]) -> Optional[float]:

@@ -42,7 +42,7 @@ class Sensors(object):
         self._memory.start()
         self._thermal = ThermalMonitor(root, board.clocks_locked)
         self.telemetry = Telemetry(source, self._memory, period_s=source.interval_s if source else 0.25)
-        self._idle: Dict[str, Any] = figure(None, "mW", "no idle baseline was taken")
+        self._idle = figure(None, "mW", "no idle baseline was taken")
         self._idle_s = 0.0
 
     @classmethod

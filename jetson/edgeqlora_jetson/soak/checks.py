@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ..figures import figure
+from ..schema import Figure
 
 
 def rss_slope_mib_per_h(rows: Sequence[Any]) -> Optional[Dict[str, float]]:
@@ -98,7 +99,7 @@ def _energy_check(rows: Sequence[Any], settings: Any) -> Dict[str, Any]:
     return _check("energy drift", drift, settings.max_energy_drift_percent, detail)
 
 
-def _check(name: str, value: Dict[str, Any], limit: float, detail: str) -> Dict[str, Any]:
+def _check(name: str, value: Figure, limit: float, detail: str) -> Dict[str, Any]:
     """Growth beyond the limit fails; becoming smaller or faster does not."""
     passed = None if value["value"] is None else bool(value["value"] <= limit)
     return {"name": name, "value": value, "limit": limit, "passed": passed, "detail": detail}

@@ -153,7 +153,7 @@ def test_two_processes_give_the_loss_curve_of_one(tiny_model, clips, tmp_path):
 
 
 def test_dry_run_says_what_it_would_cost_and_writes_nothing(tiny_model, clips, tmp_path, capfd):
-    report = train(settings_of(tiny_model, clips, tmp_path / "adapter", steps=50), dry_run=True)
+    report = train(settings_of(tiny_model, clips, tmp_path / "adapter", steps=50), dry_run=True)["figures"]
     assert list(tmp_path.iterdir()) == []
     assert report["estimated_total"]["steps"] == 50
     assert report["step"]["value"] > 0

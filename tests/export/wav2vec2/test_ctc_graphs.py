@@ -179,7 +179,7 @@ def test_the_weight_norm_is_folded_into_a_grouped_2d_convolution(exported):
 def test_axes_of_any_size_have_names(exported):
     for masked, names in ((True, ["audio", "frame_mask"]), (False, ["audio"])):
         _, path = exported("layer", True, True, masked)
-        assert graph_names(path) == {"inputs": names, "outputs": ["logits"]}
+        assert graph_names(path) == (names, ["logits"])
         graph = onnx.load(path).graph
         shapes = {
             value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -272,7 +272,7 @@ def test_tensorrt_rtx_compiles_it_with_a_profile_for_each_window(trt, exported, 
         sizes = {"audio": n_samples, "frame_mask": n_frames(n_samples, model.config)}
         shapes = {
             name: {bound: (batch, sizes[name]) for bound, batch in (("min", 1), ("opt", 1), ("max", 4))}
-            for name in graph_names(path)["inputs"]
+            for name in graph_names(path)[0]
         }
         profiles.append(OptimizationProfile(f"{n_samples} samples", shapes))
     built = trt_builder.build_plan(trt, str(path), profiles, configure=lambda config: _set_target(trt, config))

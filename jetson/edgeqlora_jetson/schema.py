@@ -1,0 +1,105 @@
+"""Types of the JSON that the machines hand each other, for type checkers: at run time they are plain dictionaries."""
+
+from typing import TYPE_CHECKING, Any, Dict
+
+if TYPE_CHECKING:
+    from typing import List, Optional, TypedDict  # novm
+
+    class Figure(TypedDict, total=False):
+        """A measured figure with its unit, or value None with the reason. Other keys say how it was taken."""
+
+        value: Optional[float]
+        unit: Optional[str]
+        reason: str
+
+    class Gate(TypedDict):
+        """One proof that the exported graphs are right."""
+
+        name: str
+        passed: bool
+        measured: float
+        limit: float
+        detail: str
+
+    class Graph(TypedDict):
+        """An ONNX file of a bundle."""
+
+        file: str
+        opset: int
+        precision: str
+        inputs: List[str]
+        outputs: List[str]
+
+    class Audio(TypedDict):
+        """What the model hears: windows_s are the lengths of audio, in s, that its encoder may see."""
+
+        sample_rate_hz: int
+        windows_s: List[float]
+
+    class Model(TypedDict, total=False):
+        """Sizes of the network; all but vocab_size are of an encoder-decoder."""
+
+        family: str
+        base_model: str
+        vocab_size: int
+        n_layers: int
+        n_heads: int
+        head_dim: int
+        n_mels: int
+        max_target_positions: int
+
+    class Features(TypedDict, total=False):
+        """kind log-mel: n_fft, hop_length, n_mels, mel_filters; kind waveform: normalise."""
+
+        kind: str
+        n_fft: int
+        hop_length: int
+        n_mels: int
+        mel_filters: str
+        normalise: bool
+
+    class Decoder(TypedDict, total=False):
+        """Decoding rules. kind greedy: prompt_ids to max_new_tokens; kind ctc: blank_id to conv_stride."""
+
+        kind: str
+        detokenizer: str
+        language: Optional[str]
+        task: Optional[str]
+        prompt_ids: List[int]
+        eos_id: int
+        suppress_ids: List[int]
+        begin_suppress_ids: List[int]
+        max_new_tokens: Dict[str, int]
+        blank_id: int
+        word_delimiter: str
+        uses_mask: bool
+        conv_kernel: List[int]
+        conv_stride: List[int]
+
+    class EvalSet(TypedDict):
+        """The clips that travel with a bundle."""
+
+        manifest: str
+        n_clips: int
+
+    class Manifest(TypedDict):
+        """manifest.json of a bundle, schema edgeqlora.bundle/2."""
+
+        schema: str
+        name: str
+        created_utc: str
+        versions: Dict[str, str]
+        model: Model
+        audio: Audio
+        features: Features
+        decoder: Decoder
+        graphs: Dict[str, Graph]
+        profile: Dict[str, Any]
+        engine_request: Optional[Dict[str, Any]]
+        gates: List[Gate]
+        parents: Dict[str, Any]
+        normaliser: str
+        eval: Optional[EvalSet]
+        files: Dict[str, Dict[str, Any]]
+else:
+    Figure = Gate = Graph = Audio = Model = Features = Decoder = EvalSet = Manifest = Dict[str, Any]
