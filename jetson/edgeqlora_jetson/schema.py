@@ -102,4 +102,4 @@ if TYPE_CHECKING:
         eval: Optional[EvalSet]
         files: Dict[str, Dict[str, Any]]
 else:
-    Figure = Gate = Graph = Audio = Model = Features = Decoder = EvalSet = Manifest = Dict[str, Any]
+    Figure = Gate = Graph = Audio = Model = Features = Decoder = EvalSet = Manifest = dict
