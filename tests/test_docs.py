@@ -96,6 +96,7 @@ def run_program(mark, blocks, folder):
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",  # models this small take twice as long where two threads wait for each other
         "XDG_CACHE_HOME": str(folder / ".cache"),
         "COLUMNS": "120",
         "NO_COLOR": "1",
