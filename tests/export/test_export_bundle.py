@@ -175,9 +175,6 @@ def test_wrong_tokens_alone_fail_the_gate_and_name_the_clip(whisper, tokenizer, 
                 outputs["logits"] = self.seen[0 if len(self.seen) > 2 else -1].copy()
             return outputs
 
-        def release(self):
-            runtime.release()
-
     gates = measure_parity(whisper, LastTokenLost(), mels, manifest)
     assert [gate["passed"] for gate in gates] == [True, True, False]
     with pytest.raises(

@@ -98,7 +98,6 @@ class OnnxRuntime(object):
     def _open_sessions(
         self, bundle: Any, wanted: List[str], options: Dict[str, Dict[str, str]], profile_folder: Optional[str] = None
     ) -> None:
-        self._bindings: Dict[str, Any] = {}
         self._sessions = {
             graph: _open_graph(
                 self._onnxruntime,
@@ -124,36 +123,24 @@ class OnnxRuntime(object):
         shapes: of every output, as the caller expects it. keep: outputs that stay in the runtime's memory (on its
         device); what stands for them is only good as an input of a later run.
         """
+        # A binding for each run: what get_outputs gives refers to the binding (seen up to onnxruntime 1.19), so the next
+        # run of the same one would write over what an earlier run kept.
         session = self._sessions[graph]
-        if graph not in self._bindings:
-            self._bindings[graph] = (session.io_binding(), {})
-        binding, bound = self._bindings[graph]
-        alive = []  # the binding keeps no array alive
+        binding, alive = session.io_binding(), []  # the binding keeps no array alive
         for name, value in inputs.items():
             if not isinstance(value, np.ndarray):
-                # Bound already, and what was kept is never written again: the cross-attention's are bound once a clip.
-                if bound.get(name) is not value:
-                    binding.bind_ortvalue_input(name, value)
-                    bound[name] = value
-                continue
-            bound.pop(name, None)
-            if value.size:
+                binding.bind_ortvalue_input(name, value)
+            elif value.size:
                 alive.append(np.ascontiguousarray(value))
                 binding.bind_cpu_input(name, alive[-1])
             else:
                 alive.append(self._onnxruntime.OrtValue.ortvalue_from_numpy(value))
                 binding.bind_ortvalue_input(name, alive[-1])
-        # Bound anew each time: a bound output keeps its buffer, whose shape was that of the run before.
-        binding.clear_binding_outputs()
         for name in shapes:
             binding.bind_output(name, self._device if name in keep else "cpu")
         session.run_with_iobinding(binding)
         outputs = dict(zip(shapes, binding.get_outputs()))
         return {name: value if name in keep else value.numpy() for name, value in outputs.items()}
-
-    def release(self) -> None:
-        """Let go of what earlier runs kept."""
-        self._bindings.clear()
 
 
 def pip_line() -> str:

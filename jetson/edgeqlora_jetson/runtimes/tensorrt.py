@@ -158,9 +158,6 @@ class TensorRt(object):
             self._cuda.synchronize(self._stream)
         return outputs
 
-    def release(self) -> None:
-        """Nothing to let go of: all buffers are allocated once."""
-
 
 def is_loop(asked: Dict[str, Any]) -> bool:
     """Whether a graph of the engine request reads what it kept itself, as a decoder its past."""
