@@ -1,4 +1,4 @@
-"""The doctor on the workstation: whether training, export and measuring will work here, and what mends it."""
+"""The doctor on the workstation: whether training, export and measuring will work here, and what corrects it."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def examine_requirements(requirements: Sequence[str], installed: Mapping[str, st
             continue
         version = installed.get(requirement.name)
         wanted = f"{requirement.name}{requirement.specifier}"
-        mend = f"python -m pip install '{wanted}'"
+        command = f"python -m pip install '{wanted}'"
         if version is None:
-            findings.append(problem(f"{requirement.name} is not installed", "edgeqlora needs it.", mend))
+            findings.append(problem(f"{requirement.name} is not installed", "edgeqlora needs it.", command))
         elif not requirement.specifier.contains(version, prereleases=True):
             findings.append(
                 problem(
                     f"{requirement.name} {version} is outside {requirement.specifier}",
                     "edgeqlora was made and tested with that range: names and results change outside it.",
-                    mend,
+                    command,
                 )
             )
         else:

@@ -104,7 +104,7 @@ def merge(
         if score:
             shown = "--" if wer is None else f"{wer:.2f} %"
             say(f"  {name:<12} dev WER {shown}, loss {'--' if loss is None else f'{loss:.4f}'} ({len(rows)} clips)")
-        # A figure that could not be had (a diverged model has no finite loss) counts as the worst.
+        # A figure that is not available (a diverged model has no finite loss) counts as the worst.
         key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
         if best is None or key < best[0]:
             best = (key, name, learner)

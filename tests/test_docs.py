@@ -200,10 +200,15 @@ def cli_flags():
     """Command as it is written -> its flags, of the workstation's command line."""
     import typer
 
+    from edgeqlora.cli.board import _ssh_parser
     from edgeqlora.cli.main import app
 
+    passed_on = runner_flags()
+    passed_on["bench"] |= {flag for action in _ssh_parser()._actions for flag in action.option_strings}
+
     def walk(command, name):
-        yield name, {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+        flags = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+        yield name, flags | (passed_on[name] if command.context_settings.get("ignore_unknown_options") else set())
         for part, child in getattr(command, "commands", {}).items():
             yield from walk(child, f"{name} {part}".strip())
 

@@ -75,7 +75,7 @@ def build(context: typer.Context) -> None:
 def doctor(
     bundle: Annotated[Path | None, typer.Option(help="Also say whether this bundle fits.")] = None,
 ) -> None:
-    """What of this machine stands in the way of training or of a sound measurement, and what mends it."""
+    """What of this machine stands in the way of training or of a sound measurement, and what corrects it."""
     from edgeqlora.doctor import examine_workstation
     from edgeqlora_jetson.board.detect import detect_board
     from edgeqlora_jetson.bundle import Bundle

@@ -17,7 +17,7 @@ def done(wrote: str, following: str) -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """What the user can do about an error that a library raised; None if it is not the user's to mend."""
+    """What the user can do about an error that a library raised; None if it is not for the user to correct."""
     if _raised_in(error, "torchaudio"):
         # transformers imports torchaudio for every audio model: one that does not match torch stops every command.
         from edgeqlora.data.augment import torchaudio_mismatch

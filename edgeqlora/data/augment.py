@@ -209,7 +209,7 @@ def warp_time(clip: Mel, most_frames: int, rng: np.random.Generator) -> Mel:
 def load_torchaudio() -> tuple[Any, Any]:
     """Import (torch, torchaudio) and try one operation.
 
-    Raises UserError with both versions and the command that mends it: a torchaudio built for another torch
+    Raises UserError with both versions and the command that corrects it: a torchaudio built for another torch
     fails in ways (missing symbols, CUDA versions) that say nothing of the cause.
     """
     import torch

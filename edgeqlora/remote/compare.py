@@ -26,7 +26,7 @@ class Cell(NamedTuple):
     """One figure of one host."""
 
     text: str | None
-    """None: it could not be had."""
+    """None: it is not available."""
     reason: str = ""
 
 
@@ -79,7 +79,7 @@ def _shown(cell: Cell, notes: list[str]) -> str:
         return cell.text or "-"
     if cell.reason not in notes:
         notes.append(cell.reason)
-    return f"{cell.text or 'not had'} ({notes.index(cell.reason) + 1})"
+    return f"{cell.text or 'not available'} ({notes.index(cell.reason) + 1})"
 
 
 def _verdict(result: HostResult) -> Cell:

@@ -74,7 +74,7 @@ def _named(path: Path | None, what: str) -> Sequence[str]:
 
 @contextlib.asynccontextmanager
 async def connect(host: Host, settings: SshSettings) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A connection to `host`, closed at the end. Raises UserError where it cannot be had, with the next step."""
+    """A connection to `host`, closed at the end. Raises UserError where there can be none, with the next step."""
     arguments = {"host": host.host, "port": host.port or (), "username": host.user or (), **settings.arguments()}
     try:
         # For the messages and the host keys; asyncssh.connect reads it again, for the host and for jump hosts.

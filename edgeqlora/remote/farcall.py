@@ -131,12 +131,12 @@ async def _why_not_started(
         version = text.rpartition(" ")[2]
         return (
             f"{host.written}: {python} is Python {version}, the runner needs 3.6 or newer. "
-            "Name another one with --python, for example --python python3.8"
+            "Name another one with --remote-python, for example --remote-python python3.8"
         )
     if process.exit_status in (126, 127):
         return (
             f"{host.written}: there is no {python} that can be run there ({text or 'not found'}). "
-            "Install it (sudo apt-get install python3), or name one with --python /path/to/python3"
+            "Install it (sudo apt-get install python3), or name one with --remote-python /path/to/python3"
         )
     reason = text or str(error) or f"no answer within {_START_S:g} s"
     return f"{host.written}: {python} does not start there: {reason}"

@@ -14,7 +14,7 @@ def check_machine(facts: Mapping[str, Any], host: str, python: str, runner_args:
     """Check what the helper saw (far.op_look); returns it as one line.
 
     Raises UserError for a missing numpy, no runtime (the one named by --runtime, else any), a folder that cannot be
-    written, with the command that mends it.
+    written, with the command that corrects it.
     """
     if not facts["is_writable"]:
         raise UserError(
@@ -28,7 +28,7 @@ def check_machine(facts: Mapping[str, Any], host: str, python: str, runner_args:
     if "missing" in numpy:
         raise UserError(
             f"{host}: numpy cannot be imported by {python} there ({numpy['missing']}): sudo apt-get install "
-            "python3-numpy, or name another Python with --python"
+            "python3-numpy, or name another Python with --remote-python"
         )
     wanted = _wanted_runtime(runner_args)
     present = [name for name in _RUNTIMES if "version" in modules[name]]

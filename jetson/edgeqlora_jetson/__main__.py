@@ -29,7 +29,9 @@ def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say what the bundle holds and check its files")
     info.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
 
-    doctor = commands.add_parser("doctor", help="say what stands in the way of a sound measurement, and what mends it")
+    doctor = commands.add_parser(
+        "doctor", help="say what stands in the way of a sound measurement, and what corrects it"
+    )
     doctor.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
 
     build = commands.add_parser("build", help="build the bundle's TensorRT engines on this board")

@@ -1,4 +1,4 @@
-"""The one error class for what the user can mend."""
+"""The one error class for what the user can correct."""
 
 
 class UserError(Exception):

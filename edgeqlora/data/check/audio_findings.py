@@ -21,7 +21,7 @@ def audio_findings(clips: Clips) -> Iterator[DataFinding]:
         "error",
         bad,
         "audio missing or not decodable",
-        "Mend the paths or the files, or remove these rows.",
+        "Correct the paths or the files, or remove these rows.",
     )
     silent = [shown(name, fact) for name, fact in decoded_clips(clips) if fact.peak == 0.0 and fact.row.text.strip()]
     yield from findings_of(

@@ -168,7 +168,7 @@ def _visible(character: str) -> str:
 
 def _findings(findings: list[DataFinding]) -> list[str]:
     if not findings:
-        return ["nothing to mend"]
+        return ["nothing to correct"]
     lines = []
     for finding in findings:
         lines.append(f"{finding.severity.upper():<8} {finding.count} x {finding.title}")

@@ -9,7 +9,7 @@ from .progress import Elapsed
 from .transcribe import bundle_flag, command_name, open_bundle
 
 HAS_PROBLEM = 1
-"""Exit code of a doctor that found something that must be mended."""
+"""Exit code of a doctor that found something that must be corrected."""
 
 
 def run_doctor(folder: Optional[str]) -> int:

@@ -15,7 +15,7 @@ class Finding(NamedTuple):
     means: str
     """What it means for the measurement; "" where `what` says all."""
     command: Optional[str]
-    """What mends it; None: nothing to mend, or nothing that one command does."""
+    """What corrects it; None: nothing to correct, or nothing that one command does."""
 
 
 def ok(what: str, means: str = "") -> Finding:

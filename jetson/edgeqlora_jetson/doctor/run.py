@@ -1,4 +1,4 @@
-"""The doctor: what of this machine stands in the way of a sound measurement, and the command that mends it."""
+"""The doctor: what of this machine stands in the way of a sound measurement, and the command that corrects it."""
 
 import os
 from typing import Any, List, Optional

@@ -43,14 +43,14 @@ def rail_table(plain: Optional[Mapping[str, Any]]) -> Optional[RailTable]:
     scope = plain["energy_scope"]
     if scope not in ENERGY_SCOPES:
         raise UserError(
-            "energy_scope={!r} in the profile, allowed {}: mend the profile and export the bundle again".format(
+            "energy_scope={!r} in the profile, allowed {}: correct the profile and export the bundle again".format(
                 scope, ", ".join(ENERGY_SCOPES)
             )
         )
     if scope == "sum_of_rails" and plain.get("total_rail"):
         raise UserError(
             "total_rail={!r} in the profile contradicts energy_scope='sum_of_rails': a total rail is the module_input or "
-            "the system_input; mend the profile and export the bundle again".format(plain["total_rail"])
+            "the system_input; correct the profile and export the bundle again".format(plain["total_rail"])
         )
     return RailTable(
         total_rail=plain.get("total_rail") or None,

@@ -44,7 +44,7 @@ def test_good_data_has_no_findings(clip):
     report = check_data(splits, window_s=0.5, expected_scripts={"LATIN"})
     assert found(report) == {}
     assert report.n_errors == 0
-    assert "nothing to mend" in format_report(report)
+    assert "nothing to correct" in format_report(report)
     figures = report.splits["train"]
     assert (figures.n_rows, figures.longest_s, figures.n_speakers) == (2, 0.5, 1)
     assert figures.sample_rates_hz == {16000: 2}

@@ -64,7 +64,7 @@ def test_hosts_side_by_side_share_their_notes():
     no_power = copy.deepcopy(REPORT)
     no_power["energy"]["energy_per_audio_s"] = fig(None, "J/audio s", "no power rails in /sys")
     text = format_comparison([result("a", REPORT), result("b", no_power), result("c", no_power)])
-    assert row(text, "Energy").split("  ")[-1].strip() == "not had (1)"
+    assert row(text, "Energy").split("  ")[-1].strip() == "not available (1)"
     assert text.count("no power rails in /sys") == 1
     assert "\n(1) no power rails in /sys\n" in text
 
@@ -100,7 +100,7 @@ def test_a_report_of_the_first_schema():
     assert row(text, "Peak memory").endswith("402.0 (process)")
     assert row(text, "Verdict").endswith("not judged (2)")
     assert "(1) this version does not read it\n(2) not in this report\n" in text
-    assert row(text, "Energy").endswith("not had (2)")
+    assert row(text, "Energy").endswith("not available (2)")
 
 
 def test_a_soak_has_its_verdict():

@@ -1,4 +1,4 @@
-"""The doctor: every finding with its values, what it means and what mends it, on written trees of whole boards."""
+"""The doctor: every finding with its values, what it means and what corrects it, on written trees of whole boards."""
 
 import os
 import sys
