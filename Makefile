@@ -38,7 +38,7 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 	@$(BIN)/edgeqlora demo --overwrite
 
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
-	@echo "Running the tests (about 4 minutes)"
+	@echo "Running the tests (about 8 minutes on two cores)"
 	@$(BIN)/python -m pytest
 	@$(MAKE) --no-print-directory test-pythons
 

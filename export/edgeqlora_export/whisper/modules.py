@@ -6,7 +6,6 @@ takes at opset 13 (2-D convolutions, no Trilu, no Einsum), no If, no Loop. Measu
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -194,8 +193,3 @@ def model_constants(model: Any) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_target_positions": config.max_target_positions,
     }
-
-
-def parameter_mib(model: Any) -> int:
-    """Size of the model's parameters in fp32, MiB, rounded up."""
-    return math.ceil(sum(p.numel() for p in model.parameters()) * 4 / 2**20)
