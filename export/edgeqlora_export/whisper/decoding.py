@@ -5,6 +5,7 @@ Training, evaluation, parity and the bundle all take their prompt and suppressed
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
@@ -150,6 +152,10 @@ def torch_greedy(model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_
         return _decode(base, audio_features, spec, limit)
 
 
+_CACHE = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
+"""The decoder's argument for its cache: transformers 5.24 renamed it, and drops the old name in 5.40."""
+
+
 def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) -> list[list[int]]:
     """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
     batch, device = audio_features.shape[0], audio_features.device
@@ -163,7 +169,7 @@ def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) 
     done = [False] * batch
     for step in range(limit):
         hidden = base.model.decoder(
-            input_ids=tokens, encoder_hidden_states=audio_features, past_key_values=cache, use_cache=True
+            input_ids=tokens, encoder_hidden_states=audio_features, use_cache=True, **{_CACHE: cache}
         ).last_hidden_state[:, -1]
         logits = base.proj_out(hidden).float()
         logits[:, suppress] = -torch.inf

@@ -1,5 +1,7 @@
 """Prompt, suppression and greedy decoding: one set of rules for torch and board."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,11 @@ def test_greedy_takes_a_shorter_window_and_leaves_mode_and_checkpointing(tokeniz
 def test_greedy_stops_at_the_end_of_the_position_table(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(suppress_tokens=[EOS]), [2.0])
     assert [len(row) for row in torch_greedy(whisper, MEL[:1], spec, 1000)] == [62]
+
+
+def test_no_warning_of_transformers_reaches_the_user(whisper, tokenizer):
+    """An argument that transformers renamed is passed by the name that this release has."""
+    spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch_greedy(whisper, MEL[:1, :, :100], spec, 3)
