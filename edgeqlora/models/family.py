@@ -32,6 +32,8 @@ class Transcription(NamedTuple):
     text: str
     segments: tuple[Segment, ...] | None = None
     """None: this decoder gives no times."""
+    state: Any = None
+    """Of a stream: what the call for its next audio is given. None: the clip was whole."""
 
 
 class Processor(Protocol):
@@ -119,8 +121,13 @@ class Decoder(Protocol):
     It holds no weights: data loader processes get a copy.
     """
 
-    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
-        """Texts of a batch: features float32 (batch, *feature_shape); n_valid: of each clip."""
+    def transcribe(
+        self, features: Features, n_valid: Sequence[int], window_s: float, states: Sequence[Any] | None = None
+    ) -> list[Transcription]:
+        """Texts of a batch: features float32 (batch, *feature_shape); n_valid: of each clip.
+
+        states: of each stream, what the call before gave; None: whole clips. UserError where a decoder has no streams.
+        """
 
 
 def families() -> list[str]:
@@ -167,6 +174,12 @@ def first_line(error: BaseException) -> str:
     """First line of an error's text: libraries add pages of advice."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def refuse_streams(states: Sequence[Any] | None) -> None:
+    """For decoders that take whole clips: raise UserError where a stream is to go on."""
+    if states is not None:
+        raise UserError("this model's decoder takes whole clips: states (of streams) must be None")
 
 
 def cannot_load(source: str, what: str, error: BaseException) -> UserError:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeqlora.data.batching import IGNORE
 from edgeqlora.errors import UserError
-from edgeqlora.models.family import Features, Transcription, cannot_load
+from edgeqlora.models.family import Features, Transcription, cannot_load, refuse_streams
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
 from edgeqlora_jetson.decoders import collapse, spell
@@ -77,10 +77,13 @@ class Wav2Vec2Decoder:
         self._characters = processor.characters()
         self.collate = partial(collate, uses_mask=processor.uses_mask)
 
-    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
+    def transcribe(
+        self, features: Features, n_valid: Sequence[int], window_s: float, states: Sequence[Any] | None = None
+    ) -> list[Transcription]:
         """Texts of normalised audio of shape (batch, n_samples)."""
         import torch
 
+        refuse_streams(states)
         model, processor = plain_model(self._learner.model), self._learner.processor
         samples = [{"features": f, "n_valid": n, "target_ids": []} for f, n in zip(features, n_valid, strict=True)]
         inputs = self.collate(samples)

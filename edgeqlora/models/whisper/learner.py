@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeqlora.data.batching import IGNORE
-from edgeqlora.models.family import Features, Transcription, cannot_load
+from edgeqlora.models.family import Features, Transcription, cannot_load, refuse_streams
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
@@ -72,8 +72,11 @@ class WhisperDecoder:
         self.collate = partial(collate, prompt_ids=spec["prompt_ids"], pad_id=spec["eos_id"])
         self.rules = {key: spec[key] for key in ("prompt_ids", "language", "task", "max_new_tokens")}
 
-    def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
+    def transcribe(
+        self, features: Features, n_valid: Sequence[int], window_s: float, states: Sequence[Any] | None = None
+    ) -> list[Transcription]:
         """Texts of log-mels of shape (batch, n_mels, 100 * window_s)."""
+        refuse_streams(states)
         limit = self.spec["max_new_tokens"][str(float(window_s))]
         tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit)
         decode = self._learner.tokenizer.decode

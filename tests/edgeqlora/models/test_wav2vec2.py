@@ -288,3 +288,10 @@ def test_rooms_and_noise_reach_the_training(tiny_ctc, clips, tmp_path):
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert losses[0]
     assert losses[0] != losses[1]
+
+
+def test_a_stream_is_refused_by_a_decoder_of_whole_clips(tiny_ctc):
+    learner = load_learner(str(tiny_ctc))
+    features = learner.processor.features(noise(8000), 1.0)[np.newaxis]
+    with pytest.raises(UserError, match="takes whole clips"):
+        learner.decoder([1.0], None, None).transcribe(features, [8000], 1.0, states=[None])
