@@ -39,7 +39,8 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
 	@echo "Running the tests (about 8 minutes on two cores)"
-	@$(BIN)/python -m pytest
+	@# Two at a time, each on one thread: most tests wait for imports and small models.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-pythons
 
 test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed

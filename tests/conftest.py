@@ -5,11 +5,20 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import hypothesis
+except ImportError:  # the board's tests run without it on old Pythons
+    hypothesis = None
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure() -> None:
     """Programs started in the background ignore SIGINT and hand that on: the tests of Ctrl-C would test nothing."""
+    # No test is timed: these machines are shared.
+    if hypothesis is not None:
+        hypothesis.settings.register_profile("untimed", deadline=None)
+        hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

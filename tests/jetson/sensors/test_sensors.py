@@ -130,7 +130,7 @@ def test_whose_rails_are_counted(orin_nano, tmp_path):
 def soak_on(fixture_folder, root, monkeypatch, power, during=lambda elapsed_s, soak: None):
     monkeypatch.setattr(soak_module, "MIN_DURATION_S", 0.1)
     bundle = Bundle.load(fixture_folder)
-    settings = SoakSettings(duration_s=3.0, settle_s=0.5, interval_s=0.5, power=power, threads=1)
+    settings = SoakSettings(duration_s=5.0, settle_s=0.5, interval_s=0.5, power=power, threads=1)
     soak, runtime, sensors = run_soak(bundle, bundle.read_eval_clips(), settings, progress=during, root=root)
     return build_soak_report(bundle, soak, runtime, sensors)
 

@@ -181,7 +181,7 @@ def test_a_soak_of_the_tiny_bundle_writes_rows_and_a_verdict(fixture_folder, tmp
     monkeypatch.setattr(soak, "MIN_DURATION_S", 0.1)
     bundle = Bundle.load(fixture_folder)
     n_rows = []
-    settings = SoakSettings(duration_s=1.5, settle_s=0.2, interval_s=0.1, power="none", threads=1)
+    settings = SoakSettings(duration_s=4.0, settle_s=0.2, interval_s=0.1, power="none", threads=1)
     done, runtime, sensors = run_soak(
         bundle, bundle.read_eval_clips(), settings, progress=lambda elapsed_s, s: n_rows.append(len(s.rows))
     )
