@@ -27,18 +27,18 @@ from edgeqlora_jetson.runtimes.trt_adapters import make_logger
 FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixtures" / "bundle"
 
 
-def _request(model, windows_s, spec, **settings):
+def _request(model, windows_s, spec, max_batch=1, **settings):
     """What TensorRT 10.3 would be asked to build of a Whisper."""
     return engine_request(
-        lambda max_batch, opt_batch: engine_graphs(
+        engine_graphs(
             model=model_constants(model),
             windows_s=windows_s,
             n_prompt=len(spec["prompt_ids"]),
             max_new_tokens=spec["max_new_tokens"],
             max_batch=max_batch,
-            opt_batch=opt_batch,
         ),
-        **{"max_batch": 1, "precisions": ["fp32"], "tensorrt": "10.3", **settings},
+        max_batch=max_batch,
+        **{"precisions": ["fp32"], "tensorrt": "10.3", **settings},
     )
 
 
