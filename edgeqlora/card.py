@@ -67,15 +67,18 @@ def measured(value: float | int, unit: str, **how: Any) -> Figure:
     return cast(Figure, {"value": value, "unit": unit, **how})
 
 
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package, which is not imported; None where it is missing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result; an absent one is left out."""
-    versions = {"python": platform.python_version(), "edgeqlora": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: version for name in _LIBRARIES if (version := installed_version(name)) is not None}
+    return {"python": platform.python_version(), "edgeqlora": __version__, **found}
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
