@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card, verify_parent
+from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, verify_parent
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora.training.resources import peak_rss_mib
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
+from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
 
 SCHEMA = "edgeqlora.evaluation/1"
-KINDS = ("bundle", "adapter", "model")
 
 
 def kind_of(source: str) -> str:
@@ -90,9 +89,9 @@ def evaluate(
         )
         if outcome["audio_s"]
         else missing("no audio"),
-        "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+        "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
         "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
-        "machine": machine(),
+        "machine": read_machine(),
         "versions": library_versions(),
     }
     if output is not None:

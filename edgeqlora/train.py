@@ -24,9 +24,10 @@ from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import drop_default_progress, per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
-from edgeqlora.training.resources import EnergyMeter, peak_rss_mib, peak_vram
+from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
+from edgeqlora_jetson.machine import measure_peak_rss_mib
 
 
 def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False) -> Card:
@@ -134,12 +135,12 @@ class _Run:
             "step": measured(round(step_s, 3), "s", how="second of two steps"),
             "evaluation": measured(round(eval_s, 1), "s") if self.scored else missing("no dev data was given"),
             "estimated_total": measured(round(total_s, 1), "s", steps=self.n_steps, evaluations=n_evals),
-            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+            "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
             "peak_vram": peak_vram(),
         }
         self.console.print(
             f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
-            f"{total_s / 60:.1f} min and {peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
+            f"{total_s / 60:.1f} min and {measure_peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
             highlight=False,
             soft_wrap=True,
         )
@@ -156,7 +157,9 @@ class _Run:
             )
             if speed
             else missing("no step was timed in this process"),
-            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="VmHWM: the whole process with its libraries"),
+            "peak_rss": measured(
+                round(measure_peak_rss_mib(), 1), "MiB", how="VmHWM: the whole process with its libraries"
+            ),
             "peak_vram": peak_vram(),
             "wall_time": measured(round(self.wall_s, 2), "s", how=scope, resumed=resumed),
             "energy": {**self.energy.read(), "how": scope},
