@@ -42,7 +42,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     if settings.low_memory:
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=True, quiet=not is_first)
+    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -140,9 +140,7 @@ class _Run:
         }
         self.console.print(
             f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
-            f"{total_s / 60:.1f} min and {measure_peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
-            highlight=False,
-            soft_wrap=True,
+            f"{total_s / 60:.1f} min and {measure_peak_rss_mib() / 1024:.2f} GiB of memory on this machine."
         )
         return Card(figures=figures)
 
@@ -348,27 +346,21 @@ def _say_plan(console: Console, settings: TrainSettings, data: Prepared, n_steps
     windows = ", ".join(f"{w:g}" for w in data.windows_s)
     console.print(
         f"Training {settings.method} on {len(data.rows)} clips ({hours:.2f} h), {n_steps} steps of {settings.batch_size} clips"
-        + (f" over {world_size} processes" if world_size > 1 else ""),
-        highlight=False,
-        soft_wrap=True,
+        + (f" over {world_size} processes" if world_size > 1 else "")
     )
     console.print(
         f"  window {windows} s: {100 * data.padding['share']:.0f} % of the encoder's frames are padding "
-        f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)",
-        highlight=False,
-        soft_wrap=True,
+        f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)"
     )
     import torch
 
     if settings.optimizer == "paged-adamw-8bit" and not torch.cuda.is_available():
-        console.print("  no GPU: the paged optimiser runs unpaged", highlight=False, soft_wrap=True)
+        console.print("  no GPU: the paged optimiser runs unpaged")
 
 
 def _say_model(console: Console, figures: dict[str, Any]) -> None:
     trainable, size = figures["trainable_parameters"], figures["compression_size"]
     console.print(
         f"  {trainable['value']:,} of {figures['parameters']['value']:,} parameters are trained "
-        f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}",
-        highlight=False,
-        soft_wrap=True,
+        f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}"
     )

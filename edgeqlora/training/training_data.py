@@ -95,14 +95,10 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         )
     n_cut = sum(len(ids) > room for ids in texts)
     if skipped:
-        console.print(
-            f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}")
     if n_cut:
         first = next(i for i, ids in zip(kept, texts, strict=True) if len(ids) > room)
-        console.print(f"  {n_cut} texts cut to {room} tokens, e.g. {rows[first].name}", highlight=False, soft_wrap=True)
+        console.print(f"  {n_cut} texts cut to {room} tokens, e.g. {rows[first].name}")
     durations = [durations[i] for i in kept]
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
