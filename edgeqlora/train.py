@@ -223,26 +223,17 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
     apply = find_normaliser(normaliser, recogniser.learner.processor.spelling)
 
     def evaluate_now() -> dict[str, float]:
-        import torch.distributed as dist
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
 
-        start_s = time.perf_counter()
-        several = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        mine = rows[rank::world]
+        start_s, process = time.perf_counter(), PartialState()
+        mine = rows[process.process_index :: process.num_processes]
         texts = recogniser.recognise(mine).texts
-        loss = recogniser.cross_entropy(mine)
-        part = ([row.text for row in mine], texts, loss)
-        gathered: list[Any] = [part]
-        if several:
-            gathered = [None] * world
-            dist.all_gather_object(gathered, part)
-        references = [t for part in gathered for t in part[0]]
-        hypotheses = [t for part in gathered for t in part[1]]
-        total = sum(part[2][0] for part in gathered)
-        count = sum(part[2][1] for part in gathered)
-        references, hypotheses = [apply(t) for t in references], [apply(t) for t in hypotheses]
+        pairs = gather_object([(row.text, text) for row, text in zip(mine, texts, strict=True)])
+        totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
+        references, hypotheses = [apply(r) for r, _ in pairs], [apply(h) for _, h in pairs]
         wer, cer = word_errors(references, hypotheses).rate, character_errors(references, hypotheses).rate
-        loss = total / max(count, 1)
+        loss = sum(totals) / max(sum(counts), 1)
         return {
             # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
             # moves WER by 1e-4 %, more than the loss can add.
