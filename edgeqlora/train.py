@@ -217,10 +217,10 @@ class _Run:
 
 def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
     """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
-    from edgeqlora.evaluation.scores import character_errors, word_errors
-    from edgeqlora.evaluation.scores import normaliser as find_normaliser
+    from edgeqlora.evaluation import scores
+    from edgeqlora_jetson.wer import corpus_error_rate
 
-    apply = find_normaliser(normaliser, recogniser.learner.processor.spelling)
+    apply = scores.normaliser(normaliser, recogniser.learner.processor.spelling)
 
     def evaluate_now() -> dict[str, float]:
         from accelerate import PartialState
@@ -229,10 +229,9 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
         start_s, process = time.perf_counter(), PartialState()
         mine = rows[process.process_index :: process.num_processes]
         texts = recogniser.recognise(mine).texts
-        pairs = gather_object([(row.text, text) for row, text in zip(mine, texts, strict=True)])
+        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, texts, strict=True)])
         totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
-        references, hypotheses = [apply(r) for r, _ in pairs], [apply(h) for _, h in pairs]
-        wer, cer = word_errors(references, hypotheses).rate, character_errors(references, hypotheses).rate
+        wer, cer = (corpus_error_rate(pairs, unit)["rate"] for unit in ("word", "char"))
         loss = sum(totals) / max(sum(counts), 1)
         return {
             # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
@@ -242,7 +241,7 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
             "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
             "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
             "eval_loss": loss,
-            "eval_clips": len(references),
+            "eval_clips": len(pairs),
             "eval_seconds": round(time.perf_counter() - start_s, 3),
         }
 
