@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def evaluate(
     names = list(normalisers) or (["basic", "whisper-english"] if outcome["language"] in (None, "en") else ["basic"])
     references = [row.text for row in rows]
     scores = score_texts(references, outcome["texts"], names, outcome["spelling"])
-    utterances = _utterances(rows, outcome, names[0], outcome["spelling"])
+    utterances = _utterances(rows, outcome, names[0])
     report = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -160,7 +161,7 @@ def _with_torch(
 ) -> dict[str, Any]:
     import torch
 
-    from edgeqlora.evaluation.recognise import Recogniser, perplexity
+    from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.models.family import load_learner
 
     card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
@@ -187,8 +188,7 @@ def _with_torch(
         task or card.get("task"),
     )
     result = recogniser.recognise(rows, batch_size, progress)
-    loss = recogniser.cross_entropy(rows, batch_size)
-    value = perplexity(loss)
+    loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
     return {
         "texts": result.texts,
         "processing_s": result.processing_s,
@@ -199,8 +199,10 @@ def _with_torch(
         "language": recogniser.decoder.language,
         "decoding": recogniser.decoder.rules,
         "spelling": learner.processor.spelling,
-        "perplexity": measured(round(value, 4), "per label, given the ones before it", n_tokens=loss[1])
-        if value is not None
+        "perplexity": measured(
+            round(math.exp(loss / n_tokens), 4), "per label, given the ones before it", n_tokens=n_tokens
+        )
+        if n_tokens
         else missing("no clip fits the window whole"),
         "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},
     }
@@ -247,14 +249,12 @@ def _spelling_of(bundle: Any) -> dict[str, str] | None:
     return read_json(bundle.path(name), "table of spellings") if name in bundle.manifest["files"] else None
 
 
-def _utterances(
-    rows: Sequence[Row], outcome: dict[str, Any], name: str, spelling: dict[str, str] | None
-) -> list[dict[str, Any]]:
+def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors under the first normaliser."""
     from edgeqlora.evaluation.scores import normaliser
     from edgeqlora_jetson.wer import align_counts
 
-    apply = normaliser(name, spelling)
+    apply = normaliser(name, outcome["spelling"])
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
         substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())
