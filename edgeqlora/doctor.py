@@ -219,10 +219,8 @@ def nf4_error(device: str) -> float:
     layer = bitsandbytes.nn.Linear4bit(
         64, 64, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
     )
-    layer.weight = bitsandbytes.nn.Params4bit(
-        weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True
-    )
-    layer = layer.to(device).train()
+    layer.weight.data = weight.clone()
+    layer = layer.to(device).train()  # this quantises
     inputs = x.clone().to(device).requires_grad_(True)
     output = layer(inputs)
     output.square().sum().backward()
