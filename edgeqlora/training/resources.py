@@ -5,7 +5,7 @@ import weakref
 
 from edgeqlora.card import measured, missing
 from edgeqlora_jetson.machine import measure_peak_rss_mib, measure_rss_mib
-from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
+from edgeqlora_jetson.power import Sample, open_power_source
 from edgeqlora_jetson.power.energy import MIN_COVERAGE, integrate_rail
 from edgeqlora_jetson.schema import Figure
 
@@ -40,8 +40,6 @@ class EnergyMeter:
     """
 
     def __init__(self, root: str = "/"):
-        self._source: PowerSource | None = None
-        self._scope: Scope | None = None
         self._start_s = time.monotonic()
         self._lost: str | None = None
         self._last: Sample | None = None

@@ -114,15 +114,13 @@ class RunLog(TrainerCallback):
         self._bar.stop()
 
     def _line(self, state: Any) -> str:
-        timed = self.throughput.step_s[1:] or self.throughput.step_s
         parts = [f"{state.global_step}/{self.total_steps}", f"loss {self._loss:.3f}"]
         if self._wer is not None:
             parts.append(f"WER {self._wer:.1f} %")
-        if self.throughput.samples_per_s:
-            parts.append(f"{self.throughput.samples_per_s:.1f} clips/s")
-            left_s = (self.total_steps - state.global_step) * sum(timed) / len(timed)
-            parts.append(f"{rss_mib() / 1024:.2f} GiB")
-            parts.append(f"{int(left_s) // 60}:{int(left_s) % 60:02d} left")
+        if speed := self.throughput.samples_per_s:
+            left_s = int((self.total_steps - state.global_step) * self.throughput.clips_per_step / speed)
+            left = f"{left_s // 60}:{left_s % 60:02d} left"
+            parts += [f"{speed:.1f} clips/s", f"{rss_mib() / 1024:.2f} GiB", left]
         return ", ".join(parts)
 
 
