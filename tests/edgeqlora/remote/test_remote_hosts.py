@@ -161,13 +161,3 @@ def test_a_folder_that_cannot_be_written():
 
 def test_far_text_cannot_steer_this_terminal():
     assert printable("ok\t\u00e4 \x1b[2J\r") == "ok\t\u00e4 \ufffd[2J\ufffd"
-
-
-def test_without_asyncssh_the_command_says_what_to_install():
-    import subprocess
-    import sys
-
-    code = "import sys; sys.modules['asyncssh'] = None; import edgeqlora.remote"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "UserError: benching on other machines needs asyncssh" in done.stderr
-    assert "pip install asyncssh" in done.stderr
