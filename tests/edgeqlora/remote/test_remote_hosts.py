@@ -42,12 +42,6 @@ def test_ports_have_a_range(text: str):
         parse_host(text)
 
 
-def test_a_port_for_all_hosts_that_name_none():
-    assert [host.port for host in parse_hosts(["a", "b:7"], port=2222)] == [2222, 7]
-    with pytest.raises(UserError, match="port=99999, allowed: 1 to 65535"):
-        parse_hosts(["a"], port=99999)
-
-
 def test_a_host_is_named_once():
     with pytest.raises(UserError, match="would both write the folder 'nano'"):
         parse_hosts(["nano", "tx2", "nano"])
