@@ -20,8 +20,8 @@ from edgeqlora.remote.connect import SshSettings, connect
 from edgeqlora.remote.farcall import Helper, open_far, printable
 from edgeqlora.remote.hosts import Host, parse_hosts
 from edgeqlora.remote.preflight import check_machine
-from edgeqlora.remote.transfer import Tally, bundle_files, copy_bundle
-from edgeqlora_jetson.bundle import Bundle
+from edgeqlora.remote.transfer import Tally, copy_bundle
+from edgeqlora_jetson.bundle import MANIFEST, Bundle
 from edgeqlora_jetson.files import read_json, write_bytes
 from edgeqlora_jetson.pyz import PYZ_NAME
 
@@ -212,7 +212,8 @@ async def _bring_bundle(
     await far.ask("take", folder=far_folder, wait_s=_TAKE_WAIT_S)
     tally.stage = "copying"
     start_s = time.monotonic()
-    files = await asyncio.to_thread(bundle_files, job.folder, job.bundle.manifest, job.bundle.manifest_sha256)
+    itself = {"bytes": (job.folder / MANIFEST).stat().st_size, "sha256": job.bundle.manifest_sha256}
+    files = {**job.bundle.manifest["files"], MANIFEST: itself}
     await copy_bundle(
         far, connection, job.folder, files, far_folder, facts["free_bytes"], tally, _progress(job, host, start_s)
     )
