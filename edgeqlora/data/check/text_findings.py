@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Set
 
 from edgeqlora.data.check.clip_facts import Clips, all_clips, shown, training_split
 from edgeqlora.data.check.report import DataFinding, findings_of
+from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.text import scripts, scripts_of_language
 
 
-def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[DataFinding]:
+def text_findings(clips: Clips, expected: Set[str] | None) -> Iterator[DataFinding]:
     """Empty transcripts, wrong scripts, and characters that the first split never has."""
     empty = [shown(name, fact) for name, fact in all_clips(clips) if not fact.row.text.strip()]
     yield from findings_of(
@@ -22,7 +23,7 @@ def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[DataFindi
     wrong: list[str] = []
     mixed: list[str] = []
     for name, fact in all_clips(clips):
-        allowed = expected
+        allowed: Set[str] | None = expected
         if allowed is None and fact.row.language is not None:
             allowed = scripts_of_language(fact.row.language)
         found = scripts(fact.row.text)
@@ -79,13 +80,12 @@ def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | Non
     )
 
 
-def token_findings(
-    clips: Clips, most: int | None, tokenise: Callable[[str], Sequence[int]] | None, suppressed: set[int]
-) -> Iterator[DataFinding]:
+def token_findings(clips: Clips, rules: LabelRules) -> Iterator[DataFinding]:
     """Transcripts beyond the model's limit, or with tokens that decoding never produces."""
-    if tokenise is None:
+    if rules.tokenise is None:
         return
-    ids_of = {text: tokenise(text) for text in {fact.row.text for _, fact in all_clips(clips)}}
+    most = rules.max_text_tokens
+    ids_of = {text: rules.tokenise(text) for text in {fact.row.text for _, fact in all_clips(clips)}}
     if most is not None:
         long = [
             f"{shown(name, fact)}: {len(ids_of[fact.row.text])} tokens"
@@ -101,7 +101,7 @@ def token_findings(
         )
     never: list[str] = []
     for name, fact in all_clips(clips):
-        ids = suppressed.intersection(ids_of[fact.row.text])
+        ids = rules.suppressed_ids.intersection(ids_of[fact.row.text])
         if ids:
             never.append(f"{shown(name, fact)}: ids {' '.join(map(str, sorted(ids)))}: {fact.row.text:.40}")
     yield from findings_of(

@@ -78,9 +78,9 @@ class Wav2Vec2Exporter:
         export_ctc(self.base_model, path, attention_mask=self._uses_mask, opset=opset)
         return {"ctc": path}
 
-    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         """One optimization profile a window: samples and steps are fixed by it."""
-        batches = {"min": 1, "opt": opt_batch, "max": max_batch}
+        batches = {"min": 1, "opt": 1, "max": max_batch}
         profiles, longest = [], 0
         for window_s in sorted(manifest["audio"]["windows_s"]):
             n_steps = self._n_steps(window_s)
