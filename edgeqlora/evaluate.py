@@ -236,9 +236,7 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "language": spec.get("language"),
         "decoding": {key: value for key, value in spec.items() if key not in ("suppress_ids", "begin_suppress_ids")},
         "spelling": _spelling_of(bundle),
-        "perplexity": missing(
-            "a bundle's decoder gives the logits of the last position only: evaluate the merged folder"
-        ),
+        "perplexity": missing("not computed from bundles: evaluate the merged folder"),
         "sha256": {"manifest.json": sha256_file(Path(source) / "manifest.json")},
     }
 

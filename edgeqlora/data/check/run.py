@@ -14,7 +14,13 @@ from edgeqlora.data.check.audio_findings import (
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, DataFinding, SplitFigures, format_report
-from edgeqlora.data.check.text_findings import case_findings, character_findings, text_findings, token_findings
+from edgeqlora.data.check.text_findings import (
+    case_findings,
+    character_findings,
+    crowded_findings,
+    text_findings,
+    token_findings,
+)
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import list_splits, load_rows
 from edgeqlora.data.row import Row
@@ -52,6 +58,7 @@ def check_data(
         *text_findings(clips, rules.expected_scripts),
         *character_findings(clips, rules.unwritable),
         *token_findings(clips, rules),
+        *crowded_findings(clips, rules),
         *format_findings(clips),
         *case_findings(clips),
     ]

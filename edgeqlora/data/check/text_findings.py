@@ -113,6 +113,27 @@ def token_findings(clips: Clips, rules: LabelRules) -> Iterator[DataFinding]:
     )
 
 
+def crowded_findings(clips: Clips, rules: LabelRules) -> Iterator[DataFinding]:
+    """Transcripts that a clip of this length cannot give."""
+    if rules.fits is None or rules.tokenise is None:
+        return
+    crowded = [
+        f"{shown(name, fact)}: {fact.duration_s:.2f} s: {fact.row.text:.40}"
+        for name, fact in all_clips(clips)
+        if fact.error is None
+        and not (rules.unwritable and rules.unwritable(fact.row.text))
+        and not rules.fits(rules.tokenise(fact.row.text), fact.duration_s)
+    ]
+    yield from findings_of(
+        "too_short_for_text",
+        "error",
+        crowded,
+        "clip too short for its text",
+        "The model writes one character a step at most, and training refuses these. Correct the cut or the text, or remove "
+        "the row.",
+    )
+
+
 def case_findings(clips: Clips) -> Iterator[DataFinding]:
     """Transcripts in capitals throughout."""
     texts = [fact.row.text for _, fact in all_clips(clips) if scripts(fact.row.text)]
