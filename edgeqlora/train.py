@@ -22,7 +22,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
-from edgeqlora.training.arguments import drop_default_progress, per_device_batch, training_arguments
+from edgeqlora.training.arguments import per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
@@ -165,6 +165,8 @@ class _Run:
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
+        from transformers import PrinterCallback
+
         from edgeqlora.training.run_log import RunLog
         from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
 
@@ -190,7 +192,7 @@ class _Run:
             evaluate_now=_evaluator(self.recogniser, self.scored, settings.scored_by()) if self.scored else None,
             callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
         )
-        drop_default_progress(trainer)
+        trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:
             trainer.add_callback(EarlyStop(settings.patience))
         start_s = time.monotonic()
