@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 from edgeqlora import __version__
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import read_json, sha256_file, write_json
+from edgeqlora_jetson.machine import read_machine
 from edgeqlora_jetson.schema import Figure
 
 SCHEMA = "edgeqlora.card/1"
@@ -67,15 +68,18 @@ def measured(value: float | int, unit: str, **how: Any) -> Figure:
     return cast(Figure, {"value": value, "unit": unit, **how})
 
 
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package, which is not imported; None where it is missing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result; an absent one is left out."""
-    versions = {"python": platform.python_version(), "edgeqlora": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: version for name in _LIBRARIES if (version := installed_version(name)) is not None}
+    return {"python": platform.python_version(), "edgeqlora": __version__, **found}
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
@@ -88,30 +92,6 @@ def folder_sha256(folder: Path) -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """The machine a figure was taken on: CPU model, cores, memory in MiB, operating system."""
-    cpu, memory_mib = platform.processor() or "unknown", None
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemTotal"):
-                memory_mib = int(line.split()[1]) // 1024
-    except OSError:
-        pass  # not Linux: the two figures stay unknown
-    import os
-
-    return {
-        "cpu": cpu,
-        "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_mib": memory_mib,
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
 def write_card(folder: Path, kind: str, **fields: Any) -> Card:
     """Write `folder/card.json` (schema edgeqlora.card/1) and return it."""
     card: dict[str, Any] = {
@@ -120,7 +100,7 @@ def write_card(folder: Path, kind: str, **fields: Any) -> Card:
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": library_versions(),
-        "machine": machine(),
+        "machine": read_machine(),
         **fields,
     }
     write_json(folder / "card.json", card)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeqlora.card import installed_version
 from edgeqlora.quiet import hush
 from edgeqlora_jetson.doctor.findings import Finding, note, ok, problem, warning
 from edgeqlora_jetson.doctor.run import examine
@@ -45,10 +46,9 @@ def examine_workstation(bundle: Any = None, root: str = "/") -> list[Finding]:
     """
     hush()
     gpu = read_gpu(root)
-    findings = examine_requirements(read_requirements(), read_installed(read_requirements()))
-    findings += examine_gpu(gpu)
+    findings = examine_requirements(read_requirements()) + examine_gpu(gpu)
     if gpu.torch is not None:
-        findings += [examine_nf4("cuda" if gpu.names else "cpu")]
+        findings.append(examine_nf4("cuda" if gpu.names else "cpu"))
     return findings + list(examine(bundle, root, with_python=False))
 
 
@@ -61,19 +61,9 @@ def read_requirements() -> list[str]:
     return [line for line in lines if "extra ==" not in line]
 
 
-def read_installed(requirements: Sequence[str]) -> dict[str, str | None]:
-    """Installed version of each required package, None where it is missing; nothing is imported."""
-    installed: dict[str, str | None] = {}
-    for line in requirements:
-        name = _name(line)
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = None
-    return installed
-
-
-def examine_requirements(requirements: Sequence[str], installed: Mapping[str, str | None]) -> list[Finding]:
+def examine_requirements(
+    requirements: Sequence[str], version_of: Callable[[str], str | None] = installed_version
+) -> list[Finding]:
     """Installed versions against the ranges that edgeqlora asks for."""
     from packaging.requirements import Requirement
 
@@ -82,7 +72,7 @@ def examine_requirements(requirements: Sequence[str], installed: Mapping[str, st
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        version = installed.get(requirement.name)
+        version = version_of(requirement.name)
         wanted = f"{requirement.name}{requirement.specifier}"
         command = f"python -m pip install '{wanted}'"
         if version is None:
@@ -229,10 +219,8 @@ def nf4_error(device: str) -> float:
     layer = bitsandbytes.nn.Linear4bit(
         64, 64, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
     )
-    layer.weight = bitsandbytes.nn.Params4bit(
-        weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True
-    )
-    layer = layer.to(device).train()
+    layer.weight.data = weight.clone()
+    layer = layer.to(device).train()  # this quantises
     inputs = x.clone().to(device).requires_grad_(True)
     output = layer(inputs)
     output.square().sum().backward()
@@ -240,8 +228,3 @@ def nf4_error(device: str) -> float:
         raise RuntimeError("the gradient through the quantised layer is not finite")
     expected = x @ weight.T
     return float((output.detach().cpu() - expected).norm() / expected.norm())
-
-
-def _name(requirement: str) -> str:
-    match = re.match(r"[A-Za-z0-9._-]+", requirement)
-    return match.group(0) if match else requirement

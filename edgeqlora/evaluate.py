@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, library_versions, machine, measured, missing, read_card, verify_parent
+from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, verify_parent
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora.training.resources import peak_rss_mib
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
+from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
 
 SCHEMA = "edgeqlora.evaluation/1"
-KINDS = ("bundle", "adapter", "model")
 
 
 def kind_of(source: str) -> str:
@@ -71,7 +71,7 @@ def evaluate(
     names = list(normalisers) or (["basic", "whisper-english"] if outcome["language"] in (None, "en") else ["basic"])
     references = [row.text for row in rows]
     scores = score_texts(references, outcome["texts"], names, outcome["spelling"])
-    utterances = _utterances(rows, outcome, names[0], outcome["spelling"])
+    utterances = _utterances(rows, outcome, names[0])
     report = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -90,9 +90,9 @@ def evaluate(
         )
         if outcome["audio_s"]
         else missing("no audio"),
-        "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+        "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
         "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
-        "machine": machine(),
+        "machine": read_machine(),
         "versions": library_versions(),
     }
     if output is not None:
@@ -161,7 +161,7 @@ def _with_torch(
 ) -> dict[str, Any]:
     import torch
 
-    from edgeqlora.evaluation.recognise import Recogniser, perplexity
+    from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.models.family import load_learner
 
     card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
@@ -188,8 +188,7 @@ def _with_torch(
         task or card.get("task"),
     )
     result = recogniser.recognise(rows, batch_size, progress)
-    loss = recogniser.cross_entropy(rows, batch_size)
-    value = perplexity(loss)
+    loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
     return {
         "texts": result.texts,
         "processing_s": result.processing_s,
@@ -200,8 +199,10 @@ def _with_torch(
         "language": recogniser.decoder.language,
         "decoding": recogniser.decoder.rules,
         "spelling": learner.processor.spelling,
-        "perplexity": measured(round(value, 4), "per label, given the ones before it", n_tokens=loss[1])
-        if value is not None
+        "perplexity": measured(
+            round(math.exp(loss / n_tokens), 4), "per label, given the ones before it", n_tokens=n_tokens
+        )
+        if n_tokens
         else missing("no clip fits the window whole"),
         "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},
     }
@@ -235,9 +236,7 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "language": spec.get("language"),
         "decoding": {key: value for key, value in spec.items() if key not in ("suppress_ids", "begin_suppress_ids")},
         "spelling": _spelling_of(bundle),
-        "perplexity": missing(
-            "a bundle's decoder gives the logits of the last position only: evaluate the merged folder"
-        ),
+        "perplexity": missing("not computed from bundles: evaluate the merged folder"),
         "sha256": {"manifest.json": sha256_file(Path(source) / "manifest.json")},
     }
 
@@ -248,14 +247,12 @@ def _spelling_of(bundle: Any) -> dict[str, str] | None:
     return read_json(bundle.path(name), "table of spellings") if name in bundle.manifest["files"] else None
 
 
-def _utterances(
-    rows: Sequence[Row], outcome: dict[str, Any], name: str, spelling: dict[str, str] | None
-) -> list[dict[str, Any]]:
+def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors under the first normaliser."""
     from edgeqlora.evaluation.scores import normaliser
     from edgeqlora_jetson.wer import align_counts
 
-    apply = normaliser(name, spelling)
+    apply = normaliser(name, outcome["spelling"])
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
         substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())

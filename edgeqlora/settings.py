@@ -177,8 +177,10 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:
         raise UserError(f"steps={settings.steps} and epochs={settings.epochs} are both given: give one of them")
-    if len(settings.noise_snr_db) != 2 or settings.noise_snr_db[0] > settings.noise_snr_db[1]:
-        raise UserError(f"noise_snr_db={settings.noise_snr_db}: give the lowest and the highest value, e.g. [5, 20]")
+    if len(settings.noise_snr_db) != 2 or not -100 <= settings.noise_snr_db[0] <= settings.noise_snr_db[1] <= 100:
+        raise UserError(
+            f"noise_snr_db={settings.noise_snr_db}: give the lowest and the highest value from -100 to 100, e.g. [5, 20]"
+        )
     for factor in settings.speed_perturb:
         if not 0.5 <= factor <= 2.0:
             raise UserError(f"speed_perturb has {factor}: allowed is 0.5 to 2.0, e.g. [0.9, 1.0, 1.1]")

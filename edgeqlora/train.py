@@ -22,11 +22,12 @@ from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
-from edgeqlora.training.arguments import drop_default_progress, per_device_batch, training_arguments
+from edgeqlora.training.arguments import per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
-from edgeqlora.training.resources import EnergyMeter, peak_rss_mib, peak_vram
+from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
+from edgeqlora_jetson.machine import measure_peak_rss_mib
 
 
 def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False) -> Card:
@@ -41,7 +42,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     if settings.low_memory:
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=True, quiet=not is_first)
+    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -134,14 +135,12 @@ class _Run:
             "step": measured(round(step_s, 3), "s", how="second of two steps"),
             "evaluation": measured(round(eval_s, 1), "s") if self.scored else missing("no dev data was given"),
             "estimated_total": measured(round(total_s, 1), "s", steps=self.n_steps, evaluations=n_evals),
-            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB"),
+            "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
             "peak_vram": peak_vram(),
         }
         self.console.print(
             f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
-            f"{total_s / 60:.1f} min and {peak_rss_mib() / 1024:.2f} GiB of memory on this machine.",
-            highlight=False,
-            soft_wrap=True,
+            f"{total_s / 60:.1f} min and {measure_peak_rss_mib() / 1024:.2f} GiB of memory on this machine."
         )
         return Card(figures=figures)
 
@@ -156,7 +155,9 @@ class _Run:
             )
             if speed
             else missing("no step was timed in this process"),
-            "peak_rss": measured(round(peak_rss_mib(), 1), "MiB", how="VmHWM: the whole process with its libraries"),
+            "peak_rss": measured(
+                round(measure_peak_rss_mib(), 1), "MiB", how="VmHWM: the whole process with its libraries"
+            ),
             "peak_vram": peak_vram(),
             "wall_time": measured(round(self.wall_s, 2), "s", how=scope, resumed=resumed),
             "energy": {**self.energy.read(), "how": scope},
@@ -164,6 +165,8 @@ class _Run:
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
+        from transformers import PrinterCallback
+
         from edgeqlora.training.run_log import RunLog
         from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
 
@@ -189,7 +192,7 @@ class _Run:
             evaluate_now=_evaluator(self.recogniser, self.scored, settings.scored_by()) if self.scored else None,
             callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
         )
-        drop_default_progress(trainer)
+        trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:
             trainer.add_callback(EarlyStop(settings.patience))
         start_s = time.monotonic()
@@ -216,32 +219,22 @@ class _Run:
 
 def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
     """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
-    from edgeqlora.evaluation.scores import character_errors, word_errors
-    from edgeqlora.evaluation.scores import normaliser as find_normaliser
+    from edgeqlora.evaluation import scores
+    from edgeqlora_jetson.wer import corpus_error_rate
 
-    apply = find_normaliser(normaliser, recogniser.learner.processor.spelling)
+    apply = scores.normaliser(normaliser, recogniser.learner.processor.spelling)
 
     def evaluate_now() -> dict[str, float]:
-        import torch.distributed as dist
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
 
-        start_s = time.perf_counter()
-        several = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        mine = rows[rank::world]
+        start_s, process = time.perf_counter(), PartialState()
+        mine = rows[process.process_index :: process.num_processes]
         texts = recogniser.recognise(mine).texts
-        loss = recogniser.cross_entropy(mine)
-        part = ([row.text for row in mine], texts, loss)
-        gathered: list[Any] = [part]
-        if several:
-            gathered = [None] * world
-            dist.all_gather_object(gathered, part)
-        references = [t for part in gathered for t in part[0]]
-        hypotheses = [t for part in gathered for t in part[1]]
-        total = sum(part[2][0] for part in gathered)
-        count = sum(part[2][1] for part in gathered)
-        references, hypotheses = [apply(t) for t in references], [apply(t) for t in hypotheses]
-        wer, cer = word_errors(references, hypotheses).rate, character_errors(references, hypotheses).rate
-        loss = total / max(count, 1)
+        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, texts, strict=True)])
+        totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
+        wer, cer = (corpus_error_rate(pairs, unit)["rate"] for unit in ("word", "char"))
+        loss = sum(totals) / max(sum(counts), 1)
         return {
             # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
             # moves WER by 1e-4 %, more than the loss can add.
@@ -250,7 +243,7 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
             "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
             "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
             "eval_loss": loss,
-            "eval_clips": len(references),
+            "eval_clips": len(pairs),
             "eval_seconds": round(time.perf_counter() - start_s, 3),
         }
 
@@ -345,27 +338,21 @@ def _say_plan(console: Console, settings: TrainSettings, data: Prepared, n_steps
     windows = ", ".join(f"{w:g}" for w in data.windows_s)
     console.print(
         f"Training {settings.method} on {len(data.rows)} clips ({hours:.2f} h), {n_steps} steps of {settings.batch_size} clips"
-        + (f" over {world_size} processes" if world_size > 1 else ""),
-        highlight=False,
-        soft_wrap=True,
+        + (f" over {world_size} processes" if world_size > 1 else "")
     )
     console.print(
         f"  window {windows} s: {100 * data.padding['share']:.0f} % of the encoder's frames are padding "
-        f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)",
-        highlight=False,
-        soft_wrap=True,
+        f"({100 * data.padding['share_in_one_window']:.0f} % in one window, {100 * data.padding['share_at_30_s']:.0f} % at 30 s)"
     )
     import torch
 
     if settings.optimizer == "paged-adamw-8bit" and not torch.cuda.is_available():
-        console.print("  no GPU: the paged optimiser runs unpaged", highlight=False, soft_wrap=True)
+        console.print("  no GPU: the paged optimiser runs unpaged")
 
 
 def _say_model(console: Console, figures: dict[str, Any]) -> None:
     trainable, size = figures["trainable_parameters"], figures["compression_size"]
     console.print(
         f"  {trainable['value']:,} of {figures['parameters']['value']:,} parameters are trained "
-        f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}",
-        highlight=False,
-        soft_wrap=True,
+        f"({100 * trainable['share']:.2f} %); model held in {size['held_mib']:.0f} MiB instead of {size['fp32_mib']:.0f}"
     )

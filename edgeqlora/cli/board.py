@@ -22,9 +22,10 @@ def register(app: typer.Typer) -> None:
 def bench(context: typer.Context) -> None:
     """Latency, throughput, power, Joules, memory, heat and WER in one run, here or on boards over SSH."""
     ssh, arguments = _ssh_parser().parse_known_args(context.args)
+    if "-h" in arguments or "--help" in arguments:
+        typer.echo(_ssh_parser().format_help())
+        _run("bench", ["--help"])
     if not ssh.host:
-        if "-h" in arguments or "--help" in arguments:
-            typer.echo(_ssh_parser().format_help())
         _run("bench", context.args)
         return
     from edgeqlora_jetson.__main__ import build_parser

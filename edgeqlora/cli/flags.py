@@ -78,6 +78,6 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     if hint != list[float]:
         return value
     try:
-        return [float(part) for part in str(value).split(",")]
+        return [float(part) for part in str(value).split(",")] if value else []
     except ValueError:
         raise UserError(f"{name}={value!r}: give numbers separated by commas, e.g. 5,20") from None

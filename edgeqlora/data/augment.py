@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeqlora.card import installed_version
 from edgeqlora.data.audio import Audio
 from edgeqlora.errors import UserError
 
@@ -226,7 +226,7 @@ def load_torchaudio() -> tuple[Any, Any]:
 
 def torchaudio_mismatch(error: BaseException) -> str:
     """The advice for the versions that are installed."""
-    return torchaudio_advice(_version("torch") or "?", _version("torchaudio"), error)
+    return torchaudio_advice(installed_version("torch") or "?", installed_version("torchaudio"), error)
 
 
 def torchaudio_advice(torch_version: str, torchaudio_version: str | None, error: BaseException) -> str:
@@ -242,13 +242,6 @@ def torchaudio_advice(torch_version: str, torchaudio_version: str | None, error:
     else:
         problem = f"torchaudio {torchaudio_version} does not match torch {torch_version} ({reason:.120})"
     return f"{problem}. Install the one that matches: pip install {match}"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _draw(rng: np.random.Generator, clips: Sequence[Audio], setting: str, what: str) -> Audio:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgeqlora.data.audio import load_audio, probe
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.files import sha256_file
 
 # Raise it whenever the same audio would give other features: decoding, resampling, padding or file format.
 CACHE_SCHEMA = "edgeqlora.mel/1"
@@ -115,15 +116,11 @@ class FeatureCache:
             return hashlib.sha256(row.audio_bytes).hexdigest()
         try:
             status = os.stat(row.audio)
-            stamp = (row.audio, status.st_mtime_ns, status.st_size)
-            if stamp not in self._hashes:
-                digest = hashlib.sha256()
-                with open(row.audio, "rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
-                self._hashes[stamp] = digest.hexdigest()
         except OSError as error:
             raise UserError(f"audio file {row.name} cannot be read: {error.strerror}: check the path") from None
+        stamp = (row.audio, status.st_mtime_ns, status.st_size)
+        if stamp not in self._hashes:
+            self._hashes[stamp] = sha256_file(row.audio)
         return self._hashes[stamp]
 
     def _compute(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:

@@ -18,5 +18,7 @@ class LabelRules:
     """Ids that decoding never produces."""
     unwritable: Callable[[str], set[str]] | None = None
     """Characters of a text that the model has no way to write; training refuses such texts."""
+    fits: Callable[[Sequence[int], float], bool] | None = None
+    """Whether a clip of so many seconds can give these ids at all; training refuses clips that cannot."""
     expected_scripts: frozenset[str] | None = None
     """Scripts that the model writes; None: those of each row's own language."""

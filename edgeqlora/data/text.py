@@ -5,54 +5,35 @@ from __future__ import annotations
 import unicodedata
 from functools import lru_cache
 
-# Scripts of the languages of Whisper that are not written in Latin letters (ISO 639 code to Unicode names).
-SCRIPTS = {
-    "am": {"ETHIOPIC"},
-    "ar": {"ARABIC"},
-    "as": {"BENGALI"},
-    "ba": {"CYRILLIC"},
-    "be": {"CYRILLIC"},
-    "bg": {"CYRILLIC"},
-    "bn": {"BENGALI"},
-    "bo": {"TIBETAN"},
-    "el": {"GREEK"},
-    "fa": {"ARABIC"},
-    "gu": {"GUJARATI"},
-    "he": {"HEBREW"},
-    "hi": {"DEVANAGARI"},
-    "hy": {"ARMENIAN"},
-    "ja": {"CJK", "HIRAGANA", "KATAKANA"},
-    "ka": {"GEORGIAN"},
-    "kk": {"CYRILLIC"},
-    "km": {"KHMER"},
-    "kn": {"KANNADA"},
-    "ko": {"HANGUL", "CJK"},
-    "lo": {"LAO"},
-    "mk": {"CYRILLIC"},
-    "ml": {"MALAYALAM"},
-    "mn": {"CYRILLIC"},
-    "mr": {"DEVANAGARI"},
-    "my": {"MYANMAR"},
-    "ne": {"DEVANAGARI"},
-    "pa": {"GURMUKHI"},
-    "ps": {"ARABIC"},
-    "ru": {"CYRILLIC"},
-    "sa": {"DEVANAGARI"},
-    "sd": {"ARABIC"},
-    "si": {"SINHALA"},
-    "sr": {"CYRILLIC", "LATIN"},
-    "ta": {"TAMIL"},
-    "te": {"TELUGU"},
-    "tg": {"CYRILLIC"},
-    "th": {"THAI"},
-    "tt": {"CYRILLIC"},
-    "uk": {"CYRILLIC"},
-    "ur": {"ARABIC"},
-    "yi": {"HEBREW"},
-    "yue": {"CJK"},
-    "zh": {"CJK"},
+# Languages of Whisper (ISO 639 codes) that are not written in Latin letters alone, by script (as Unicode names it).
+LANGUAGES_OF_SCRIPT = {
+    "ARABIC": "ar fa ps sd ur",
+    "ARMENIAN": "hy",
+    "BENGALI": "as bn",
+    "CJK": "ja ko yue zh",
+    "CYRILLIC": "ba be bg kk mk mn ru sr tg tt uk",
+    "DEVANAGARI": "hi mr ne sa",
+    "ETHIOPIC": "am",
+    "GEORGIAN": "ka",
+    "GREEK": "el",
+    "GUJARATI": "gu",
+    "GURMUKHI": "pa",
+    "HANGUL": "ko",
+    "HEBREW": "he yi",
+    "HIRAGANA": "ja",
+    "KANNADA": "kn",
+    "KATAKANA": "ja",
+    "KHMER": "km",
+    "LAO": "lo",
+    "LATIN": "sr",
+    "MALAYALAM": "ml",
+    "MYANMAR": "my",
+    "SINHALA": "si",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "THAI": "th",
+    "TIBETAN": "bo",
 }
-
 
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 """Scripts that put no spaces between words."""
@@ -75,7 +56,8 @@ def scripts(text: str) -> set[str]:
 
 def scripts_of_language(language: str) -> set[str]:
     """Scripts of a language code, its region ignored (`zh-CN` is `zh`); Latin for those not listed."""
-    return SCRIPTS.get(language.lower().replace("_", "-").split("-")[0], {"LATIN"})
+    code = language.lower().replace("_", "-").split("-")[0]
+    return {script for script, codes in LANGUAGES_OF_SCRIPT.items() if code in codes.split()} or {"LATIN"}
 
 
 @lru_cache(maxsize=8192)

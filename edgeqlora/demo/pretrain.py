@@ -161,10 +161,10 @@ def train(
 
 def measure_wer(model: Any, tokenizer: WhisperTokenizer, utterances: list[Utterance], window_s: float) -> float:
     """Corpus WER of greedy decoding; texts have lower case and no punctuation, so no normaliser is needed."""
-    import jiwer
     import torch
 
     from edgeqlora_export.whisper.windowed import windowed
+    from edgeqlora_jetson.wer import corpus_error_rate
 
     model.eval()
     hypotheses: list[str] = []
@@ -173,7 +173,8 @@ def measure_wer(model: Any, tokenizer: WhisperTokenizer, utterances: list[Uttera
         with torch.inference_mode(), windowed(model, window_s):
             tokens = model.generate(input_features=mel, max_new_tokens=40, num_beams=1, do_sample=False)
         hypotheses += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-    return float(jiwer.wer([utterance.text for utterance in utterances], hypotheses))
+    rate = corpus_error_rate(zip((utterance.text for utterance in utterances), hypotheses, strict=True))["rate"]
+    return float(rate)
 
 
 def save_model(model: Any, tokenizer: WhisperTokenizer, folder: Path, card: dict[str, Any]) -> None:

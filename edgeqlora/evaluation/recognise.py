@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,18 +25,13 @@ CHUNK = 256
 class Recognition:
     """Texts of some clips, and what recognising them took."""
 
-    texts: list[str]
+    texts: list[str] = field(default_factory=list)
     """One text a clip, in the order of the rows."""
     processing_s: float = 0.0
     """Features, encoder and decoder together; reading files left out."""
     audio_s: float = 0.0
     n_pieces: list[int] = field(default_factory=list)
     """Windows that each clip was cut into (1: it fitted)."""
-
-    @property
-    def rtf(self) -> float | None:
-        """Real-time factor: processing time / audio time; lower is better."""
-        return self.processing_s / self.audio_s if self.audio_s else None
 
 
 class Recogniser:
@@ -55,7 +49,7 @@ class Recogniser:
 
     def recognise(self, rows: Sequence[Row], batch_size: int = 32, progress: Progress | None = None) -> Recognition:
         """Texts of `rows`. Clips longer than the largest window are cut at quiet places, and the texts joined."""
-        result = Recognition([], n_pieces=[])
+        result = Recognition()
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             part = self._recognise_chunk(chunk, batch_size)
@@ -134,9 +128,3 @@ class Recogniser:
                     total += float(learner.loss(model(**inputs), inputs, labels))
                 count += int((labels != IGNORE).sum())
         return total, count
-
-
-def perplexity(loss: tuple[float, int]) -> float | None:
-    """exp(mean cross-entropy per token), or None when there was no token."""
-    total, count = loss
-    return math.exp(total / count) if count else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from edgeqlora.card import measured
@@ -41,7 +40,7 @@ def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, 
 
     set_seed(settings.seed)
     model = learner.model
-    n_total = sum(p.numel() for p in _original_sizes(model))
+    n_total = model.num_parameters()  # of 4-bit weights, which are packed two to a byte, what they were
     stored = _stored_bytes(model)
     trainable_dict: dict[str, Any] = {}
     if settings.method == "full":
@@ -98,17 +97,6 @@ def _verify_ranks(model: Any, rank: dict[str, int]) -> None:
         got = modules[name].r.get("default") if hasattr(modules[name], "r") else None
         if got != value:
             raise RuntimeError(f"PEFT gave {name} rank {got}, wanted {value}")
-
-
-def _original_sizes(model: Any) -> Sequence[Any]:
-    """Parameters with the shapes they had before 4-bit packing (two weights to a byte)."""
-    import torch
-
-    def unpacked(parameter: Any) -> Any:
-        state = getattr(parameter, "quant_state", None)
-        return torch.empty(state.shape, device="meta") if state is not None else parameter
-
-    return [unpacked(parameter) for parameter in model.parameters()]
 
 
 def _stored_bytes(model: Any) -> int:

@@ -20,8 +20,8 @@ from edgeqlora.remote.connect import SshSettings, connect
 from edgeqlora.remote.farcall import Helper, open_far, printable
 from edgeqlora.remote.hosts import Host, parse_hosts
 from edgeqlora.remote.preflight import check_machine
-from edgeqlora.remote.transfer import Tally, bundle_files, copy_bundle
-from edgeqlora_jetson.bundle import Bundle
+from edgeqlora.remote.transfer import Tally, copy_bundle
+from edgeqlora_jetson.bundle import MANIFEST, Bundle
 from edgeqlora_jetson.files import read_json, write_bytes
 from edgeqlora_jetson.pyz import PYZ_NAME
 
@@ -70,24 +70,19 @@ def bench_hosts(
     *,
     remote_dir: str = "edgeqlora-bundles",
     python: str = "python3",
-    port: int | None = None,
     identity: Path | None = None,
     known_hosts: Path | None = None,
     config: Path | None = None,
-    connect_timeout_s: float | None = None,
     before: Sequence[Sequence[str]] = (),
     say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[HostResult]:
     """Copy `bundle` to every host, run its runner there, write output/<host>/report.json; results in order of `hosts`.
 
     hosts: [user@]host[:port], or aliases of ~/.ssh/config. runner_args: arguments of the runner, for example
     ["bench", "--repeats", "5"]; without a command in front, "bench". remote_dir: folder there, from the home folder;
-    the bundle goes into a folder of its name in it. python: program there, its name or path. port: for hosts that name
-    none. config: ssh configuration; Path("none"): use none. connect_timeout_s: None: ConnectTimeout of the configuration,
-    or 15. before: runner commands that come first and write no report, for example [["build"]] for TensorRT engines.
-    say: gets lines, those of a host begin with its name. progress(host, bytes that are there, bytes in all) is called
-    while copying; without it, `say` hears it every 5 s.
+    the bundle goes into a folder of its name in it. python: program there, its name or path. config: ssh configuration;
+    Path("none"): use none. before: runner commands that come first and write no report, for example [["build"]] for
+    TensorRT engines. say: gets lines, those of a host begin with its name.
 
     A host that fails has its reason in HostResult.error; the others go on. Raises UserError before any connection for a
     bundle that is damaged or has no runner, hosts that cannot be read, arguments that mean files of this machine.
@@ -96,16 +91,15 @@ def bench_hosts(
     opened = Bundle.load(bundle)
     if PYZ_NAME not in opened.manifest["files"]:
         raise UserError(f"{bundle}: this bundle carries no runner ({PYZ_NAME}): export it again with edgeqlora export")
-    parsed = parse_hosts(hosts, port)
+    parsed = parse_hosts(hosts)
     job = _Job(
         bundle=opened,
         commands=[*(list(args) for args in before), [*check_runner_args(runner_args), "--output", REPORT]],
         output=Path(output),
         remote_dir=_check_remote_dir(remote_dir),
         python=python,
-        ssh=SshSettings(identity, known_hosts, config, connect_timeout_s),
+        ssh=SshSettings(identity, known_hosts, config),
         say=say,
-        progress=progress,
     )
     return asyncio.run(_bench_all(job, parsed))
 
@@ -139,7 +133,6 @@ class _Job:
     python: str
     ssh: SshSettings
     say: Callable[[str], None]
-    progress: Callable[[str, int, int], None] | None
 
     @property
     def folder(self) -> Path:
@@ -219,7 +212,8 @@ async def _bring_bundle(
     await far.ask("take", folder=far_folder, wait_s=_TAKE_WAIT_S)
     tally.stage = "copying"
     start_s = time.monotonic()
-    files = await asyncio.to_thread(bundle_files, job.folder, job.bundle.manifest, job.bundle.manifest_sha256)
+    itself = {"bytes": (job.folder / MANIFEST).stat().st_size, "sha256": job.bundle.manifest_sha256}
+    files = {**job.bundle.manifest["files"], MANIFEST: itself}
     await copy_bundle(
         far, connection, job.folder, files, far_folder, facts["free_bytes"], tally, _progress(job, host, start_s)
     )
@@ -231,15 +225,12 @@ async def _bring_bundle(
 
 
 def _progress(job: _Job, host: Host, start_s: float) -> Callable[[int, int], None]:
-    """Progress of a copy: to the caller, or as a line every few seconds with the time left."""
+    """Progress of a copy: a line every few seconds with the time left."""
     said_s = start_s
     first: int | None = None
 
     def show(done: int, total: int) -> None:
         nonlocal said_s, first
-        if job.progress is not None:
-            job.progress(host.written, done, total)
-            return
         now_s = time.monotonic()
         first = done if first is None else first
         if now_s - said_s < _SAY_EVERY_S:

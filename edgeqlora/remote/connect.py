@@ -19,6 +19,7 @@ from edgeqlora.errors import UserError
 from edgeqlora.remote.hosts import Host
 
 _CONNECT_TIMEOUT_S = 15.0
+"""Where the configuration has no ConnectTimeout: for jump hosts, TCP connection, key exchange and login together."""
 _KEEPALIVE_S = 20.0
 """A dead link is noticed after three of these."""
 # Come after the types of the known keys. Without them, a machine whose key is of another type than the known one ends
@@ -39,8 +40,6 @@ class SshSettings:
     """File of host keys; None: UserKnownHostsFile of the configuration, or ~/.ssh/known_hosts."""
     config: Path | None = None
     """ssh configuration file; None: ~/.ssh/config; "none": no configuration, as with ssh -F none."""
-    connect_timeout_s: float | None = None
-    """For jump hosts, TCP connection, key exchange and login together; None: ConnectTimeout, or 15."""
 
     def arguments(self) -> dict[str, Any]:
         """The same for asyncssh, () where the configuration decides. Raises UserError for a file that is not there."""
@@ -50,7 +49,6 @@ class SshSettings:
             "ignore_encrypted": True,
             "known_hosts": _named(self.known_hosts, "known hosts"),
             "config": [] if str(self.config) == "none" else _named(self.config, "ssh configuration"),
-            "connect_timeout": self.connect_timeout_s if self.connect_timeout_s is not None else (),
         }
 
     def ssh_options(self) -> list[str]:

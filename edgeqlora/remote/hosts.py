@@ -36,38 +36,36 @@ class Host(NamedTuple):
         return shlex.join([program, *options, *port, f"{self.user}@{self.host}" if self.user else self.host])
 
 
-def parse_host(text: str, port: int | None = None) -> Host:
-    """Read [user@]host[:port]; IPv6 addresses with a port go into brackets. `port` holds where the text names none.
+def parse_host(text: str) -> Host:
+    """Read [user@]host[:port]; IPv6 addresses with a port go into brackets.
 
     Raises UserError for anything else, a port outside 1 to 65535, a name that ssh would take for an option.
     """
     wrong = f"host {text!r} is not [user@]host[:port], for example jetson@192.168.1.20 or nano:2222"
-    rest, own_port = text, port
+    rest, port = text, None
     # More than one colon without brackets is an IPv6 address, never host:port.
     address = text.rsplit("@", 1)[-1]
     if address.count(":") == 1 or "]:" in address:
         rest, _, digits = text.rpartition(":")
         if not digits.isascii() or not digits.isdigit() or not 1 <= int(digits) <= 65535:
             raise UserError(f"host {text!r}: port {digits!r}, allowed: 1 to 65535")
-        own_port = int(digits)
+        port = int(digits)
     match = _HOST.fullmatch(rest)
     if match is None or match["host"].startswith("-") or (match["user"] or "").startswith("-"):
         raise UserError(wrong)
-    if own_port is not None and not 1 <= own_port <= 65535:
-        raise UserError(f"port={own_port}, allowed: 1 to 65535")
     host = match["host"].strip("[]")
     if host in (".", "..") or not host.isprintable():
         raise UserError(wrong)
-    return Host(text, match["user"], host, own_port)
+    return Host(text, match["user"], host, port)
 
 
-def parse_hosts(texts: Sequence[str], port: int | None = None) -> list[Host]:
+def parse_hosts(texts: Sequence[str]) -> list[Host]:
     """Read all hosts. Raises UserError where there is none, or where two would write the same folder."""
     if not texts:
         raise UserError("no host given: name at least one, for example --host jetson@192.168.1.20")
     hosts: dict[str, Host] = {}
     for text in texts:
-        host = parse_host(text, port)
+        host = parse_host(text)
         other = hosts.setdefault(host.folder, host)
         if other is not host:
             raise UserError(

@@ -67,16 +67,6 @@ def plan_copy(
     return sorted(pieces, key=lambda piece: (piece.name == MANIFEST, piece.n_bytes, piece.name))
 
 
-def bundle_files(folder: Path, manifest: Mapping[str, Any], manifest_sha256: str) -> dict[str, dict[str, Any]]:
-    """All files of a bundle, manifest.json with them: name -> {"bytes", "sha256"}."""
-    files = {
-        name: {"bytes": entry.get("bytes", (folder / name).stat().st_size), "sha256": entry["sha256"]}
-        for name, entry in manifest["files"].items()
-    }
-    files[MANIFEST] = {"bytes": (folder / MANIFEST).stat().st_size, "sha256": manifest_sha256}
-    return files
-
-
 async def copy_bundle(
     far: Helper,
     connection: asyncssh.SSHClientConnection,

@@ -88,10 +88,3 @@ def training_arguments(
         # which multiplies batch and loss; several GPUs are torchrun's.
         arguments._n_gpu = 1
     return arguments
-
-
-def drop_default_progress(trainer: Any) -> None:
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)

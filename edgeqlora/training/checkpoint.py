@@ -36,11 +36,9 @@ def random_state() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": _numpy_to_tree(np.random.get_state(legacy=False)),
-        "torch": torch.random.get_rng_state(),
-    }
+    of_numpy: dict[str, Any] = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
+    state = {"python": random.getstate(), "numpy": of_numpy, "torch": torch.random.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.random.get_rng_state_all()
     return state
@@ -52,12 +50,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     import torch
 
     random.setstate(state["python"])
-    numpy_state = dict(state["numpy"])
-    numpy_state["state"] = {
-        **numpy_state["state"],
-        "key": numpy_state["state"]["key"].numpy().astype(np.uint32),
-    }
-    np.random.set_state(numpy_state)
+    np.random.set_state(state["numpy"])
     torch.random.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.random.set_rng_state_all(state["cuda"])
@@ -73,15 +66,6 @@ def last_complete(folder: Path) -> Path | None:
 def _is_whole(path: Path) -> bool:
     recorded = read_json(path / COMPLETE, "checkpoint record").get("sha256", {})
     return all((path / name).is_file() and sha256_file(path / name) == digest for name, digest in recorded.items())
-
-
-def _numpy_to_tree(state: Any) -> dict[str, Any]:
-    import torch
-
-    return {
-        **state,
-        "state": {**state["state"], "key": torch.from_numpy(state["state"]["key"].astype("int64"))},
-    }
 
 
 def _pack(value: Any, tensors: dict[str, Any]) -> Any:

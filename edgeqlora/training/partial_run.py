@@ -66,11 +66,10 @@ def open_partial(settings: TrainSettings, output: Path, sources: dict[str, Any],
 def _same_settings(settings: TrainSettings, partial: Path) -> None:
     before = dataclasses.asdict(make_settings(read_settings(partial / CONFIG)))
     now = dataclasses.asdict(settings)
+    # These may be written differently, or moved; their content is compared by hash in open_partial.
+    free = ("base_model", "train", "dev", "output", "noise", "room", "cache", "workers")
     for name in before:
-        same = before[name] == now[name]
-        if name in ("base_model", "train", "dev", "output", "noise", "room", "cache", "workers"):
-            continue  # may be written differently, or moved; their content is compared by hash in open_partial
-        if not same:
+        if name not in free and before[name] != now[name]:
             raise UserError(
                 f"--resume with {name}={now[name]!r}, but the unfinished run has {before[name]!r}: "
                 "give the same settings, or --overwrite to start anew"

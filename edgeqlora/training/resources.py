@@ -4,9 +4,8 @@ import time
 import weakref
 
 from edgeqlora.card import measured, missing
-from edgeqlora_jetson.machine import measure_peak_rss_mib as peak_rss_mib
-from edgeqlora_jetson.machine import measure_rss_mib
-from edgeqlora_jetson.power import PowerSource, Sample, Scope, open_power_source
+from edgeqlora_jetson.machine import measure_peak_rss_mib, measure_rss_mib
+from edgeqlora_jetson.power import Sample, open_power_source
 from edgeqlora_jetson.power.energy import MIN_COVERAGE, integrate_rail
 from edgeqlora_jetson.schema import Figure
 
@@ -21,7 +20,7 @@ _MEANING = {
 
 def rss_mib() -> float:
     """Resident memory of this process now, in MiB; where the system does not say, its peak."""
-    return measure_rss_mib() or peak_rss_mib()
+    return measure_rss_mib() or measure_peak_rss_mib()
 
 
 def peak_vram() -> Figure:
@@ -41,8 +40,6 @@ class EnergyMeter:
     """
 
     def __init__(self, root: str = "/"):
-        self._source: PowerSource | None = None
-        self._scope: Scope | None = None
         self._start_s = time.monotonic()
         self._lost: str | None = None
         self._last: Sample | None = None

@@ -53,35 +53,32 @@ class RunLog(TrainerCallback):
     ):
         self.path, self.console, self.throughput, self.energy = path, console, throughput, energy
         self.total_steps = total_steps
-        self._bar: Progress | None = None
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=total_steps, text="")
         self._loss = math.nan
         self._wer: float | None = None
         self._said_s = time.monotonic()
-        self._start_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start_step = state.global_step
         self.throughput.resume()
-        if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("train", total=self.total_steps, completed=state.global_step, text="")
+        self._bar.update(self._task, completed=state.global_step)
+        self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.throughput.step()
         self.energy.poll()
         text = self._line(state)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step, text=text)
-        elif time.monotonic() - self._said_s > 30:
+        self._bar.update(self._task, completed=state.global_step, text=text)
+        if self._bar.disable and time.monotonic() - self._said_s > 30:
             self._said_s = time.monotonic()
-            self.console.print(f"  {text}", soft_wrap=True, highlight=False)
+            self.console.print(f"  {text}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if "train_runtime" in (logs or {}):
@@ -104,7 +101,7 @@ class RunLog(TrainerCallback):
         self.throughput.resume()
         if metrics and "eval_wer" in metrics:
             self._wer = metrics["eval_wer"]
-            self._print(
+            self.console.print(
                 f"  step {state.global_step:>5}: dev WER {metrics['eval_wer']:.2f} %, CER {metrics['eval_cer']:.2f} %, "
                 f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s)"
             )
@@ -112,29 +109,18 @@ class RunLog(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.throughput.resume()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
     def close(self) -> None:
-        """Put the terminal in order after an error or Ctrl-C."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _print(self, text: str) -> None:
-        (self._bar.console if self._bar is not None else self.console).print(text, soft_wrap=True, highlight=False)
+        """Put the terminal in order; also after an error or Ctrl-C."""
+        self._bar.stop()
 
     def _line(self, state: Any) -> str:
-        timed = self.throughput.step_s[1:] or self.throughput.step_s
         parts = [f"{state.global_step}/{self.total_steps}", f"loss {self._loss:.3f}"]
         if self._wer is not None:
             parts.append(f"WER {self._wer:.1f} %")
-        if self.throughput.samples_per_s:
-            parts.append(f"{self.throughput.samples_per_s:.1f} clips/s")
-            left_s = (self.total_steps - state.global_step) * sum(timed) / len(timed)
-            parts.append(f"{rss_mib() / 1024:.2f} GiB")
-            parts.append(f"{int(left_s) // 60}:{int(left_s) % 60:02d} left")
+        if speed := self.throughput.samples_per_s:
+            left_s = int((self.total_steps - state.global_step) * self.throughput.clips_per_step / speed)
+            left = f"{left_s // 60}:{left_s % 60:02d} left"
+            parts += [f"{speed:.1f} clips/s", f"{rss_mib() / 1024:.2f} GiB", left]
         return ", ".join(parts)
 
 

@@ -43,8 +43,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
 
     rows = load_rows(settings.train, limit=settings.limit)
     dev_rows = load_rows(settings.dev) if settings.dev else []
-    empty = [row.name for row in rows if not row.text.strip()]
-    if len(empty) == len(rows):
+    if not any(row.text.strip() for row in rows):
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
     # From the files' headers, not from the manifest: a wrong duration would cut speech from its text unnoticed.
     durations = [probe(row)[1] for row in rows]
@@ -61,20 +60,21 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         windows = sorted({min(w, native_s) for w in windows})
     if windows[-1] > native_s:
         raise UserError(f"window_s={windows[-1]:g} is longer than the model's own {native_s:g} s")
-    long = [i for i, d in enumerate(durations) if window_of(d, windows) is None]
+    clips = list(zip(rows, durations, strict=True))
+    long = [(row, duration) for row, duration in clips if window_of(duration, windows) is None]
     if long and settings.long_clips == "error":
-        names = ", ".join(f"{rows[i].name} ({durations[i]:.1f} s)" for i in long[:3])
+        names = ", ".join(f"{row.name} ({duration:.1f} s)" for row, duration in long[:3])
         raise UserError(
             f"{len(long)} of {len(rows)} clips are longer than the window of {windows[-1]:g} s: {names}"
             f"{', ...' if len(long) > 3 else ''}; pass --window-s with a longer window (at most {native_s:g}), "
             "or --long-clips skip"
         )
-    skipped = set(long)
-    kept = [i for i in range(len(rows)) if i not in skipped]
-    if not kept:
+    clips = [(row, duration) for row, duration in clips if window_of(duration, windows) is not None]
+    if not clips:
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
+    rows, durations = [row for row, _ in clips], [duration for _, duration in clips]
     rules = processor.label_rules(settings.language)
-    _verify_scripts([rows[i] for i in kept], rules)
+    _verify_scripts(rows, rules)
     assert rules.tokenise is not None, "rules of a model have its tokenizer"
     tokenise, most = rules.tokenise, rules.max_text_tokens or 10**6
     room = min(most, (settings.max_label_tokens or 10**6) - len(processor.end_ids))
@@ -82,44 +82,33 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         raise UserError(
             f"max_label_tokens={settings.max_label_tokens} leaves no room for text and its end: give 2 or more"
         )
-    _verify_writable([rows[i] for i in kept], processor)
-    texts = [list(tokenise(rows[i].text)) for i in kept]
+    _verify_writable(rows, processor)
+    texts = [list(tokenise(row.text)) for row in rows]
     target_ids = [[*ids[:room], *processor.end_ids] for ids in texts]
-    crowded = [i for i, ids in zip(kept, texts, strict=True) if not processor.fits(ids[:room], durations[i])]
+    crowded = [clip for clip, ids in zip(clips, texts, strict=True) if not processor.fits(ids[:room], clip[1])]
     if crowded:
-        short = rows[crowded[0]]
+        short, duration = crowded[0]
         raise UserError(
-            f"{len(crowded)} of {len(kept)} clips are too short for their text: {short.name} has "
-            f"{durations[crowded[0]]:.2f} s for {len(short.text)} characters; the model writes at most one character "
+            f"{len(crowded)} of {len(rows)} clips are too short for their text: {short.name} has "
+            f"{duration:.2f} s for {len(short.text)} characters; the model writes at most one character "
             "a step of its output. Check the text column and the cuts, or take these rows out"
         )
-    n_cut = sum(len(ids) > room for ids in texts)
-    if skipped:
-        console.print(
-            f"  {len(skipped)} clips longer than {windows[-1]:g} s skipped, e.g. {rows[long[0]].name}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if n_cut:
-        first = next(i for i, ids in zip(kept, texts, strict=True) if len(ids) > room)
-        console.print(f"  {n_cut} texts cut to {room} tokens, e.g. {rows[first].name}", highlight=False, soft_wrap=True)
-    durations = [durations[i] for i in kept]
+    cut = [row for row, ids in zip(rows, texts, strict=True) if len(ids) > room]
+    if long:
+        console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {long[0][0].name}")
+    if cut:
+        console.print(f"  {len(cut)} texts cut to {room} tokens, e.g. {cut[0].name}")
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
         "share": round(padding_share(durations, windows), 4),
     }
-    sources = {
-        "base_model": folder_sha256(Path(settings.base_model))
-        if Path(settings.base_model).is_dir()
-        else settings.base_model,
-        **{
-            name: _data_hash(v) if (v := getattr(settings, name)) else None
-            for name in ("train", "dev", "noise", "room")
-        },
-    }
-    kept_rows = [rows[i] for i in kept]
-    return Prepared(kept_rows, target_ids, dev_rows, windows, durations, len(skipped), n_cut, padding, sources)
+    base = Path(settings.base_model)
+    sources: dict[str, Any] = {"base_model": folder_sha256(base) if base.is_dir() else settings.base_model}
+    for name in ("train", "dev", "noise", "room"):
+        source = getattr(settings, name)
+        sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
+    return Prepared(rows, target_ids, dev_rows, windows, durations, len(long), len(cut), padding, sources)
 
 
 def _verify_writable(rows: list[Row], processor: Processor) -> None:
@@ -133,10 +122,6 @@ def _verify_writable(rows: list[Row], processor: Processor) -> None:
             f"{' '.join(repr(c) for c in missing[:12])}{' ...' if len(missing) > 12 else ''}, e.g. in {row.name} "
             f"({row.text[:40]!r}): write them out (numbers as words), or take a base model with these characters"
         )
-
-
-def _data_hash(source: str) -> str:
-    return sha256_file(Path(source)) if Path(source).is_file() else source
 
 
 def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeqlora_jetson.engines.request import SCHEMA, check_request
@@ -13,32 +13,28 @@ ENGINE_PRECISIONS = ("fp16", "fp32")
 
 
 def engine_request(
-    graphs: Callable[[int, int], Mapping[str, Any]],
+    graphs: Mapping[str, Any],
     *,
     max_batch: int,
     precisions: Sequence[str],
     tensorrt: str,
     workspace_mib: int | None = None,
-    opt_batch: int = 1,
 ) -> dict[str, Any]:
     """The manifest's "engine_request": one engine a graph, with every shape that it must take.
 
-    graphs: from (max_batch, opt_batch) to the shapes of each graph, which is the family's to say. precisions: the
-    profile's, best first; fp16 and fp32 are asked for, in that order. workspace_mib: cap on the scratch memory that
-    TensorRT's kernels may take, None: TensorRT's own. opt_batch: the batch that kernels are chosen for.
-    Raises UserError for a batch out of range, and what `graphs` raises.
+    graphs: the shapes of each graph up to max_batch, which are the family's to say. precisions: the profile's, best
+    first; fp16 and fp32 are asked for, in that order. workspace_mib: cap on the scratch memory that TensorRT's kernels
+    may take, None: TensorRT's own. Raises UserError for a batch out of range.
     """
     if not 1 <= max_batch <= 64:
         raise UserError(f"max_batch={max_batch}, allowed 1 to 64: change the profile's max_batch")
-    if not 1 <= opt_batch <= max_batch:
-        raise UserError(f"opt_batch={opt_batch}, allowed 1 to max_batch={max_batch}")
     request = {
         "schema": SCHEMA,
         "tensorrt": str(tensorrt),
         "precisions": [name for name in precisions if name in ENGINE_PRECISIONS] or ["fp32"],
         "workspace_mib": workspace_mib,
         "max_batch": max_batch,
-        "graphs": dict(graphs(max_batch, opt_batch)),
+        "graphs": dict(graphs),
     }
     check_request(request, "engine_request")
     return request

@@ -35,7 +35,7 @@ class Exporter(Protocol):
     def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
         """Write the ONNX graphs into `folder`; returns name -> path."""
 
-    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         """The engine request's `graphs`: optimization profiles, largest outputs, what stays on the device."""
 
     def write_tables(self, folder: Path, manifest: Manifest) -> None:

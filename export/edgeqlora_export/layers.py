@@ -27,6 +27,21 @@ class Reshape(torch.autograd.Function):
         return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
 
 
+def as_conv2d(conv: nn.Conv1d) -> nn.Conv2d:
+    """A Conv1d over time as a Conv2d of height 1: TensorRT 8.2 documents only 2-D and 3-D convolutions.
+
+    A weight norm on `conv` is folded: reading its `weight` gives the product.
+    """
+    (kernel,), (stride,), has_bias = conv.kernel_size, conv.stride, conv.bias is not None
+    shape = ((1, kernel), (1, stride), (0, int(conv.padding[0])))
+    out = nn.Conv2d(conv.in_channels, conv.out_channels, *shape, groups=conv.groups, bias=has_bias)
+    with torch.no_grad():
+        out.weight.copy_(conv.weight.unsqueeze(2))
+        if conv.bias is not None and out.bias is not None:
+            out.bias.copy_(conv.bias)
+    return out
+
+
 def split_heads(x: torch.Tensor, n_heads: int, head_dim: int) -> torch.Tensor:
     """(batch, n, d_model) -> (batch, n, n_heads, head_dim)"""
     return Reshape.apply(x, [0, -1, n_heads, head_dim])

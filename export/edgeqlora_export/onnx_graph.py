@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def check_exportable(model: Any, opset: int) -> None:
         raise UserError(f"dtype={found}: export needs a model in float32; load the merged folder with dtype=float32")
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside the `with`, `model` is in eval mode; after it, in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def write_graph(
     module: torch.nn.Module,
     example: tuple[torch.Tensor, ...],
@@ -41,7 +53,6 @@ def write_graph(
     outputs: Sequence[str],
     axes: dict[str, dict[int, str]],
     opset: int,
-    inline_limit_bytes: int,
 ) -> None:
     # Beside the target: the same disk, and above 2 GiB the exporter leaves one file per weight there.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
@@ -64,7 +75,7 @@ def write_graph(
     with torch.no_grad():
         shapes = [list(tensor.shape) for tensor in module(*example)]
     _declare_outputs(graph, dict(zip(outputs, shapes, strict=True)), axes)
-    _save(graph, path, inline_limit_bytes)
+    _save(graph, path)
 
 
 def _declare_outputs(graph: onnx.ModelProto, shapes: dict[str, list[int]], axes: dict[str, dict[int, str]]) -> None:
@@ -78,11 +89,11 @@ def _declare_outputs(graph: onnx.ModelProto, shapes: dict[str, list[int]], axes:
                 dim.dim_value = size
 
 
-def _save(graph: onnx.ModelProto, path: Path, inline_limit_bytes: int) -> None:
+def _save(graph: onnx.ModelProto, path: Path) -> None:
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     weights_bytes = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    if weights_bytes > inline_limit_bytes:
+    if weights_bytes > INLINE_LIMIT_BYTES:
         onnx.save_model(graph, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
         # onnx makes this file private to its owner; the bundle goes to other users and machines.
         data.chmod(path.stat().st_mode)

@@ -92,9 +92,10 @@ def export_bundle(
             normaliser=normaliser,
             **parts,
         )
+        max_batch = profile.get("max_batch") or 1
         plain_request = engine_request(
-            lambda max_batch, opt_batch: exporter.engine_graphs(manifest, max_batch, opt_batch),
-            max_batch=profile.get("max_batch") or 1,
+            exporter.engine_graphs(manifest, max_batch),
+            max_batch=max_batch,
             precisions=profile.get("precisions") or ["fp32"],
             tensorrt=str(profile.get("tensorrt") or "0"),
             workspace_mib=profile.get("workspace_mib"),

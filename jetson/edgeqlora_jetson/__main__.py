@@ -16,6 +16,13 @@ from .errors import UserError
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes flags in full only: an abbreviation would mean something else once there is another flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
     """prog: how the program is called in help and errors (default: as it was started)."""
     parser = argparse.ArgumentParser(
@@ -23,7 +30,7 @@ def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
         description="Run an EdgeQLoRA bundle: turn speech into text on this machine, and measure how well it does.",
     )
     parser.add_argument("--version", action="version", version="edgeqlora-jetson " + __version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands.required = True
 
     info = commands.add_parser("info", help="say what the bundle holds and check its files")

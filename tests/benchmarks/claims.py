@@ -255,11 +255,12 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = arguments.output / "claims.json"
     found = json.loads(results.read_text()) if results.exists() else {}
-    from edgeqlora.card import library_versions, machine
+    from edgeqlora.card import library_versions
+    from edgeqlora_jetson.machine import read_machine
 
     for name in arguments.only:
         print(f"{name}: {PARTS[name].__doc__}", flush=True)
-        found[name] = {**PARTS[name](arguments.output), "machine": machine(), "versions": library_versions()}
+        found[name] = {**PARTS[name](arguments.output), "machine": read_machine(), "versions": library_versions()}
         results.write_text(json.dumps(found, indent=2) + "\n")
         print(json.dumps(found[name], indent=2), flush=True)
     print(f"Done: figures in {results}")

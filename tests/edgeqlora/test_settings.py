@@ -29,6 +29,8 @@ def test_defaults():
         ({"window_s": "2.013"}, "steps of 0.02 s"),
         ({"window_s": "two"}, "is not a number"),
         ({"noise_snr_db": [20, 5]}, "the lowest and the highest"),
+        ({"noise_snr_db": [float("nan"), 5.0]}, "the lowest and the highest"),
+        ({"noise_snr_db": [5.0, float("inf")]}, "the lowest and the highest"),
         ({"speed_perturb": [3.0]}, "allowed is 0.5 to 2.0"),
         ({"output": ""}, "output is not given: pass --output"),
         ({"report_to": ["email"]}, "allowed are tensorboard, mlflow, wandb"),

@@ -10,7 +10,6 @@ from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_genera
 from onnx import numpy_helper
 
 from edgeqlora_export import run
-from edgeqlora_export.eval_clips import write_wav
 from edgeqlora_export.family import load_exporter, verify_gates
 from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.run import export_bundle
@@ -21,6 +20,7 @@ from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_jetson.audio.load import load_audio
+from edgeqlora_jetson.audio.wav import write_wav
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.decoders import Detokenizer
 from edgeqlora_jetson.errors import UserError

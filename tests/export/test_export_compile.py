@@ -11,7 +11,7 @@ from export_tiny import tiny_generation_config, tiny_whisper
 from onnx import TensorProto, helper
 from transformers import WhisperForConditionalGeneration
 
-from edgeqlora_export.compile_check import compile_graphs, import_compiler
+from edgeqlora_export.compile_check import compile_gate, import_compiler
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper.decoding import decoding_spec
@@ -27,18 +27,18 @@ from edgeqlora_jetson.runtimes.trt_adapters import make_logger
 FIXTURE = Path(__file__).resolve().parents[1] / "jetson" / "fixtures" / "bundle"
 
 
-def _request(model, windows_s, spec, **settings):
+def _request(model, windows_s, spec, max_batch=1, **settings):
     """What TensorRT 10.3 would be asked to build of a Whisper."""
     return engine_request(
-        lambda max_batch, opt_batch: engine_graphs(
+        engine_graphs(
             model=model_constants(model),
             windows_s=windows_s,
             n_prompt=len(spec["prompt_ids"]),
             max_new_tokens=spec["max_new_tokens"],
             max_batch=max_batch,
-            opt_batch=opt_batch,
         ),
-        **{"max_batch": 1, "precisions": ["fp32"], "tensorrt": "10.3", **settings},
+        max_batch=max_batch,
+        **{"precisions": ["fp32"], "tensorrt": "10.3", **settings},
     )
 
 
@@ -65,16 +65,17 @@ def exported(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("opset", [13, 17])
 def test_both_graphs_compile_with_every_shape_asked_for(trt, exported, opset):
     said = []
-    results = compile_graphs(*exported[opset], said.append)
-    assert [(r.graph, r.n_optimization_profiles) for r in results] == [("decoder", 2), ("encoder", 2)]
-    assert all(r.bytes > 10_000 and r.seconds > 0 for r in results)
-    assert said[1] == f"encoder: TensorRT-RTX {trt.__version__} for SM86 compiles it, 2 optimization profiles"
+    gate = compile_gate(*exported[opset], said.append)
+    compiler = f"TensorRT-RTX {trt.__version__} for SM86"
+    assert said == [f"{graph}: {compiler} compiles it, 2 optimization profiles" for graph in ("decoder", "encoder")]
+    assert gate["passed"]
+    assert gate["detail"].startswith(f"graphs refused by {compiler}, 4 optimization profiles")
 
 
 def test_the_boards_tiny_bundle_compiles(trt):
     bundle = Bundle.load(FIXTURE)
     request = json.loads((FIXTURE.parent / "engine_request.json").read_text())
-    assert len(compile_graphs(bundle.folder, bundle.manifest, request)) == 2
+    assert compile_gate(bundle.folder, bundle.manifest, request)["passed"]
 
 
 def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
@@ -166,5 +167,4 @@ def test_whisper_tiny_compiles(trt, shared, tmp_path):
     paths = export_whisper(model, tmp_path, 13)
     spec = {"prompt_ids": [50257, 50362], "max_new_tokens": {"2.0": 60, "30.0": 224}}
     manifest = {"graphs": {graph: {"file": path.name} for graph, path in paths.items()}}
-    results = compile_graphs(tmp_path, manifest, _request(model, [2.0, 30.0], spec))
-    assert [r.graph for r in results] == ["decoder", "encoder"]
+    assert compile_gate(tmp_path, manifest, _request(model, [2.0, 30.0], spec))["passed"]

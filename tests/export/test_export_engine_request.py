@@ -25,9 +25,7 @@ def ask(**changes):
     settings = {"max_batch": 4, "precisions": ["fp16", "fp32"], "tensorrt": "8.2", "workspace_mib": 64}
     for key, value in changes.items():
         (shapes if key in shapes else settings)[key] = value
-    return engine_request(
-        lambda max_batch, opt_batch: engine_graphs(max_batch=max_batch, opt_batch=opt_batch, **shapes), **settings
-    )
+    return engine_request(engine_graphs(max_batch=settings["max_batch"], **shapes), **settings)
 
 
 def test_the_shapes_of_a_model_worked_out_by_hand():
@@ -85,7 +83,6 @@ def test_every_input_of_the_graphs_is_asked_for(whisper, tokenizer, tmp_path):
     ("changes", "message"),
     [
         ({"max_batch": 0}, "max_batch=0, allowed 1 to 64"),
-        ({"opt_batch": 5}, "opt_batch=5, allowed 1 to max_batch=4"),
         ({"windows_s": []}, "windows_s is empty"),
         ({"windows_s": [0.51]}, r"window_s=0.51 is not a multiple of 0.02"),
         ({"max_new_tokens": {}}, "max_new_tokens is empty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -107,14 +108,9 @@ def histogram(durations_s: list[float], most_bins: int = 12) -> list[tuple[float
     longest = max(durations_s)
     power = 10.0 ** math.floor(math.log10(max(longest, 1e-3) / most_bins))
     width = next(power * step for step in (1, 2, 5, 10, 20) if longest / (power * step) < most_bins)
-    n_bins = int(longest / width) + 1
-    counts = [0] * n_bins
-    for duration in durations_s:
-        counts[min(int(duration / width), n_bins - 1)] += 1
-    bins = [(round(i * width, 6), round((i + 1) * width, 6), count) for i, count in enumerate(counts)]
-    while bins and bins[0][2] == 0:
-        bins.pop(0)
-    return bins
+    counts = Counter(int(duration / width) for duration in durations_s)
+    bins = range(min(counts), max(counts) + 1)
+    return [(round(i * width, 6), round((i + 1) * width, 6), counts[i]) for i in bins]
 
 
 def format_report(report: CheckReport) -> str:
@@ -148,10 +144,7 @@ def _bars(durations_s: list[float]) -> list[str]:
 
 
 def _characters(splits: dict[str, SplitFigures]) -> list[str]:
-    total: dict[str, int] = {}
-    for figures in splits.values():
-        for character, count in figures.characters.items():
-            total[character] = total.get(character, 0) + count
+    total: Counter[str] = sum((Counter(figures.characters) for figures in splits.values()), Counter())
     ranked = sorted(total, key=lambda character: (-total[character], character))
     # Joined with a no-break space, so that no line ends between a character and its count.
     shown = [f"{_visible(character)}\u00a0{total[character]}" for character in ranked[:60]]

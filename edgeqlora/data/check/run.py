@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from edgeqlora.data.check.audio_findings import (
     audio_findings,
@@ -14,7 +14,13 @@ from edgeqlora.data.check.audio_findings import (
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, DataFinding, SplitFigures, format_report
-from edgeqlora.data.check.text_findings import case_findings, character_findings, text_findings, token_findings
+from edgeqlora.data.check.text_findings import (
+    case_findings,
+    character_findings,
+    crowded_findings,
+    text_findings,
+    token_findings,
+)
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import list_splits, load_rows
 from edgeqlora.data.row import Row
@@ -29,23 +35,18 @@ ALL = "all"
 def check_data(
     splits: Mapping[str, Sequence[Row]],
     window_s: float | None = None,
-    max_text_tokens: int | None = None,
-    tokenise: Callable[[str], Sequence[int]] | None = None,
-    suppressed: set[int] | None = None,
-    expected_scripts: set[str] | None = None,
-    unwritable: Callable[[str], set[str]] | None = None,
+    rules: LabelRules | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Decode every clip of every split once and report what is wrong.
 
-    window_s: what the encoder sees; clips beyond it are reported. tokenise: text to token ids, without prompt
-    and end; needed for `max_text_tokens` (room for text beside them) and `suppressed` (ids that decoding
-    never produces). expected_scripts: what the model writes, e.g. {"LATIN"}; without it, what the row's
-    language is written in. unwritable: characters of a text that the model cannot write. workers: decoding threads.
+    window_s: what the encoder sees; clips beyond it are reported. rules: what the model to be trained can write.
+    workers: decoding threads.
 
     Bad data is reported, never raised.
     """
+    rules = rules or LabelRules()
     rows = [row for split in splits.values() for row in split]
     facts = iter(inspect_clips(rows, workers, progress))
     clips: Clips = {name: [next(facts) for _ in split] for name, split in splits.items()}
@@ -54,9 +55,10 @@ def check_data(
         *length_findings(clips, window_s),
         *duplicate_findings(clips),
         *speaker_findings(clips),
-        *text_findings(clips, expected_scripts),
-        *character_findings(clips, unwritable),
-        *token_findings(clips, max_text_tokens, tokenise, suppressed or set()),
+        *text_findings(clips, rules.expected_scripts),
+        *character_findings(clips, rules.unwritable),
+        *token_findings(clips, rules),
+        *crowded_findings(clips, rules),
         *format_findings(clips),
         *case_findings(clips),
     ]
@@ -93,18 +95,7 @@ def run_check(
         else:
             only = inside[0] if len(inside) == 1 else name
             splits[name] = load_rows(source, split=only, limit=limit)
-    rules = rules or LabelRules()
-    return check_data(
-        splits,
-        window_s,
-        max_text_tokens=rules.max_text_tokens,
-        tokenise=rules.tokenise,
-        suppressed=set(rules.suppressed_ids),
-        expected_scripts=None if rules.expected_scripts is None else set(rules.expected_scripts),
-        unwritable=rules.unwritable,
-        workers=workers,
-        progress=progress,
-    )
+    return check_data(splits, window_s, rules, workers, progress)
 
 
 def _reading_order(split: str) -> tuple[int, str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Set
 
 from edgeqlora.data.check.clip_facts import Clips, all_clips, shown, training_split
 from edgeqlora.data.check.report import DataFinding, findings_of
+from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.text import scripts, scripts_of_language
 
 
-def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[DataFinding]:
+def text_findings(clips: Clips, expected: Set[str] | None) -> Iterator[DataFinding]:
     """Empty transcripts, wrong scripts, and characters that the first split never has."""
     empty = [shown(name, fact) for name, fact in all_clips(clips) if not fact.row.text.strip()]
     yield from findings_of(
@@ -22,7 +23,7 @@ def text_findings(clips: Clips, expected: set[str] | None) -> Iterator[DataFindi
     wrong: list[str] = []
     mixed: list[str] = []
     for name, fact in all_clips(clips):
-        allowed = expected
+        allowed: Set[str] | None = expected
         if allowed is None and fact.row.language is not None:
             allowed = scripts_of_language(fact.row.language)
         found = scripts(fact.row.text)
@@ -79,13 +80,12 @@ def character_findings(clips: Clips, unwritable: Callable[[str], set[str]] | Non
     )
 
 
-def token_findings(
-    clips: Clips, most: int | None, tokenise: Callable[[str], Sequence[int]] | None, suppressed: set[int]
-) -> Iterator[DataFinding]:
+def token_findings(clips: Clips, rules: LabelRules) -> Iterator[DataFinding]:
     """Transcripts beyond the model's limit, or with tokens that decoding never produces."""
-    if tokenise is None:
+    if rules.tokenise is None:
         return
-    ids_of = {text: tokenise(text) for text in {fact.row.text for _, fact in all_clips(clips)}}
+    most = rules.max_text_tokens
+    ids_of = {text: rules.tokenise(text) for text in {fact.row.text for _, fact in all_clips(clips)}}
     if most is not None:
         long = [
             f"{shown(name, fact)}: {len(ids_of[fact.row.text])} tokens"
@@ -101,7 +101,7 @@ def token_findings(
         )
     never: list[str] = []
     for name, fact in all_clips(clips):
-        ids = suppressed.intersection(ids_of[fact.row.text])
+        ids = rules.suppressed_ids.intersection(ids_of[fact.row.text])
         if ids:
             never.append(f"{shown(name, fact)}: ids {' '.join(map(str, sorted(ids)))}: {fact.row.text:.40}")
     yield from findings_of(
@@ -110,6 +110,27 @@ def token_findings(
         never,
         "transcript with tokens that decoding suppresses",
         "The model can never write them: each costs an error. Spell out or remove such symbols.",
+    )
+
+
+def crowded_findings(clips: Clips, rules: LabelRules) -> Iterator[DataFinding]:
+    """Transcripts that a clip of this length cannot give."""
+    if rules.fits is None or rules.tokenise is None:
+        return
+    crowded = [
+        f"{shown(name, fact)}: {fact.duration_s:.2f} s: {fact.row.text:.40}"
+        for name, fact in all_clips(clips)
+        if fact.error is None
+        and not (rules.unwritable and rules.unwritable(fact.row.text))
+        and not rules.fits(rules.tokenise(fact.row.text), fact.duration_s)
+    ]
+    yield from findings_of(
+        "too_short_for_text",
+        "error",
+        crowded,
+        "clip too short for its text",
+        "The model writes one character a step at most, and training refuses these. Correct the cut or the text, or remove "
+        "the row.",
     )
 
 

@@ -48,7 +48,7 @@ class Wav2Vec2Learner:
         log_p = torch.nn.functional.log_softmax(outputs.logits.float(), dim=-1).transpose(0, 1)
         n_outputs = torch.full((labels.shape[0],), log_p.shape[0], dtype=torch.long)
         if "attention_mask" in inputs:
-            n_outputs = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).cpu()
+            n_outputs = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).clamp(min=0).cpu()
         counted = labels != IGNORE
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC takes short labels only, and is not deterministic
             return torch.nn.functional.ctc_loss(
@@ -56,7 +56,7 @@ class Wav2Vec2Learner:
                 labels.clamp(min=0),
                 n_outputs,
                 counted.sum(-1).cpu(),
-                blank=self.processor.blank_id,
+                blank=self.processor.vocabulary.blank_id,
                 reduction="sum",
                 zero_infinity=True,
             )
@@ -71,10 +71,9 @@ class Wav2Vec2Decoder:
     """Decoder (see models/family.py): the likeliest character of each step, repeats and blanks taken out."""
 
     def __init__(self, learner: Wav2Vec2Learner, language: str | None):
-        processor = learner.processor
+        processor, words = learner.processor, learner.processor.vocabulary
         self._learner, self.language = learner, language
-        self.rules = {"blank_id": processor.blank_id, "word_delimiter": processor.delimiter, "language": language}
-        self._characters = processor.characters()
+        self.rules = {"blank_id": words.blank_id, "word_delimiter": words.delimiter, "language": language}
         self.collate = partial(collate, uses_mask=processor.uses_mask)
 
     def transcribe(
@@ -85,6 +84,7 @@ class Wav2Vec2Decoder:
 
         refuse_streams(states)
         model, processor = plain_model(self._learner.model), self._learner.processor
+        words = processor.vocabulary
         samples = [{"features": f, "n_valid": n, "target_ids": []} for f, n in zip(features, n_valid, strict=True)]
         inputs = self.collate(samples)
         del inputs["labels"]
@@ -94,7 +94,7 @@ class Wav2Vec2Decoder:
         texts = []
         for ids, n in zip(logits.argmax(-1).tolist(), n_valid, strict=True):
             kept = ids[: processor.n_outputs(n)] if processor.uses_mask else ids
-            texts.append(spell(collapse(kept, processor.blank_id), self._characters, processor.delimiter))
+            texts.append(spell(collapse(kept, words.blank_id), words.characters, words.delimiter))
         return [Transcription(text) for text in texts]
 
 
@@ -136,11 +136,6 @@ def load_learner(source: str, quantise: bool = False, dtype: str = "float32", de
         model = Wav2Vec2ForCTC.from_pretrained(source, apply_spec_augment=False, layerdrop=0.0, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise cannot_load(source, "the model", error) from error
-    if model.config.vocab_size < max(processor.vocabulary.values()) + 1:
-        raise UserError(
-            f"{source}: the tokenizer has ids up to {max(processor.vocabulary.values())}, the model's head writes "
-            f"{model.config.vocab_size}: use the tokenizer that came with the model"
-        )
     if quantise:
         keep_linear4bit_in_train_mode(model)
     elif device != "cpu":

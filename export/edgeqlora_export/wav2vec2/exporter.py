@@ -12,6 +12,7 @@ import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from edgeqlora_export.family import Progress, difference_gate, read_part, token_gate
+from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, SAMPLE_RATE_HZ, Vocabulary, check_window, read_vocabulary
 from edgeqlora_export.wav2vec2.graphs import export_ctc
 from edgeqlora_jetson.audio.features import WaveformFeatures, n_outputs
 from edgeqlora_jetson.audio.windows import window_samples
@@ -20,11 +21,9 @@ from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_text
 from edgeqlora_jetson.schema import Gate, Manifest
 
-SAMPLE_RATE_HZ = 16000
-LONGEST_WINDOW_S, WINDOW_STEP_S = 30.0, 0.02
-
 FEATURE_LIMIT = 1e-5
-"""Largest difference allowed between the runner's normalised samples and the model's own extractor (measured: 2e-6)."""
+"""Largest difference allowed between the runner's normalised samples and the model's own extractor, times the largest of
+them (at least 1; measured: 2e-6)."""
 
 RELATIVE_LIMIT = 5e-4
 """Largest difference allowed of logits, times the largest magnitude of the reference (at least 1; measured: 8e-6)."""
@@ -33,10 +32,10 @@ BATCH_SIZES = (1, 2, 4)
 
 
 class Wav2Vec2Exporter:
-    """A merged CTC model with its tokenizer and feature extractor."""
+    """A merged CTC model with its feature extractor and vocabulary."""
 
-    def __init__(self, model: Any, tokenizer: Any, extractor: Any):
-        self.base_model, self.tokenizer, self.extractor = model, tokenizer, extractor
+    def __init__(self, model: Any, extractor: Any, vocabulary: Vocabulary):
+        self.base_model, self.extractor, self._vocabulary = model, extractor, vocabulary
         self._kernels = [int(n) for n in model.config.conv_kernel]
         self._strides = [int(n) for n in model.config.conv_stride]
         self._uses_mask = bool(extractor.return_attention_mask)
@@ -45,11 +44,7 @@ class Wav2Vec2Exporter:
         if not windows_s:
             raise UserError(f"windows_s is empty: give one or more windows of at most {LONGEST_WINDOW_S:g} s")
         for window_s in windows_s:
-            steps = window_s / WINDOW_STEP_S
-            if not WINDOW_STEP_S <= window_s <= LONGEST_WINDOW_S + 1e-9 or abs(steps - round(steps)) > 1e-6:
-                raise UserError(
-                    f"window_s={window_s:g}: allowed are multiples of {WINDOW_STEP_S} s up to {LONGEST_WINDOW_S:g} s"
-                )
+            check_window(window_s)
             if not self._n_steps(window_s):
                 raise UserError(f"window_s={window_s:g} is shorter than one step of the model's output")
         return sorted({float(window_s) for window_s in windows_s})
@@ -62,8 +57,8 @@ class Wav2Vec2Exporter:
             "features": {"kind": "waveform", "normalise": bool(self.extractor.do_normalize)},
             "decoder": {
                 "kind": "ctc",
-                "blank_id": int(self.tokenizer.pad_token_id),
-                "word_delimiter": self.tokenizer.word_delimiter_token,
+                "blank_id": self._vocabulary.blank_id,
+                "word_delimiter": self._vocabulary.delimiter,
                 "uses_mask": self._uses_mask,
                 "conv_kernel": self._kernels,
                 "conv_stride": self._strides,
@@ -78,9 +73,9 @@ class Wav2Vec2Exporter:
         export_ctc(self.base_model, path, attention_mask=self._uses_mask, opset=opset)
         return {"ctc": path}
 
-    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         """One optimization profile a window: samples and steps are fixed by it."""
-        batches = {"min": 1, "opt": opt_batch, "max": max_batch}
+        batches = {"min": 1, "opt": 1, "max": max_batch}
         profiles, longest = [], 0
         for window_s in sorted(manifest["audio"]["windows_s"]):
             n_steps = self._n_steps(window_s)
@@ -98,7 +93,7 @@ class Wav2Vec2Exporter:
         }
 
     def write_tables(self, folder: Path, manifest: Manifest) -> None:
-        table = json.dumps(self._characters(), ensure_ascii=False, separators=(",", ":"))
+        table = json.dumps(self._vocabulary.characters, ensure_ascii=False, separators=(",", ":"))
         write_text(folder / manifest["decoder"]["detokenizer"], table + "\n")
 
     def prove(
@@ -114,7 +109,7 @@ class Wav2Vec2Exporter:
             clips = [audio[:length] for audio in audios]
             batch, n_samples = features(clips, window_s), [len(clip) for clip in clips]
             own = np.concatenate([self._extract(clip, length) for clip in clips])
-            worst = max(worst, float(np.abs(batch - own).max()))
+            worst = max(worst, float(np.abs(batch - own).max()) / max(1.0, float(np.abs(own).max())))
             references, cases = [], []
             for start in range(0, len(clips), max(BATCH_SIZES)):
                 references.append(self._torch_logits(batch[start : start + 4], n_samples[start : start + 4]))
@@ -135,13 +130,11 @@ class Wav2Vec2Exporter:
                 )
             )
             expected = [
-                collapse(row[: self._n_valid(n, len(row))].argmax(-1).tolist(), int(self.tokenizer.pad_token_id))
+                collapse(row[: self._n_valid(n, len(row))].argmax(-1).tolist(), self._vocabulary.blank_id)
                 for row, n in zip(reference, n_samples, strict=True)
             ]
             gates.append(token_gate(window_s, expected, decoder.decode(batch, n_samples, window_s).tokens))
-        detail = (
-            f"max abs difference from the model's extractor over {len(audios)} clips, {len(bundle.windows_s)} windows"
-        )
+        detail = f"max difference from the model's extractor, relative to the loudest sample, over {len(audios)} clips, {len(bundle.windows_s)} windows"
         return [difference_gate("samples", worst, FEATURE_LIMIT, detail), *gates]
 
     def _n_steps(self, window_s: float) -> int:
@@ -164,20 +157,10 @@ class Wav2Vec2Exporter:
             logits: np.ndarray = self.base_model(**inputs).logits.numpy()
         return logits
 
-    def _characters(self) -> list[str | None]:
-        """What each id stands for, None for the special ones (of which transformers thinks the word delimiter is one)."""
-        table: list[str | None] = [None] * int(self.base_model.config.vocab_size)
-        special = set(self.tokenizer.all_special_tokens) - {self.tokenizer.word_delimiter_token}
-        for token, number in self.tokenizer.get_vocab().items():
-            table[number] = None if token in special else token
-        return table
-
 
 def load_exporter(folder: Path) -> Wav2Vec2Exporter:
     """Model in fp32 and eval mode, tokenizer, feature extractor. UserError where a part of it cannot be read."""
     model = read_part(folder, "weights", lambda: Wav2Vec2ForCTC.from_pretrained(folder, dtype=torch.float32))
     tokenizer = read_part(folder, "tokenizer", lambda: Wav2Vec2CTCTokenizer.from_pretrained(folder))
     extractor = read_part(folder, "preprocessor", lambda: Wav2Vec2FeatureExtractor.from_pretrained(folder))
-    if extractor.sampling_rate != SAMPLE_RATE_HZ:
-        raise UserError(f"{folder}: sampling rate is {extractor.sampling_rate}, allowed is {SAMPLE_RATE_HZ}")
-    return Wav2Vec2Exporter(model.eval(), tokenizer, extractor)
+    return Wav2Vec2Exporter(model.eval(), extractor, read_vocabulary(folder, tokenizer, extractor, model.config))

@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2ForCTC
 
-from edgeqlora_export.onnx_graph import INLINE_LIMIT_BYTES, check_exportable, write_graph
+from edgeqlora_export.onnx_graph import check_exportable, evaluating, write_graph
 from edgeqlora_export.wav2vec2.modules import CtcExport
 from edgeqlora_jetson.errors import UserError
 
 
-def export_ctc(
-    model: Any,
-    path: Path | str,
-    *,
-    attention_mask: bool,
-    opset: int = 13,
-    inline_limit_bytes: int = INLINE_LIMIT_BYTES,
-) -> None:
+def export_ctc(model: Any, path: Path | str, *, attention_mask: bool, opset: int = 13) -> None:
     """Write the graph of a CTC model to `path`, weights inside, or beside it as .data where they are too large.
 
     model: a transformers Wav2Vec2ForCTC of any size in fp32 on the CPU, exported in eval mode and left as it was.
@@ -45,13 +38,8 @@ def export_ctc(
         example.append(torch.ones(batch, frames))
         axes["frame_mask"] = {0: "batch", 1: "n_frames"}
     inputs = ["audio", "frame_mask"][: len(example)]
-    was_training = model.training
-    model.eval()
-    try:
-        module = CtcExport(model).eval()
-        write_graph(module, tuple(example), Path(path), inputs, ["logits"], axes, opset, inline_limit_bytes)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        write_graph(CtcExport(model).eval(), tuple(example), Path(path), inputs, ["logits"], axes, opset)
 
 
 def _n_samples_needed(frames: int, config: Any) -> int:

@@ -12,22 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeqlora_export.layers import MASKED, Attention, Reshape
-
-
-def _as_conv2d(conv: nn.Conv1d) -> nn.Conv2d:
-    """A Conv1d over time as a Conv2d of height 1: TensorRT 8.2 documents only 2-D and 3-D convolutions.
-
-    A weight norm on `conv` is folded: reading its `weight` gives the product.
-    """
-    (kernel,), (stride,), has_bias = conv.kernel_size, conv.stride, conv.bias is not None
-    shape = ((1, kernel), (1, stride), (0, int(conv.padding[0])))
-    out = nn.Conv2d(conv.in_channels, conv.out_channels, *shape, groups=conv.groups, bias=has_bias)
-    with torch.no_grad():
-        out.weight.copy_(conv.weight.unsqueeze(2))
-        if conv.bias is not None and out.bias is not None:
-            out.bias.copy_(conv.bias)
-    return out
+from edgeqlora_export.layers import MASKED, Attention, Reshape, as_conv2d
 
 
 class _Norm(nn.Module):
@@ -57,7 +42,7 @@ def _feature_layer(layer: Any) -> nn.Sequential:
     """Convolution, norm if the layer has one, activation: (batch, channels, 1, n) -> fewer frames."""
     norm = getattr(layer, "layer_norm", None)
     norms = [] if norm is None else [_Norm(norm, 3 if isinstance(norm, nn.GroupNorm) else 1)]
-    return nn.Sequential(_as_conv2d(layer.conv), *norms, layer.activation)
+    return nn.Sequential(as_conv2d(layer.conv), *norms, layer.activation)
 
 
 class _PositionalConvolution(nn.Module):
@@ -65,7 +50,7 @@ class _PositionalConvolution(nn.Module):
 
     def __init__(self, embedding: Any, hidden_size: int) -> None:
         super().__init__()
-        self.conv, self.activation = _as_conv2d(embedding.conv), embedding.activation
+        self.conv, self.activation = as_conv2d(embedding.conv), embedding.activation
         self.hidden_size, self.n_extra = hidden_size, embedding.padding.num_pad_remove
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeqlora_export.whisper.modules import cache_names
 from edgeqlora_export.whisper.windowed import window_frames
 from edgeqlora_jetson.errors import UserError
 
@@ -18,13 +19,12 @@ def engine_graphs(
     n_prompt: int,
     max_new_tokens: Mapping[str, int],
     max_batch: int,
-    opt_batch: int = 1,
 ) -> dict[str, Any]:
     """The engine request's "graphs": encoder and decoder, with every shape that they must take.
 
     model: n_layers, n_heads, head_dim, n_mels and max_target_positions of the manifest's "model". n_prompt: tokens of
     the prompt, which the decoder's first run takes. max_new_tokens: by window, as in the manifest's "decoder".
-    opt_batch: the batch that kernels are chosen for.
+    Kernels are chosen for batch 1.
 
     Optimization profiles: the encoder has one for each window, whose frames are fixed; the decoder has "prefill" (the
     prompt, no past) and "step" (one token, past 1 to the last position needed). Past lengths end at the longest
@@ -43,17 +43,14 @@ def engine_graphs(
             f"the model's {positions_limit} positions"
         )
     frames = sorted({window_frames(window_s) for window_s in windows_s})
-    batches = {"min": 1, "opt": opt_batch, "max": max_batch}
+    batches = {"min": 1, "opt": 1, "max": max_batch}
     # A single past length would make the step a fixed shape: the transcript of one token has no step at all.
     n_past = {"min": 1, "opt": max(1, (n_prompt + max_positions) // 2), "max": max(1, max_positions - 1)}
     heads, head_dim, n_audio = int(model["n_heads"]), int(model["head_dim"]), frames[-1] // 2
-    layers = range(int(model["n_layers"]))
+    n_layers = int(model["n_layers"])
     cross_k, cross_v = [max_batch, heads, head_dim, n_audio], [max_batch, heads, n_audio, head_dim]
-    cross = {f"cross_{kind}_{i}": cross_k if kind == "k" else cross_v for i in layers for kind in ("k", "v")}
-    present = {
-        f"present_{kind}_{i}": [max_batch, heads, max_positions, head_dim] for i in layers for kind in ("k", "v")
-    }
-    past = [f"past_{kind}_{i}" for i in layers for kind in ("k", "v")]
+    cross = {name: cross_k if "_k_" in name else cross_v for name in cache_names("cross", n_layers)}
+    present = {name: [max_batch, heads, max_positions, head_dim] for name in cache_names("present", n_layers)}
     return {
         "encoder": {
             "optimization_profiles": [
@@ -75,7 +72,7 @@ def engine_graphs(
                 {"name": "step", "inputs": _decoder_inputs(model, batches, 1, n_past, frames)},
             ],
             "outputs": {"logits": [max_batch, int(model["vocab_size"])], **present},
-            "on_device": [*past, *cross, *present],
+            "on_device": [*cache_names("past", n_layers), *cross, *present],
         },
     }
 

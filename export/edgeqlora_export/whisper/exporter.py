@@ -67,14 +67,13 @@ class WhisperExporter:
     def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
         return export_whisper(self.base_model, folder, opset)
 
-    def engine_graphs(self, manifest: Manifest, max_batch: int, opt_batch: int) -> dict[str, Any]:
+    def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         return engine_graphs(
             model=manifest["model"],
             windows_s=manifest["audio"]["windows_s"],
             n_prompt=len(manifest["decoder"]["prompt_ids"]),
             max_new_tokens=manifest["decoder"]["max_new_tokens"],
             max_batch=max_batch,
-            opt_batch=opt_batch,
         )
 
     def write_tables(self, folder: Path, manifest: Manifest) -> None:

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from edgeqlora_export.onnx_graph import INLINE_LIMIT_BYTES, check_exportable, write_graph
+from edgeqlora_export.onnx_graph import check_exportable, evaluating, write_graph
 from edgeqlora_export.whisper.modules import WhisperDecoderExport, WhisperEncoderExport, cache_names
 from edgeqlora_export.whisper.windowed import base_whisper
 
 
-def export_whisper(
-    model: Any, out_dir: Path | str, opset: int = 13, inline_limit_bytes: int = INLINE_LIMIT_BYTES
-) -> dict[str, Path]:
+def export_whisper(model: Any, out_dir: Path | str, opset: int = 13) -> dict[str, Path]:
     """Write encoder.onnx and decoder.onnx (and a .onnx.data beside each that is too large) into `out_dir`.
 
     model: a transformers WhisperForConditionalGeneration of any size, at its native window; it is exported in
@@ -25,15 +23,11 @@ def export_whisper(
     check_exportable(base, opset)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    was_training = base.training
-    base.eval()
-    try:
-        return _export_both(base, out_dir, opset, inline_limit_bytes)
-    finally:
-        base.train(was_training)
+    with evaluating(base):
+        return _export_both(base, out_dir, opset)
 
 
-def _export_both(model: Any, out_dir: Path, opset: int, inline_limit_bytes: int) -> dict[str, Path]:
+def _export_both(model: Any, out_dir: Path, opset: int) -> dict[str, Path]:
     config = model.config
     n_layers, heads = config.decoder_layers, config.decoder_attention_heads
     cross, past, present = (cache_names(kind, n_layers) for kind in ("cross", "past", "present"))
@@ -54,7 +48,7 @@ def _export_both(model: Any, out_dir: Path, opset: int, inline_limit_bytes: int)
     axes |= {name: {0: "batch", 2: "n_past"} for name in past}
     axes |= {name: {0: "batch", 2: "n_total"} for name in present}
     paths = {"encoder": out_dir / "encoder.onnx", "decoder": out_dir / "decoder.onnx"}
-    write_graph(encoder, (mel,), paths["encoder"], ["mel"], cross, axes, opset, inline_limit_bytes)
+    write_graph(encoder, (mel,), paths["encoder"], ["mel"], cross, axes, opset)
     del encoder
     write_graph(
         WhisperDecoderExport(model).eval(),
@@ -64,6 +58,5 @@ def _export_both(model: Any, out_dir: Path, opset: int, inline_limit_bytes: int)
         ["logits", *present],
         axes,
         opset,
-        inline_limit_bytes,
     )
     return paths

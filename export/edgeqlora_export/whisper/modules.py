@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeqlora_export.layers import MASKED, Attention, split_heads
+from edgeqlora_export.layers import MASKED, Attention, as_conv2d, split_heads
 
 
 class _VocabularyProjection(torch.autograd.Function):
@@ -28,28 +28,6 @@ class _VocabularyProjection(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, w: Any) -> Any:
         return g.op("Gemm", x, w, transB_i=1)
-
-
-class _Convolution(nn.Module):
-    """A Conv1d over time as a Conv2d of height 1: TensorRT 8.2 documents only 2-D and 3-D convolutions."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            kernel_size=(1, conv.kernel_size[0]),
-            stride=(1, conv.stride[0]),
-            padding=(0, int(conv.padding[0])),
-        )
-        with torch.no_grad():
-            self.conv.weight.copy_(conv.weight.unsqueeze(2))
-            if conv.bias is not None and self.conv.bias is not None:
-                self.conv.bias.copy_(conv.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, 1, n) -> (batch, channels, 1, n / stride)"""
-        return self.conv(x)
 
 
 class _EncoderLayer(nn.Module):
@@ -76,7 +54,7 @@ class WhisperEncoderExport(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         encoder = model.model.encoder
-        self.conv1, self.conv2 = _Convolution(encoder.conv1), _Convolution(encoder.conv2)
+        self.conv1, self.conv2 = as_conv2d(encoder.conv1), as_conv2d(encoder.conv2)
         self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
         self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
         self.norm = encoder.layer_norm

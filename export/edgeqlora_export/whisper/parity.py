@@ -6,14 +6,14 @@ Measuring and judging are apart: `measure_parity` returns one gate for each wind
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from edgeqlora_export.family import Progress, difference_gate, token_gate
+from edgeqlora_export.onnx_graph import evaluating
 from edgeqlora_export.whisper.decoding import torch_greedy
 from edgeqlora_export.whisper.windowed import base_whisper, windowed
 from edgeqlora_jetson.decoders import KeyValueDecoder
@@ -49,9 +49,6 @@ def measure_parity(
     runtime: Any,
     mels: Mapping[float, np.ndarray],
     manifest: Manifest,
-    *,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    past_lengths: Sequence[int] = PAST_LENGTHS,
     progress: Progress = lambda message: None,
 ) -> list[Gate]:
     """Compare `runtime` (of edgeqlora_jetson, holding the exported graphs) with `model`, on real clips.
@@ -64,32 +61,26 @@ def measure_parity(
     base, spec = base_whisper(model), manifest["decoder"]
     decoder = KeyValueDecoder(runtime, manifest)
     gates: list[Gate] = []
-    with _evaluating(base):
+    with evaluating(base):
         for window_s, clips in sorted(mels.items()):
             if not len(clips):
                 raise UserError(f"window {window_s:g} s: 0 clips for the parity check; give at least one")
             progress(f"parity with torch at {window_s:g} s: {len(clips)} clips")
             with windowed(base, window_s):
-                gates += _tensor_gates(base, decoder, window_s, clips, spec, batch_sizes, past_lengths)
-                gates.append(_tokens(base, decoder, window_s, clips, spec, max(batch_sizes)))
+                gates += _tensor_gates(base, decoder, window_s, clips, spec)
+                gates.append(_tokens(base, decoder, window_s, clips, spec))
     return gates
 
 
 def _tensor_gates(
-    model: Any,
-    decoder: KeyValueDecoder,
-    window_s: float,
-    clips: np.ndarray,
-    spec: Decoder,
-    batch_sizes: Sequence[int],
-    past_lengths: Sequence[int],
+    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder
 ) -> list[Gate]:
     encoder_cases, decoder_cases = [], []
     positions = model.config.max_target_positions
     prompt = spec["prompt_ids"]
     # Past 0 is the prefill: the whole prompt at once.
-    fitting = [n for n in past_lengths if n + (1 if n else len(prompt)) <= positions]
-    for batch in batch_sizes:
+    fitting = [n for n in PAST_LENGTHS if n + (1 if n else len(prompt)) <= positions]
+    for batch in BATCH_SIZES:
         mel = np.ascontiguousarray(np.resize(clips, (batch, *clips.shape[1:])))
         with torch.no_grad():
             audio_features = model.model.encoder(torch.from_numpy(mel)).last_hidden_state
@@ -109,8 +100,8 @@ def _tensor_gates(
             if n_past:
                 state.step(tokens[:, :n_past])
             decoder_cases.append(_compare(state.step(tokens[:, n_past:]), reference, f"batch {batch}, past {n_past}"))
-    done = f"batch {_listed(batch_sizes)}"
-    skipped = [n for n in past_lengths if n not in fitting]
+    done = f"batch {_listed(BATCH_SIZES)}"
+    skipped = [n for n in PAST_LENGTHS if n not in fitting]
     pasts = f", past {_listed(fitting)}"
     if skipped:
         pasts += f"; past {_listed(skipped)} skipped: the model holds {positions} positions"
@@ -120,15 +111,13 @@ def _tensor_gates(
     ]
 
 
-def _tokens(
-    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder, batch: int
-) -> Gate:
+def _tokens(model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder) -> Gate:
     """Greedy tokens of every clip, by torch and by the exported graphs."""
     limit = spec["max_new_tokens"][str(float(window_s))]
     expected: list[list[int]] = []
     found: list[list[int]] = []
-    for start in range(0, len(clips), batch):
-        mel = np.ascontiguousarray(clips[start : start + batch])
+    for start in range(0, len(clips), max(BATCH_SIZES)):
+        mel = np.ascontiguousarray(clips[start : start + max(BATCH_SIZES)])
         expected += torch_greedy(model, mel, spec, limit)
         found += decoder.greedy(mel, limit).tokens
     return token_gate(window_s, expected, found)
@@ -170,13 +159,3 @@ def _gate(name: str, cases: Sequence[_Worst], done: str) -> Gate:
 
 def _listed(values: Sequence[int]) -> str:
     return "/".join(str(value) for value in values)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -97,6 +97,7 @@ class TensorRt(object):
         """All buffers, once, at their largest: nothing is allocated while decoding."""
         self._io: Dict[Tuple[str, str], IoBuffer] = {}
         self._device: Dict[Tuple[str, str], List[DeviceBuffer]] = {}
+        self._owner: Dict[int, KeptTensor] = {}  # by address: what lies there now
         self._nothing = DeviceBuffer(self._cuda, 1, np.dtype(np.float32)).address
         for graph, contexts in self._contexts.items():
             asked, tensors = request["graphs"][graph], contexts[0].tensors
@@ -131,6 +132,8 @@ class TensorRt(object):
         addresses, kept = {}, {}
         for name, value in inputs.items():
             if isinstance(value, KeptTensor):
+                if self._owner[value.address] is not value:
+                    raise ValueError("{}: what was kept is written over: one batch is decoded at a time".format(name))
                 addresses[name] = value.address
             elif (graph, name) in self._io:
                 addresses[name] = self._io[graph, name].address
@@ -140,7 +143,7 @@ class TensorRt(object):
         for name, shape in shapes.items():
             if name in keep:
                 free = next(b.address for b in self._device[graph, name] if b.address not in in_use)
-                kept[name] = KeptTensor(free, tuple(shape))
+                kept[name] = self._owner[free] = KeptTensor(free, tuple(shape))
                 addresses[name] = free
             else:
                 addresses[name] = self._io[graph, name].address

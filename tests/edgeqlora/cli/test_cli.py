@@ -147,3 +147,19 @@ def test_the_bundle_alone_is_taken_out_of_what_goes_to_the_board():
         (["--cache", "b", "b", "--strict"], ["--cache", "b", "--strict"]),
     ):
         assert _without_bundle(parser, arguments, parser.parse_args(["bench", *arguments])) == rest
+
+
+def test_an_abbreviated_flag_is_refused_by_the_board_commands():
+    for arguments in (["bench", "b", "--o", "x"], ["bench", "b", "--host", "h", "--o", "x"], ["soak", "b", "--h", "1"]):
+        done = subprocess.run([sys.executable, "-m", "edgeqlora", *arguments], capture_output=True, text=True)
+        assert done.returncode == 2, arguments
+        assert "unrecognized arguments" in done.stderr
+
+
+def test_ssh_flags_are_in_the_help_with_a_host_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqlora", "bench", "b", "--host", "h", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--identity" in done.stdout
+    assert "--repeats" in done.stdout

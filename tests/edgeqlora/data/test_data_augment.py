@@ -210,7 +210,7 @@ def test_torchaudio_that_does_not_load_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     with pytest.raises(UserError, match=r"^torchaudio \S+ does not match torch .*pip install"):
         load_torchaudio()
-    monkeypatch.setattr(augment, "_version", lambda name: None if name == "torchaudio" else "2.6.0+cu124")
+    monkeypatch.setattr(augment, "installed_version", lambda name: None if name == "torchaudio" else "2.6.0+cu124")
     with pytest.raises(UserError, match=r'not installed. Install .* pip install "torchaudio==2.6.\*"'):
         change_speed(tone(100), 0.9)
     monkeypatch.undo()

@@ -28,6 +28,9 @@ def clip(tmp_path):
     return write
 
 
+LATIN = LabelRules(expected_scripts=frozenset({"LATIN"}))
+
+
 def found(report: CheckReport) -> dict[str, int]:
     return {finding.name: finding.count for finding in report.findings}
 
@@ -41,7 +44,7 @@ def test_good_data_has_no_findings(clip):
         "train": [clip("a.wav", speaker="x", duration=0.5), clip("b.wav", speaker="x")],
         "test": [clip("c.wav", speaker="y", language="en")],
     }
-    report = check_data(splits, window_s=0.5, expected_scripts={"LATIN"})
+    report = check_data(splits, window_s=0.5, rules=LATIN)
     assert found(report) == {}
     assert report.n_errors == 0
     assert "nothing to correct" in format_report(report)
@@ -136,13 +139,13 @@ def test_scripts(clip):
     report = check_data({"train": rows})
     assert found(report) == {"wrong_script": 1, "mixed_script": 1}
     assert finding(report, "wrong_script").examples[0].endswith("a.wav: CYRILLIC: привет")
-    assert found(check_data({"train": rows}, expected_scripts={"LATIN"}))["wrong_script"] == 2
+    assert found(check_data({"train": rows}, rules=LATIN))["wrong_script"] == 2
 
 
 def test_tokens(clip):
     rows = [clip("a.wav", text="one two three four"), clip("b.wav", text="one #")]
     tokenise = {"one two three four": [1, 2, 3, 4], "one #": [1, 7]}.__getitem__
-    report = check_data({"train": rows}, max_text_tokens=3, tokenise=tokenise, suppressed={7, 8})
+    report = check_data({"train": rows}, rules=LabelRules(tokenise, 3, frozenset({7, 8})))
     assert found(report) == {"label_too_long": 1, "suppressed_token": 1}
     assert finding(report, "label_too_long").examples[0].endswith("a.wav: 4 tokens")
     assert finding(report, "suppressed_token").examples[0].endswith("b.wav: ids 7: one #")

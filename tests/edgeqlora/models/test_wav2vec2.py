@@ -1,9 +1,11 @@
 """Wav2Vec2 CTC behind the seam: features, labels, loss and texts are transformers' own, and the whole line runs on it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,12 +76,97 @@ def test_windows_out_of_range(tiny_ctc, window_s):
 
 def test_text_is_spelled_in_the_case_and_the_characters_of_the_vocabulary(tiny_ctc):
     processor = load_processor(str(tiny_ctc))
-    a = processor.vocabulary["a"]
-    assert processor.text_ids("  A, a! ") == [a, processor.vocabulary["|"], a]
+    a = processor.vocabulary.ids["a"]
+    assert processor.text_ids("  A, a! ") == [a, processor.vocabulary.ids["|"], a]
     # A typographic apostrophe is the plain one; a letter that is missing is the unknown token, and is named.
-    assert processor.text_ids("a\u2019a") == [a, processor.vocabulary["'"], a]
-    assert processor.text_ids("ä") == [processor.unknown_id]
+    assert processor.text_ids("a\u2019a") == [a, processor.vocabulary.ids["'"], a]
+    assert processor.text_ids("ä") == [processor.vocabulary.unknown_id]
     assert processor.unwritable("Straße 7, a") == {"ß", "7"}
+
+
+def test_labels_split_where_scoring_splits(tiny_ctc):
+    """A hyphen, a dash or a slash stands between words; a sign that is spoken cannot be written; Turkish keeps its i."""
+    from edgeqlora_jetson.wer import NORMALISERS
+
+    processor = load_processor(str(tiny_ctc))
+    words = processor.vocabulary
+    for text in ("the well-known half-open door", "AND/OR", "stop — now", "don't! \u201cwait\u201d"):
+        written = spell(processor.text_ids(text), words.characters, words.delimiter)
+        assert NORMALISERS["basic"](written) == NORMALISERS["basic"](text), text
+    assert processor.unwritable("five \u20ac and a+b") == {"\u20ac", "+"}
+    assert processor.unwritable("\u0130stanbul") == set()
+
+
+def broken(model: Path, folder: Path, vocabulary=None, **tokenizer) -> Path:
+    """A copy of a model with another vocab.json or tokenizer_config.json."""
+    shutil.copytree(model, folder)
+    if vocabulary is not None:
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, **tokenizer}))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "train"])
+@pytest.mark.parametrize("case", ["no blank", "beyond the head"])
+def test_a_vocabulary_that_does_not_belong_is_refused_by_every_command(tiny_ctc, clips, tmp_path, command, case):
+    ids = json.loads((tiny_ctc / "vocab.json").read_text())
+    vocabulary, tokenizer, message = {
+        "no blank": (None, {"pad_token": None}, r"needs a padding token \(the blank of CTC, found None\)"),
+        "beyond the head": ({**ids, "\u00e9": len(ids)}, {}, f"head writes {len(ids)} ids, .*'\u00e9' beyond them"),
+    }[case]
+    model = broken(tiny_ctc, tmp_path / "model", vocabulary, **tokenizer)
+    result = run(
+        *{
+            "evaluate": ["evaluate", model, "-d", clips, "--window-s", 1],
+            "export": ["export", model, "-d", clips, "--window-s", 1, "-o", tmp_path / "out"],
+            "train": train_arguments(model, clips, tmp_path / "out"),
+        }[command]
+    )
+    with pytest.raises(UserError, match=message):
+        raise result.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_without_its_delimiter(tiny_ctc):
+    """transformers gives "|" for the delimiter whatever tokenizer_config.json says (5.24): it may not be there."""
+    from edgeqlora_export.wav2vec2.checks import read_vocabulary
+
+    processor = load_processor(str(tiny_ctc))
+    ids = {"<sp>" if token == "|" else token: n for token, n in processor.tokenizer.get_vocab().items()}
+    tokenizer = SimpleNamespace(
+        word_delimiter_token="|", all_special_tokens=["<pad>"], pad_token="<pad>", get_vocab=lambda: ids
+    )
+    config = SimpleNamespace(vocab_size=len(ids), add_adapter=False)
+    with pytest.raises(UserError, match=r"its word delimiter '\|' in vocab.json"):
+        read_vocabulary("here", tokenizer, processor.feature_extractor, config)
+    config.add_adapter = True
+    with pytest.raises(UserError, match="add_adapter=True, allowed is False"):
+        read_vocabulary("here", tokenizer, processor.feature_extractor, config)
+
+
+def test_a_head_wider_than_the_vocabulary_and_special_tokens_behind_it_are_right(tiny_ctc, clips, tmp_path):
+    """As in the fine-tuning guides: vocab.json without <s> and </s>, which transformers adds behind it."""
+    ids = json.loads((tiny_ctc / "vocab.json").read_text())
+    short = {token: n for n, token in enumerate(t for t in ids if t not in ("<s>", "</s>"))}
+    config = json.loads((tiny_ctc / "config.json").read_text())
+    assert config["vocab_size"] == len(short) + 2
+    model = broken(tiny_ctc, tmp_path / "model", {k: v for k, v in short.items() if k not in "xyz"})
+    for arguments in (["evaluate", model], ["export", model, "-o", tmp_path / "out"]):
+        result = run(*arguments, "-d", clips, "--window-s", 1)
+        assert result.exit_code == 0, result.output
+
+
+def test_a_loud_click_in_a_quiet_clip_passes_the_gate(tiny_ctc, tmp_path):
+    import soundfile
+
+    audio = np.random.default_rng(0).normal(0, 0.003, 96000).astype(np.float32)
+    audio[5000:5004] = 0.95
+    soundfile.write(tmp_path / "click.wav", audio, 16000)
+    (tmp_path / "rows.jsonl").write_text('{"audio": "click.wav", "text": "stop"}\n')
+    result = run("export", tiny_ctc, "-d", tmp_path / "rows.jsonl", "--window-s", 6, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
 
 
 def test_steps_are_counted_as_the_model_counts_them(tiny_ctc):
@@ -95,7 +182,7 @@ def test_a_repeated_character_needs_a_blank_between(tiny_ctc):
     assert processor.fits(processor.text_ids("abcd"), seconds)
     assert processor.fits(processor.text_ids("abb"), seconds)
     assert not processor.fits(processor.text_ids("aabb"), seconds)
-    assert not processor.fits([processor.unknown_id], 10.0)
+    assert not processor.fits([processor.vocabulary.unknown_id], 10.0)
 
 
 def test_collapse_by_hand():
@@ -107,8 +194,9 @@ def test_collapse_by_hand():
 def test_words_come_back_as_words(tiny_ctc):
     """The tokenizer of transformers counts its word delimiter among the special tokens, which are not written."""
     processor = load_processor(str(tiny_ctc))
-    assert spell(processor.text_ids("lights on"), processor.characters(), processor.delimiter) == "lights on"
-    assert processor.characters()[processor.blank_id] is None
+    words = processor.vocabulary
+    assert spell(processor.text_ids("lights on"), words.characters, words.delimiter) == "lights on"
+    assert words.characters[words.blank_id] is None
 
 
 def test_loss_is_that_of_transformers(tiny_ctc):
@@ -226,6 +314,10 @@ def test_data_check_counts_what_cannot_be_written(tiny_ctc, clips, tmp_path):
     assert result.exit_code == 1
     assert "ERROR    1 x text with characters that the model cannot write" in result.output
     assert "'7': 7 lights" in result.output
+    data = write_rows(clips, tmp_path / "long.jsonl", "a very long text that nobody can say in less than half a second")
+    result = run("data", "check", data, "-m", tiny_ctc)
+    assert result.exit_code == 1
+    assert "1 x clip too short for its text" in result.output
 
 
 def test_the_embedded_model_goes_the_whole_line(tmp_path):

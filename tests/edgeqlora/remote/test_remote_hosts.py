@@ -42,12 +42,6 @@ def test_ports_have_a_range(text: str):
         parse_host(text)
 
 
-def test_a_port_for_all_hosts_that_name_none():
-    assert [host.port for host in parse_hosts(["a", "b:7"], port=2222)] == [2222, 7]
-    with pytest.raises(UserError, match="port=99999, allowed: 1 to 65535"):
-        parse_hosts(["a"], port=99999)
-
-
 def test_a_host_is_named_once():
     with pytest.raises(UserError, match="would both write the folder 'nano'"):
         parse_hosts(["nano", "tx2", "nano"])
@@ -161,13 +155,3 @@ def test_a_folder_that_cannot_be_written():
 
 def test_far_text_cannot_steer_this_terminal():
     assert printable("ok\t\u00e4 \x1b[2J\r") == "ok\t\u00e4 \ufffd[2J\ufffd"
-
-
-def test_without_asyncssh_the_command_says_what_to_install():
-    import subprocess
-    import sys
-
-    code = "import sys; sys.modules['asyncssh'] = None; import edgeqlora.remote"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "UserError: benching on other machines needs asyncssh" in done.stderr
-    assert "pip install asyncssh" in done.stderr

@@ -172,14 +172,15 @@ def test_settings_that_name_nothing(bundle: Path, server: sshd.Server, tmp_path:
 # ---- machines that cannot
 
 
-def test_nothing_there(bundle: Path, server: sshd.Server, tmp_path: Path):
+def test_nothing_there(bundle: Path, server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         result, _ = bench(bundle, server, tmp_path, hosts=[f"127.0.0.1:{port}"])
         assert f"no SSH server answers at 127.0.0.1:{port} (connection refused)" in result.error
         silent.listen()
-        result, _ = bench(bundle, server, tmp_path, hosts=[f"127.0.0.1:{port}"], connect_timeout_s=0.3)
+        monkeypatch.setattr("edgeqlora.remote.connect._CONNECT_TIMEOUT_S", 0.3)
+        result, _ = bench(bundle, server, tmp_path, hosts=[f"127.0.0.1:{port}"])
         assert (
             f"no answer from 127.0.0.1:{port} within 0.3 s: is the machine on, and the address right?" in result.error
         )

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sshd
@@ -46,7 +47,14 @@ def test_a_bench_brings_its_report_home_and_the_next_copies_nothing(bundle: Path
     assert (again.copied_bytes, again.skipped_bytes) == (0, n_bytes(bundle))
 
 
-def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(big_bundle: Path, tmp_path: Path, no_agent: None):
+def on_progress(monkeypatch: pytest.MonkeyPatch, call: Callable[[str, int, int], None]) -> None:
+    """Have call(host, bytes that are there, bytes in all) after every block that is copied."""
+    monkeypatch.setattr("edgeqlora.remote.bench._progress", lambda job, host, start_s: partial(call, host.written))
+
+
+def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(
+    big_bundle: Path, tmp_path: Path, no_agent: None, monkeypatch: pytest.MonkeyPatch
+):
     with sshd.serve(tmp_path / "a") as a, sshd.serve(tmp_path / "b") as b:
         config = tmp_path / "config"
         config.write_text(
@@ -63,7 +71,7 @@ def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(big_bundle: Path, 
                 killed.append(done)
                 b.kill_connections()
 
-        def bench_both(progress: Any) -> list[HostResult]:
+        def bench_both() -> list[HostResult]:
             return bench_hosts(
                 big_bundle,
                 ["a", "b"],
@@ -72,10 +80,10 @@ def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(big_bundle: Path, 
                 python=sys.executable,
                 config=config,
                 say=lambda line: None,
-                progress=progress,
             )
 
-        first = bench_both(kill_b)
+        on_progress(monkeypatch, kill_b)
+        first = bench_both()
         assert killed
         assert (first[0].host, first[0].ok, first[0].copied_bytes) == ("a", True, n_bytes(big_bundle))
         assert (first[1].host, first[1].ok, first[1].report) == ("b", False, None)
@@ -89,7 +97,7 @@ def test_of_two_hosts_one_dies_mid_copy_and_the_rerun_goes_on(big_bundle: Path, 
         assert "valid" in verdicts
         assert "FAILED" in verdicts
 
-        second = bench_both(lambda host, done, total: None)
+        second = bench_both()
         assert [result.ok for result in second] == [True, True]
         assert second[0].copied_bytes == 0
         # All but what was under way when the link broke is not sent again.
@@ -132,7 +140,9 @@ def test_another_export_of_that_name_sends_only_what_changed(bundle: Path, serve
     )
 
 
-def test_a_file_that_changes_here_during_the_copy_is_noticed(big_bundle: Path, server: sshd.Server, tmp_path: Path):
+def test_a_file_that_changes_here_during_the_copy_is_noticed(
+    big_bundle: Path, server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = tmp_path / "changing"
     shutil.copytree(big_bundle, folder)
 
@@ -142,7 +152,8 @@ def test_a_file_that_changes_here_during_the_copy_is_noticed(big_bundle: Path, s
                 file.seek(-1000, os.SEEK_END)
                 file.write(b"changed")
 
-    result, _ = bench(folder, server, tmp_path, progress=change)
+    on_progress(monkeypatch, change)
+    result, _ = bench(folder, server, tmp_path)
     assert "weights.bin arrived with sha256" in result.error
     assert "it changed here during the copy" in result.error
     assert not (far_folder(server) / "manifest.json").exists()

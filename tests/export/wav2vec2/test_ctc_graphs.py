@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
+from edgeqlora_export import onnx_graph
 from edgeqlora_export.compile_check import _set_target
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.onnx_graph import graph_names
@@ -235,9 +236,11 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
 
 
-def test_large_weights_go_beside_the_graph_and_an_old_file_of_them_goes(tmp_path, exported):
+def test_large_weights_go_beside_the_graph_and_an_old_file_of_them_goes(tmp_path, exported, monkeypatch):
     model, whole = exported("layer", True, True, True)
-    export_ctc(model, tmp_path / "ctc.onnx", attention_mask=True, inline_limit_bytes=1000)
+    monkeypatch.setattr(onnx_graph, "INLINE_LIMIT_BYTES", 1000)
+    export_ctc(model, tmp_path / "ctc.onnx", attention_mask=True)
+    monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ctc.onnx", "ctc.onnx.data"]
     audio, sample_mask, _ = padded(1, 2000, True)
     inputs = feed(model.config, audio, sample_mask)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from export_tiny import tiny_whisper
 
+from edgeqlora_export import onnx_graph
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import WhisperDecoderExport, WhisperEncoderExport, model_constants
 from edgeqlora_jetson.errors import UserError
@@ -74,9 +75,10 @@ def test_each_weight_is_stored_once(tmp_path, tied):
     assert graphs["encoder"].stat().st_size < 4 * (encoder_weights + 4 * 32 * 33) + 60_000
 
 
-def test_large_weights_go_to_one_file_beside_the_graph(tmp_path, graphs):
+def test_large_weights_go_to_one_file_beside_the_graph(tmp_path, graphs, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
-    split = export_whisper(tiny_whisper(), tmp_path, opset=13, inline_limit_bytes=1000)
+    monkeypatch.setattr(onnx_graph, "INLINE_LIMIT_BYTES", 1000)
+    split = export_whisper(tiny_whisper(), tmp_path, opset=13)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "decoder.onnx", "decoder.onnx.data", "encoder.onnx", "encoder.onnx.data",
     ]  # fmt: skip
