@@ -16,7 +16,8 @@ def read_machine(root: str = "/") -> Dict[str, Any]:
         "machine": platform.machine(),
         "board": _strip(_read(root, "proc/device-tree/model")),
         "cpu_model": parse_cpu_model(_read(root, "proc/cpuinfo") or ""),
-        "n_cores": os.cpu_count(),
+        # Those that this process may use: a container may have fewer than the machine.
+        "n_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_total_mib": parse_meminfo_mib(_read(root, "proc/meminfo") or "", "MemTotal"),
         "system": platform.system(),
         "kernel": platform.release(),
