@@ -38,7 +38,7 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 	@$(BIN)/edgeqlora demo --overwrite
 
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
-	@echo "Running the tests (about 8 minutes on two cores)"
+	@echo "Running the tests (6 minutes on two cores)"
 	@# Two at a time, each on one thread: most tests wait for imports and small models.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-pythons

@@ -202,7 +202,8 @@ def test_real_run(fixture_folder, expected, tmp_path):
     assert report["method"]["warmup"]["n_calls"] >= 4
     assert report["method"]["scenario"] == "single-stream"
     assert report["bundle"]["manifest_sha256"] == bundle.manifest_sha256
-    assert 0 < report["memory"]["rss_before_load"]["value"] <= report["memory"]["peak_rss"]["value"]
+    # The kernel counts both in batches of pages: they may be apart by a few.
+    assert 0 < report["memory"]["rss_before_load"]["value"] <= report["memory"]["peak_rss"]["value"] + 1.0
     write_report(tmp_path / "report.json", report)
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
 
