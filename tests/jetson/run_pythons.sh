@@ -11,7 +11,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 cache="${EDGEQLORA_PYTHONS:-$root/.venv-pythons}"
 [ $# -gt 0 ] || set -- 3.6 3.8 3.10 3.12
 summary=()
-failed=0
+names=()
 
 find_version() { # PYTHON -> 3.6
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
@@ -41,23 +41,28 @@ make_venv() { # PYTHON FOLDER PACKAGE... : does nothing if the folder already ho
     "${pip[@]}" "$@" 2>>"$folder/pip.log" && echo "$*" >"$folder/packages"
 }
 
-run_tests() { # NAME PYTHON PACKAGE...
-    local name="$1" python="$2" folder="$cache/$1" result
+run_tests() { # NAME PYTHON PACKAGE... : the whole run in $cache/NAME.log, its one line of result in $cache/NAME.result
+    local name="$1" python="$2" folder="$cache/$1" log="$cache/$1.log"
     shift 2
-    echo "== Python $name: $*"
     if ! make_venv "$python" "$folder" "$@"; then
-        cat "$folder/pip.log" 2>/dev/null
-        summary+=("$name  FAILED: could not install $*")
-        failed=1
+        cat "$folder/pip.log" >"$log" 2>/dev/null
+        echo "FAILED: could not install $*" >"$cache/$name.result"
         return
     fi
-    (cd "$root" && PYTHONPATH=jetson PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-        "$folder/bin/python" -m pytest -q -rs -p no:cacheprovider -c /dev/null --rootdir "$root" tests/jetson) | tee "$folder/log"
-    if [ "${PIPESTATUS[0]}" -ne 0 ]; then
-        failed=1
+    if (cd "$root" && PYTHONPATH=jetson PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+        "$folder/bin/python" -m pytest -q -rs -p no:cacheprovider -c /dev/null --rootdir "$root" tests/jetson) >"$log" 2>&1; then
+        echo "passed: $(tail -n 1 "$log" | tr -d =)" >"$cache/$name.result"
+    else
+        echo "FAILED: $(tail -n 1 "$log" | tr -d =)" >"$cache/$name.result"
     fi
-    result="$(tail -n 1 "$folder/log")"
-    summary+=("$name  $("$folder/bin/python" -c 'import platform; print(platform.python_version())'): ${result//=/}")
+}
+
+start() { # NAME PYTHON PACKAGE... : two run at a time
+    rm -f "$cache/$1.result"
+    names+=("$1")
+    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+    echo "== Python $1: ${*:3}"
+    run_tests "$@" &
 }
 
 mkdir -p "$cache"
@@ -67,10 +72,20 @@ for version in "$@"; do
     if [ -z "$python" ]; then
         summary+=("$version  SKIPPED: no python$version on PATH or in ~/.pyenv/versions")
     elif [ "$version" = 3.6 ]; then
-        run_tests 3.6-numpy1.13 "$python" numpy==1.13.3 pytest==7.0.1
-        run_tests 3.6 "$python" onnxruntime==1.10.0 pytest==7.0.1
+        start 3.6-numpy1.13 "$python" numpy==1.13.3 pytest==7.0.1
+        start 3.6 "$python" onnxruntime==1.10.0 pytest==7.0.1
     else
-        run_tests "$version" "$python" onnxruntime pytest
+        start "$version" "$python" onnxruntime pytest
+    fi
+done
+wait
+failed=0
+for name in "${names[@]}"; do
+    result="$(cat "$cache/$name.result" 2>/dev/null || echo "FAILED: it ended without a result")"
+    summary+=("$name  $result")
+    if [ "${result%%:*}" != passed ]; then
+        failed=1
+        cat "$cache/$name.log" 2>/dev/null
     fi
 done
 echo "== summary"
