@@ -262,6 +262,21 @@ def segments(page):
     yield from (flag for flag in _FLAG.findall(_INLINE.sub("", prose)))
 
 
+def test_the_table_of_settings_has_every_setting_with_its_default():
+    import dataclasses
+
+    from edgeqlora.settings import TrainSettings
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (`--.+?) \| (?:`(.*?)`)? \| .+ \|$", text, re.MULTILINE)
+    written = {name: default for name, _, default in rows}
+    for field in dataclasses.fields(TrainSettings):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        shown = "" if default in (None, "", []) and default is not False else str(default)
+        assert written.pop(field.name) == (shown.lower() if isinstance(default, bool) else shown), field.name
+    assert not written
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_flag_exists(page):
     wrong = [text for segment in segments(page) for text in wrong_calls(segment)]
