@@ -63,8 +63,9 @@ def evaluate(
     kind = kind_of(source)
     rows = load_rows(data, split=split, limit=limit)
     if kind == "bundle":
-        if windows_s:
-            raise UserError("a bundle has its windows fixed at export: leave out --window-s, or export again")
+        fixed = {"--window-s": windows_s, "--language": language, "--task": task, "--base-model": base_model}
+        if given := [flag for flag, value in fixed.items() if value]:
+            raise UserError(f"{', '.join(given)}: fixed in a bundle by its export; omit this, or export again")
         outcome = _with_bundle(source, rows, threads, progress)
     else:
         outcome = _with_torch(source, kind, rows, windows_s, language, task, batch_size, base_model, progress)

@@ -353,6 +353,9 @@ def test_the_embedded_model_goes_the_whole_line(tmp_path):
         texts.append([row["hypothesis"] for row in rows])
     assert texts[0] == texts[1]
     assert json.loads((tmp_path / "report.json").read_text())["wer"]["basic"]["value"] < 75
+    refused = run("evaluate", bundle, *test, "--language", "de", "--window-s", "3")
+    with pytest.raises(UserError, match="--window-s, --language: fixed in a bundle by its export"):
+        raise refused.exception
     runner = [sys.executable, bundle / "edgeqlora-jetson.pyz"]
     bench = subprocess.run([*runner, "bench", "--output", tmp_path / "bench.json"], capture_output=True, text=True)
     assert bench.returncode == 0, bench.stdout + bench.stderr
