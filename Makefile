@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shar
 	@$(MAKE) --no-print-directory test-pythons
 
 test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed
-	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed, two at a time (about a minute and a half each)"
+	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed, three at a time (4 minutes)"
 	@bash tests/jetson/run_pythons.sh
 
 check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for the board's package

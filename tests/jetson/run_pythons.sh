@@ -57,10 +57,10 @@ run_tests() { # NAME PYTHON PACKAGE... : the whole run in $cache/NAME.log, its o
     fi
 }
 
-start() { # NAME PYTHON PACKAGE... : two run at a time
+start() { # NAME PYTHON PACKAGE... : three run at a time, since many tests sleep
     rm -f "$cache/$1.result"
     names+=("$1")
-    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge 3 ]; do wait -n; done
     echo "== Python $1: ${*:3}"
     run_tests "$@" &
 }
