@@ -110,13 +110,10 @@ def _ssh_parser() -> argparse.ArgumentParser:
 
 
 def _without_bundle(parser: argparse.ArgumentParser, arguments: list[str], parsed: Any) -> list[str]:
-    """The arguments but for the bundle folder, which has another path on the board."""
-    for i, part in enumerate(arguments):
-        if part == parsed.bundle:
-            rest = arguments[:i] + arguments[i + 1 :]
-            if vars(parser.parse_args(["bench", *rest])) == {**vars(parsed), "bundle": None}:
-                return rest
-    raise UserError(f"give the bundle as {parsed.bundle}, apart from other arguments")
+    """The arguments but for the bundle folder, which has another path on the board; another value may be equal to it."""
+    candidates = (arguments[:i] + arguments[i + 1 :] for i, part in enumerate(arguments) if part == parsed.bundle)
+    wanted = {**vars(parsed), "bundle": None}
+    return next(rest for rest in candidates if vars(parser.parse_args(["bench", *rest])) == wanted)
 
 
 def _run(command: str, arguments: list[str]) -> None:

@@ -72,6 +72,8 @@ def load_recordings(setting: str, source: str) -> list[np.ndarray]:
     if path.is_dir() and not any(path.glob("*.jsonl")):
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"})
         if not files:
-            raise UserError(f"{setting}={source!r}: no wav, flac, ogg or mp3 file in this folder")
+            raise UserError(
+                f"{setting}={source!r}: no wav, flac, ogg or mp3 file in this folder; give another one, or a manifest"
+            )
         return [load_audio(file) for file in files]
     return [load_audio(row) for row in load_rows(source)]

@@ -179,7 +179,7 @@ def first_line(error: BaseException) -> str:
 def refuse_streams(states: Sequence[Any] | None) -> None:
     """For decoders that take whole clips: raise UserError where a stream is to go on."""
     if states is not None:
-        raise UserError("this model's decoder takes whole clips: states (of streams) must be None")
+        raise UserError("states are of streams, and this model's decoder takes whole clips: give states=None")
 
 
 def cannot_load(source: str, what: str, error: BaseException) -> UserError:

@@ -1,6 +1,7 @@
 """From a merged folder to a bundle that the runner reads: whole and proven, or absent."""
 
 import json
+import shutil
 import wave
 
 import numpy as np
@@ -248,3 +249,27 @@ def test_a_model_of_another_shape_and_128_mels(tokenizer, tmp_path):
     runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
     mels = {1.0: np.random.default_rng(0).normal(0, 1, (1, 128, 100)).astype(np.float32)}
     verify_gates(measure_parity(model, runtime, mels, manifest))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"model_type": "bert"}', r"holds a 'bert' model: export has graphs of wav2vec2 and whisper models"),
+        ('{"d_model": 8}', r"config.json names no model_type \('model_type'\): merge again"),
+        ("[1]", r"config.json names no model_type .*: merge again"),
+    ],
+)
+def test_a_folder_of_no_known_family(merged, tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        load_exporter(tmp_path)
+
+
+def test_audio_constants_that_are_not_whispers(merged, tmp_path):
+    folder = tmp_path / "merged"
+    shutil.copytree(merged, folder)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hop_length": 200}))
+    with pytest.raises(UserError, match=r"sampling rate, n_fft and hop length are \(16000, 400, 200\).*160"):
+        load_exporter(folder)

@@ -129,6 +129,15 @@ STEP = ("graphs", "decoder", "optimization_profiles", 1, "inputs")
         ),
         (_set("graphs", "encoder", "optimization_profiles", []), "needed: at least one"),
         (_set("graphs", "encoder", "optimization_profiles", 0, "name", 3), "needs a name and inputs"),
+        (
+            _set("graphs", "encoder", "outputs", "cross_k_0", [1, "x"]),
+            "outputs is .*, needed: the largest shape of each",
+        ),
+        (
+            _set("graphs", "encoder", "on_device", ["x"]),
+            r"on_device is \['x'\], needed: a list of its inputs and outputs",
+        ),
+        (_set("graphs", "decoder", "outputs", {}), "outputs: logits, present_k_0, present_v_0 not as the graph has it"),
         (_set(*STEP, "tokens", "min", [1, "x"]), r"inputs.tokens.min is \[1, 'x'\], needed: a shape"),
         (_set(*STEP, "tokens", "min", [1]), "need the same number of axes"),
         (_set(*STEP, "tokens", "min", [9, 1]), r"min \[9, 1\], opt \[1, 1\], max \[4, 1\]: needed min <= opt <= max"),

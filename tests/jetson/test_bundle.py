@@ -105,6 +105,9 @@ def test_not_a_bundle(tmp_path):
         (set_field("files", "encoder.onnx", {}), "files entry 'encoder.onnx' has no sha256"),
         (set_field("graphs", "encoder", "file", "e.onnx"), "graphs.encoder.file names 'e.onnx', which is not listed"),
         (set_field("eval", "manifest", "x.jsonl"), "eval.manifest names 'x.jsonl'"),
+        (set_field("files", "encoder.onnx", {"sha256": "x"}), "files entry 'encoder.onnx' has no size in bytes"),
+        (set_field("profile", "threads", "two"), "field profile.threads is 'two', needed: a whole number"),
+        (set_field("gates", [{"name": "x"}]), "gates[0]: field detail is None, needed: a text"),
     ],
 )
 def test_wrong_fields_are_named(bundle_copy, edit, message):

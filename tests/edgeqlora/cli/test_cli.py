@@ -163,3 +163,11 @@ def test_ssh_flags_are_in_the_help_with_a_host_too():
     assert done.returncode == 0
     assert "--identity" in done.stdout
     assert "--repeats" in done.stdout
+
+
+def test_a_demo_of_an_unknown_model_names_those_that_are_there(tmp_path):
+    arguments = ["demo", "-m", "conformer", "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "edgeqlora", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--model conformer: allowed is whisper or wav2vec2" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -141,6 +141,11 @@ def test_a_vocabulary_without_its_delimiter(tiny_ctc):
     config = SimpleNamespace(vocab_size=len(ids), add_adapter=False)
     with pytest.raises(UserError, match=r"its word delimiter '\|' in vocab.json"):
         read_vocabulary("here", tokenizer, processor.feature_extractor, config)
+    rate = SimpleNamespace(sampling_rate=8000)
+    with pytest.raises(
+        UserError, match="feature extractor works at 8000 Hz, allowed is 16000 Hz: choose another model"
+    ):
+        read_vocabulary("here", tokenizer, rate, config)
     config.add_adapter = True
     with pytest.raises(UserError, match="add_adapter=True, allowed is False"):
         read_vocabulary("here", tokenizer, processor.feature_extractor, config)
@@ -388,5 +393,5 @@ def test_rooms_and_noise_reach_the_training(tiny_ctc, clips, tmp_path):
 def test_a_stream_is_refused_by_a_decoder_of_whole_clips(tiny_ctc):
     learner = load_learner(str(tiny_ctc))
     features = learner.processor.features(noise(8000), 1.0)[np.newaxis]
-    with pytest.raises(UserError, match="takes whole clips"):
+    with pytest.raises(UserError, match="takes whole clips: give states=None"):
         learner.decoder([1.0], None, None).transcribe(features, [8000], 1.0, states=[None])

@@ -131,4 +131,5 @@ def test_no_warning_of_transformers_reaches_the_user(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch_greedy(whisper, MEL[:1, :, :100], spec, 3)
+        tokens = torch_greedy(whisper, MEL[:1, :, :100], spec, 3)
+    assert [len(row) for row in tokens] == [3]
