@@ -27,6 +27,41 @@ class Encoded(NamedTuple):
     batch: int
 
 
+class Detokenizer(object):
+    """Token ids to text.
+
+    table: index = token id, value = the token's bytes as a latin-1 string, None for special tokens (skipped).
+    """
+
+    def __init__(self, table: Sequence[Optional[str]]) -> None:
+        self._table = table
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        """Text of the tokens, stripped; bytes that are not UTF-8 become the replacement character."""
+        pieces = []
+        for token in tokens:
+            if not 0 <= token < len(self._table):
+                raise UserError(
+                    "token {} is outside the detokenizer table, allowed 0 to {}: the table does not fit "
+                    "the model, export the bundle again".format(token, len(self._table) - 1)
+                )
+            piece = self._table[token]
+            if piece is not None:
+                pieces.append(piece.encode("latin-1"))
+        return b"".join(pieces).decode("utf-8", errors="replace").strip()
+
+
+class Characters(object):
+    """Ids of a CTC model to text. table: index = id, value = the character, None for special tokens (skipped)."""
+
+    def __init__(self, table: Sequence[Optional[str]], delimiter: str) -> None:
+        self._table, self._delimiter = table, delimiter
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        """Text of the ids, words apart by one space."""
+        return spell(tokens, self._table, self._delimiter)
+
+
 class KeyValueDecoder(object):
     """Greedy decoding of an encoder-decoder with a key/value cache: graphs "encoder" and "decoder".
 
@@ -67,6 +102,10 @@ class KeyValueDecoder(object):
         """Decode a batch of log-mels, float32 (batch, n_mels, n_frames), of clips of n_samples in a window."""
         tokens = {float(window): n for window, n in self._spec["max_new_tokens"].items()}
         return self.greedy(features, tokens[float(window_s)])
+
+    def read_table(self, table: Sequence[Optional[str]]) -> Detokenizer:
+        """The function from tokens to text that belongs to a table of the bundle."""
+        return Detokenizer(table)
 
     def warm_up(self, features: np.ndarray) -> None:
         """One run of each graph as decoding does it: the prompt, one step."""
@@ -183,6 +222,10 @@ class CtcDecoder(object):
             phases_ms={"ctc": (encoded_s - start_s) * 1e3, "collapse": (end_s - encoded_s) * 1e3},
         )
 
+    def read_table(self, table: Sequence[Optional[str]]) -> Characters:
+        """The function from tokens to text that belongs to a table of the bundle."""
+        return Characters(table, self._spec["word_delimiter"])
+
     def warm_up(self, features: np.ndarray) -> None:
         """One run of the graph."""
         self.logits(features, [features.shape[1]] * len(features))
@@ -199,53 +242,12 @@ def verify_finite(logits: np.ndarray, graph: str, runtime: Any) -> None:
         )
 
 
-class Detokenizer(object):
-    """Token ids to text.
-
-    table: index = token id, value = the token's bytes as a latin-1 string, None for special tokens (skipped).
-    """
-
-    def __init__(self, table: Sequence[Optional[str]]) -> None:
-        self._table = table
-
-    def __call__(self, tokens: Sequence[int]) -> str:
-        """Text of the tokens, stripped; bytes that are not UTF-8 become the replacement character."""
-        pieces = []
-        for token in tokens:
-            if not 0 <= token < len(self._table):
-                raise UserError(
-                    "token {} is outside the detokenizer table, allowed 0 to {}: the table does not fit "
-                    "the model, export the bundle again".format(token, len(self._table) - 1)
-                )
-            piece = self._table[token]
-            if piece is not None:
-                pieces.append(piece.encode("latin-1"))
-        return b"".join(pieces).decode("utf-8", errors="replace").strip()
-
-
-class Characters(object):
-    """Ids of a CTC model to text. table: index = id, value = the character, None for special tokens (skipped)."""
-
-    def __init__(self, table: Sequence[Optional[str]], delimiter: str) -> None:
-        self._table, self._delimiter = table, delimiter
-
-    def __call__(self, tokens: Sequence[int]) -> str:
-        """Text of the ids, words apart by one space."""
-        return spell(tokens, self._table, self._delimiter)
-
-
 DECODERS: Dict[str, Any] = {"greedy": KeyValueDecoder, "ctc": CtcDecoder}
 
 
 def open_decoder(bundle: Any, runtime: Any) -> Any:
     """The decoding loop that the bundle's decoder.kind names."""
     return DECODERS[bundle.manifest["decoder"]["kind"]](runtime, bundle.manifest)
-
-
-def load_detokenizer(bundle: Any) -> Any:
-    """The function from ids to text that belongs to the bundle's decoder.kind."""
-    spec, table = bundle.manifest["decoder"], bundle.load_detokenizer()
-    return Characters(table, spec["word_delimiter"]) if spec["kind"] == "ctc" else Detokenizer(table)
 
 
 def collapse(ids: Sequence[int], blank_id: int) -> List[int]:

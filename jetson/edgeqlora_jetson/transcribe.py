@@ -9,7 +9,7 @@ from .audio.features import FEATURES
 from .audio.load import choose_window, split_long
 from .audio.windows import window_samples
 from .bundle import Bundle
-from .decoders import load_detokenizer, open_decoder
+from .decoders import open_decoder
 
 
 class Segment(NamedTuple):
@@ -49,7 +49,7 @@ class Transcriber(object):
         self.windows_s = bundle.windows_s
         self._features = FEATURES[bundle.manifest["features"]["kind"]](bundle)
         self._decoder = open_decoder(bundle, runtime)
-        self._detokenizer = load_detokenizer(bundle)
+        self._detokenizer = self._decoder.read_table(bundle.load_detokenizer())
 
     def choose_window(self, n_samples: int) -> float:
         """The window (s) a clip of n_samples is given."""

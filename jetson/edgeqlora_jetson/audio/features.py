@@ -1,6 +1,6 @@
 """What a model hears of a clip, by the manifest's features.kind: log-mel, or the samples themselves."""
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 import numpy as np
 
@@ -18,11 +18,17 @@ class LogMelFeatures(object):
     def __init__(self, bundle: Any) -> None:
         features = bundle.manifest["features"]
         self._log_mel = LogMel(bundle.load_mel_filters(), features["n_fft"], features["hop_length"])
-        self._sample_rate_hz = bundle.sample_rate_hz
+        self._manifest = bundle.manifest
 
     def __call__(self, clips: Sequence[np.ndarray], window_s: float) -> np.ndarray:
-        _, n_frames = log_mel_shape(self._log_mel.n_mels, self._log_mel.hop_length, window_s, self._sample_rate_hz)
+        _, n_frames = self.shape(self._manifest, window_s)
         return np.stack([self._log_mel(audio, n_frames) for audio in clips])
+
+    @staticmethod
+    def shape(manifest: Manifest, window_s: float) -> Tuple[int, ...]:
+        """(n_mels, n_frames) of one clip in a window."""
+        features, n_samples = manifest["features"], window_samples(window_s, manifest["audio"]["sample_rate_hz"])
+        return features["n_mels"], n_samples // features["hop_length"]
 
 
 class WaveformFeatures(object):
@@ -30,14 +36,19 @@ class WaveformFeatures(object):
 
     def __init__(self, bundle: Any) -> None:
         self._normalise = bundle.manifest["features"]["normalise"]
-        self._sample_rate_hz = bundle.sample_rate_hz
+        self._manifest = bundle.manifest
 
     def __call__(self, clips: Sequence[np.ndarray], window_s: float) -> np.ndarray:
-        batch = np.zeros((len(clips), window_samples(window_s, self._sample_rate_hz)), dtype=np.float32)
+        batch = np.zeros((len(clips),) + self.shape(self._manifest, window_s), dtype=np.float32)
         for row, audio in zip(batch, clips):
             clip = audio[: len(row)]
             row[: len(clip)] = normalise(clip) if self._normalise and len(clip) else clip
         return batch
+
+    @staticmethod
+    def shape(manifest: Manifest, window_s: float) -> Tuple[int, ...]:
+        """(n_samples,) of one clip in a window."""
+        return (window_samples(window_s, manifest["audio"]["sample_rate_hz"]),)
 
 
 def normalise(audio: np.ndarray) -> np.ndarray:
@@ -50,16 +61,9 @@ def normalise(audio: np.ndarray) -> np.ndarray:
 
 
 def feature_shape(manifest: Manifest, window_s: float) -> Tuple[int, ...]:
-    """Shape of one clip's features in a window."""
-    features, rate = manifest["features"], manifest["audio"]["sample_rate_hz"]
-    if features["kind"] == "log-mel":
-        return log_mel_shape(features["n_mels"], features["hop_length"], window_s, rate)
-    return (window_samples(window_s, rate),)
-
-
-def log_mel_shape(n_mels: int, hop_length: int, window_s: float, sample_rate_hz: int) -> Tuple[int, int]:
-    """(n_mels, n_frames) of a window."""
-    return n_mels, window_samples(window_s, sample_rate_hz) // hop_length
+    """Shape of one clip's features in a window, by the manifest's features.kind."""
+    shape: Tuple[int, ...] = FEATURES[manifest["features"]["kind"]].shape(manifest, window_s)
+    return shape
 
 
 def n_outputs(n_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -70,5 +74,3 @@ def n_outputs(n_samples: int, kernels: Sequence[int], strides: Sequence[int]) ->
 
 
 FEATURES: Dict[str, Any] = {"log-mel": LogMelFeatures, "waveform": WaveformFeatures}
-
-KINDS: List[str] = sorted(FEATURES)

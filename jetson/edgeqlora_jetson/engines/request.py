@@ -111,8 +111,6 @@ def _check_graph(graph: Any, where: str, declared: Optional[Mapping[str, Any]]) 
         for name, shapes in inputs.items():
             _check_shapes(shapes, "{}.inputs.{}".format(here, name))
     names = sorted(profiles[0]["inputs"])
-    if any(sorted(profile["inputs"]) != names for profile in profiles):
-        raise UserError("{}.optimization_profiles name different inputs, needed: the same in each".format(where))
     outputs, on_device = graph.get("outputs"), graph.get("on_device")
     if not isinstance(outputs, dict) or not all(_is_shape(shape) for shape in outputs.values()):
         raise UserError("{}.outputs is {!r}, needed: the largest shape of each output".format(where, outputs))

@@ -6,7 +6,9 @@ import os
 import pytest
 
 from edgeqlora_jetson.audio.features import feature_shape
-from edgeqlora_jetson.bundle import _REQUIRED, _REQUIRED_BY_KIND, Bundle, check_manifest, read_clips
+from edgeqlora_jetson.bundle import Bundle, read_clips
+from edgeqlora_jetson.bundle import manifest as rules
+from edgeqlora_jetson.bundle.manifest import check_manifest
 from edgeqlora_jetson.commands.transcribe import format_info
 from edgeqlora_jetson.decoders import DECODERS
 from edgeqlora_jetson.errors import UserError
@@ -177,19 +179,46 @@ def places(node, path=()):
             yield place
 
 
-@pytest.mark.parametrize("kind", ["greedy", "ctc"])
-@pytest.mark.parametrize("request_file", [None, "engine_request.json"])
-def test_whatever_is_wrong_in_a_manifest_is_a_message(fixture_folder, kind, request_file):
-    """Every key and every item, missing or of another type or size: a UserError, or a bundle that can be described."""
+CTC_REQUEST = {
+    "schema": "edgeqlora.engines/2",
+    "tensorrt": "8.2",
+    "precisions": ["fp32"],
+    "workspace_mib": None,
+    "max_batch": 2,
+    "graphs": {
+        "ctc": {
+            "optimization_profiles": [
+                {
+                    "name": "window {:g} s".format(window_s),
+                    "inputs": {"audio": {key: [1, int(16000 * window_s)] for key in ("min", "opt", "max")}},
+                }
+                for window_s in (0.5, 1.0)
+            ],
+            "outputs": {"logits": [1, 100, 32]},
+            "on_device": [],
+        }
+    },
+}
+
+
+def read_manifest(fixture_folder, kind, with_request):
     with open(os.path.join(fixture_folder, "manifest.json")) as file:
         manifest = json.load(file)
     if kind == "ctc":
         manifest.update(CTC)
-    if request_file:
-        if kind == "ctc":
-            pytest.skip("the recorded request is of the other kind")
-        with open(os.path.join(os.path.dirname(fixture_folder), request_file)) as file:
+    if with_request and kind == "ctc":
+        manifest["engine_request"] = CTC_REQUEST
+    elif with_request:
+        with open(os.path.join(os.path.dirname(fixture_folder), "engine_request.json")) as file:
             manifest["engine_request"] = json.load(file)
+    return manifest
+
+
+@pytest.mark.parametrize("kind", ["greedy", "ctc"])
+@pytest.mark.parametrize("with_request", [False, True])
+def test_whatever_is_wrong_in_a_manifest_is_a_message(fixture_folder, kind, with_request):
+    """Every key and every item, missing or of another type or size: a UserError, or a bundle that can be described."""
+    manifest = read_manifest(fixture_folder, kind, with_request)
     check_manifest(manifest, "manifest.json")
     n_refused = 0
     for place in places(manifest):
@@ -219,13 +248,10 @@ def test_whatever_is_wrong_in_a_manifest_is_a_message(fixture_folder, kind, requ
 
 @pytest.mark.parametrize("kind", ["greedy", "ctc"])
 def test_no_required_key_may_be_missing(fixture_folder, kind):
-    with open(os.path.join(fixture_folder, "manifest.json")) as file:
-        manifest = json.load(file)
-    if kind == "ctc":
-        manifest.update(CTC)
-    required = dict(_REQUIRED)
-    for part, kinds in _REQUIRED_BY_KIND.items():
-        required.update(kinds[manifest[part]["kind"]])
+    manifest = read_manifest(fixture_folder, kind, False)
+    required = dict(rules._REQUIRED)
+    required.update(rules._FEATURES[manifest["features"]["kind"]])
+    required.update(rules.DECODERS[kind].required)
     assert len(required) > 12
     for path in required:
         copy = json.loads(json.dumps(manifest))
@@ -235,3 +261,21 @@ def test_no_required_key_may_be_missing(fixture_folder, kind):
         del node[path.split(".")[-1]]
         with pytest.raises(UserError, match="field {} is None, needed".format(path)):
             check_manifest(copy, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_field("decoder", "blank_id", 32), "decoder.blank_id holds 32, allowed: token ids 0 to 31"),
+        (set_field("decoder", "conv_kernel", [20, 0]), "conv_kernel is [20, 0], needed: whole numbers of at least 1"),
+        (set_field("decoder", "conv_stride", [10]), "conv_kernel and conv_stride differ in length, needed: one each"),
+        (set_field("features", "normalise", 1), "field features.normalise is 1, needed: true or false"),
+        (set_field("audio", "windows_s", [2.0]), "engine_request has no ctc shape for the window of 2 s"),
+    ],
+)
+def test_wrong_fields_of_a_ctc_bundle_are_named(fixture_folder, edit, message):
+    manifest = json.loads(json.dumps(read_manifest(fixture_folder, "ctc", True)))
+    edit(manifest)
+    with pytest.raises(UserError) as caught:
+        check_manifest(manifest, "manifest.json")
+    assert message in str(caught.value)
