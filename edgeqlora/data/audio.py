@@ -14,8 +14,8 @@ import soxr
 
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16000
 # Manifests round seconds; a cut may reach this far beyond the last sample.
 END_TOLERANCE_S = 0.1
 BLOCK_SAMPLES = 1 << 20

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-SAMPLE_RATE_HZ = 16000
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
 
 def scale_to_rms(audio: np.ndarray, rms: float) -> np.ndarray:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeqlora.demo.perturb import perturb
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import WhisperTokenizer
-
-SAMPLE_RATE_HZ = 16000
 
 
 class Utterance(NamedTuple):

@@ -44,7 +44,7 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     start_s = time.monotonic()
     say(
-        f"EdgeQLoRA demo: a tiny {name} model, pre-trained on a few synthetic voices, learns other voices and noise.\n"
+        f"EdgeQLoRA demo: a tiny {name} model, pre-trained on some synthetic voices, learns other voices and noise.\n"
         "Model and speech were made by the project; no network is used. "
         f"About {'three' if name == 'whisper' else 'eleven'} minutes on two cores."
     )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgeqlora.demo.voices import Voice
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLE_RATE_HZ = 16000
 PROGRAMS = ("espeak-ng", "flite")
 TIMEOUT_S = 30.0
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeqlora_jetson.audio.wav import write_wav
-
-SAMPLE_RATE_HZ = 16000
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
 
 def write_eval_clips(folder: Path, clips: Sequence[tuple[np.ndarray, str]]) -> None:

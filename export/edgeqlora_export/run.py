@@ -16,13 +16,12 @@ from edgeqlora_export.family import Progress, load_exporter, verify_gates
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.write_bundle import draft_manifest, with_engine_request, write_bundle
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import atomic_folder
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.schema import Graph
-
-SAMPLE_RATE_HZ = 16000
 
 Clip = tuple[np.ndarray, str]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from edgeqlora.data.batching import IGNORE
-from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, Transcription, cannot_load, refuse_streams
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
+from edgeqlora_export.wav2vec2.checks import check_task
 from edgeqlora_jetson.decoders import collapse, spell
 
 
@@ -62,8 +62,7 @@ class Wav2Vec2Learner:
             )
 
     def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> Wav2Vec2Decoder:
-        if task not in (None, "transcribe"):
-            raise UserError(f"task={task!r} cannot be asked of a CTC model: allowed is 'transcribe'")
+        check_task(task)
         return Wav2Vec2Decoder(self, language)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.models.family import Features, cannot_load
-from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, SAMPLE_RATE_HZ, check_window, read_vocabulary
+from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, check_window, read_vocabulary
 from edgeqlora_jetson.audio.features import VARIANCE_FLOOR, n_outputs, normalise
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 
 
 class Wav2Vec2Processor:

@@ -16,9 +16,7 @@ from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.text import UNSPACED, first_script, scripts_of_language
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, cannot_load
-
-# Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`).
-MULTILINGUAL_VOCAB_SIZE = 51865
+from edgeqlora_export.whisper.languages import is_multilingual
 
 POSITIONS_PER_S = 50
 """Encoder positions a second: 100 log-mel frames, halved by the second convolution."""
@@ -43,8 +41,7 @@ class WhisperProcessor:
         self.n_mels = int(feature_extractor.feature_size)
         self.native_window_s = config.max_source_positions / POSITIONS_PER_S
         self.spelling = getattr(tokenizer, "english_spelling_normalizer", None)
-        said = getattr(generation, "is_multilingual", None)
-        self.is_multilingual = config.vocab_size >= MULTILINGUAL_VOCAB_SIZE if said is None else bool(said)
+        self.is_multilingual = is_multilingual(config, generation)
         self.n_prompt_ids = 4 if self.is_multilingual else 2
         """Start of transcript, (language, task,) no timestamps."""
         self.end_ids = [int(tokenizer.eos_token_id)]

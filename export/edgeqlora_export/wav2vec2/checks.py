@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.errors import UserError
-
-SAMPLE_RATE_HZ = 16000
 
 LONGEST_WINDOW_S, WINDOW_STEP_S = 30.0, 0.02
 """The model has no limit of its own, but attention over all pairs of frames costs the square of the window."""
@@ -32,6 +31,12 @@ def check_window(window_s: float) -> None:
         raise UserError(
             f"window_s={window_s:g}: allowed are multiples of {WINDOW_STEP_S} s up to {LONGEST_WINDOW_S:g} s"
         )
+
+
+def check_task(task: str | None) -> None:
+    """Raise UserError for a task that a CTC model has not."""
+    if task not in (None, "transcribe"):
+        raise UserError(f"task={task!r} cannot be asked of a CTC model: allowed is 'transcribe'")
 
 
 def read_vocabulary(source: Any, tokenizer: Any, extractor: Any, config: Any) -> Vocabulary:

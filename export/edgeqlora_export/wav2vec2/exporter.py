@@ -12,10 +12,10 @@ import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from edgeqlora_export.family import Progress, difference_gate, read_part, token_gate
-from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, SAMPLE_RATE_HZ, Vocabulary, check_window, read_vocabulary
+from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, Vocabulary, check_task, check_window, read_vocabulary
 from edgeqlora_export.wav2vec2.graphs import export_ctc
 from edgeqlora_jetson.audio.features import WaveformFeatures, n_outputs
-from edgeqlora_jetson.audio.windows import window_samples
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ, window_samples
 from edgeqlora_jetson.decoders import CtcDecoder, collapse
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_text
@@ -50,8 +50,7 @@ class Wav2Vec2Exporter:
         return sorted({float(window_s) for window_s in windows_s})
 
     def describe(self, windows_s: Sequence[float], language: str | None, task: str | None) -> dict[str, Any]:
-        if task not in (None, "transcribe"):
-            raise UserError(f"task={task!r} cannot be asked of a CTC model: allowed is 'transcribe'")
+        check_task(task)
         return {
             "model": {"family": "wav2vec2", "vocab_size": int(self.base_model.config.vocab_size)},
             "features": {"kind": "waveform", "normalise": bool(self.extractor.do_normalize)},

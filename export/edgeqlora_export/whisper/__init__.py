@@ -1,5 +1,16 @@
 """Whisper: encoder and decoder graphs, decoding rules, tables and proofs."""
 
-from edgeqlora_export.whisper.exporter import load_exporter
+from __future__ import annotations
 
-__all__ = ["load_exporter"]
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeqlora_export.whisper.exporter import WhisperExporter
+
+
+def load_exporter(folder: Path) -> WhisperExporter:
+    """See exporter.py, which is imported here alone: torch and onnx are not needed for the rules of its prompt."""
+    from edgeqlora_export.whisper import exporter
+
+    return exporter.load_exporter(folder)

@@ -17,12 +17,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
+from edgeqlora_export.whisper.languages import is_multilingual
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Decoder
-
-MULTILINGUAL_VOCAB_SIZE = 51865
-"""Smallest vocabulary of a multilingual Whisper (openai/whisper, `Whisper.is_multilingual`)."""
 
 
 def max_new_tokens_of(window_s: float, n_prompt: int, max_target_positions: int) -> int:
@@ -33,12 +31,6 @@ def max_new_tokens_of(window_s: float, n_prompt: int, max_target_positions: int)
     the end of its position table: this bounds what such a clip costs.
     """
     return min(max_target_positions - n_prompt, math.ceil(32 + 14 * window_s))
-
-
-def is_multilingual(model: Any, generation_config: Any) -> bool:
-    """Whether the prompt of `model` names a language and a task."""
-    said = getattr(generation_config, "is_multilingual", None)
-    return bool(said) if said is not None else model.config.vocab_size >= MULTILINGUAL_VOCAB_SIZE
 
 
 def _language_code(language: str) -> str:
@@ -90,7 +82,7 @@ def decoding_spec(
     """
     base = base_whisper(model)
     config = base.config
-    multilingual = is_multilingual(base, generation_config)
+    multilingual = is_multilingual(base.config, generation_config)
     language = _language_code(language) if language else None
     vocabulary = tokenizer.get_vocab()
     prompt = _prompt(vocabulary, multilingual, language, task)

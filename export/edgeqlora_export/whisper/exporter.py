@@ -12,19 +12,21 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.family import Progress, difference_gate, read_part
-from edgeqlora_export.whisper.decoding import decoding_spec, is_multilingual
+from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.languages import is_multilingual
 from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_export.whisper.windowed import model_window_s, window_frames
 from edgeqlora_jetson.audio.logmel import LogMel
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
 from edgeqlora_jetson.schema import Gate, Manifest
 
-SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH = 16000, 400, 160
+N_FFT, HOP_LENGTH = 400, 160
 """Whisper's audio constants, on which graphs and runner are built."""
 
 MEL_LIMIT = 1e-4
@@ -52,7 +54,7 @@ class WhisperExporter:
             "model": {
                 "family": "whisper",
                 **model_constants(self.base_model),
-                "multilingual": is_multilingual(self.base_model, self.generation),
+                "multilingual": is_multilingual(self.base_model.config, self.generation),
             },
             "features": {
                 "kind": "log-mel",

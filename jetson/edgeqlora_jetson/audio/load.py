@@ -10,14 +10,14 @@ from .logmel import LogMel
 from .resample import resample
 from .sniff import look_at
 from .wav import UnsupportedWav, parse_wav
-from .windows import choose_window, split_long
+from .windows import SAMPLE_RATE_HZ, choose_window, split_long
 
 __all__ = ["LogMel", "choose_window", "load_audio", "resample", "split_long"]
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1000, 768000
 
 
-def load_audio(path: Any, sample_rate_hz: int = 16000) -> np.ndarray:
+def load_audio(path: Any, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
     """Read an audio file as mono: float32 (n_samples,) in [-1, 1] at `sample_rate_hz`.
 
     WAV needs nothing but this package; other formats (FLAC, Ogg, MP3) are read through soundfile if it is installed.

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_bytes
+from .windows import SAMPLE_RATE_HZ
 
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _FORMAT_NAMES = {0x0002: "Microsoft ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0055: "MP3"}
@@ -50,7 +51,7 @@ def parse_wav(data: bytes, name: Any) -> Tuple[np.ndarray, int]:
     return samples.reshape(n_frames, wav_format.n_channels), wav_format.sample_rate_hz
 
 
-def encode_wav(audio: np.ndarray, sample_rate_hz: int = 16000) -> bytes:
+def encode_wav(audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
     """Encode audio, float (n_samples,) in [-1, 1], as a mono PCM16 WAV file; beyond full scale is clipped."""
     scaled = np.clip(np.rint(np.asarray(audio, dtype=np.float64) * 32768.0), -32768, 32767)
     samples = scaled.astype("<i2").tobytes()
@@ -59,7 +60,7 @@ def encode_wav(audio: np.ndarray, sample_rate_hz: int = 16000) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def write_wav(path: Any, audio: np.ndarray, sample_rate_hz: int = 16000) -> None:
+def write_wav(path: Any, audio: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
     """Write audio, float (n_samples,) in [-1, 1], as a mono PCM16 WAV file, atomically."""
     write_bytes(path, encode_wav(audio, sample_rate_hz))
 

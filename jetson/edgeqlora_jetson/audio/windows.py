@@ -8,12 +8,16 @@ _QUIET_S = 0.02
 _SEARCH_SHARE = 0.2  # the cut is looked for in the last fifth of a window
 
 
-def window_samples(window_s: float, sample_rate_hz: int = 16000) -> int:
+SAMPLE_RATE_HZ = 16000
+"""What every model here hears; audio of another rate is resampled to it."""
+
+
+def window_samples(window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> int:
     """Samples in a window, rounded to the nearest."""
     return int(window_s * sample_rate_hz + 0.5)
 
 
-def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = 16000) -> float:
+def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ) -> float:
     """The smallest window (s) that holds the clip; the largest one when none does (the caller splits it)."""
     if not windows_s:
         raise ValueError("windows_s is empty, at least one window is needed")
@@ -23,7 +27,7 @@ def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: in
     return max(windows_s)
 
 
-def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = 16000) -> List[Tuple[int, int]]:
+def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> List[Tuple[int, int]]:
     """Cut audio, float (n_samples,), into (start, end) sample ranges of at most a window each.
 
     One range if it fits; else each cut is in the middle of the quietest 20 ms of the last fifth of the window.
