@@ -16,7 +16,7 @@ from edgeqlora_jetson.pyz import PYZ_NAME
 
 TRAINING: dict[str, dict[str, Any]] = {
     "whisper": {"steps": 240, "ranks": "uniform:8", "eval_every": 80},
-    "wav2vec2": {"steps": 600, "ranks": "uniform:16", "eval_every": 200, "low_memory": False},
+    "wav2vec2": {"steps": 600, "ranks": "uniform:16", "eval_every": 200},
 }
 """Settings of the demo run by embedded model: a minute on two cores, and ten."""
 
@@ -27,6 +27,7 @@ SHARED: dict[str, Any] = {
     "warmup_ratio": 0.1,
     "eval_samples": 0,
     "seed": 42,
+    "low_memory": False,
 }
 
 
