@@ -312,15 +312,15 @@ def test_every_message_of_troubleshooting_is_in_the_code():
 
 
 def test_every_key_of_manifest_and_report_is_in_the_page_about_them():
-    from edgeqlora_jetson import bundle as format_of_bundle
     from edgeqlora_jetson.bench.run import Settings, run_bench
+    from edgeqlora_jetson.bundle import Bundle, manifest
 
     text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w.\[\]]+)`", text))
-    by_kind = [keys for kinds in format_of_bundle._REQUIRED_BY_KIND.values() for keys in kinds.values()]
-    for keys in (format_of_bundle._REQUIRED, format_of_bundle._OPTIONAL, *by_kind):
+    by_kind = [*manifest._FEATURES.values(), *(kind.required for kind in manifest.DECODERS.values())]
+    for keys in (manifest._REQUIRED, manifest._OPTIONAL, *by_kind):
         assert {key for key in keys if not key.startswith("profile.")} <= named
-    opened = format_of_bundle.Bundle.load(ROOT / "tests" / "jetson" / "fixtures" / "bundle")
+    opened = Bundle.load(ROOT / "tests" / "jetson" / "fixtures" / "bundle")
     assert {*opened.manifest} - named <= {"model", "audio", "features"}
     report = run_bench(opened, opened.read_eval_clips(), Settings(repeats=1, power="none"))
     parts = [part for part in report.values() if isinstance(part, dict) and "value" not in part]
