@@ -9,7 +9,7 @@ _HERE = Path(__file__).resolve().parent
 
 def model_dir(name: str = "whisper") -> Path:
     """Folder of a pre-trained model (whisper or wav2vec2): a plain transformers folder, fp16 safetensors."""
-    return _HERE / "models" / name
+    return _HERE / ("model" if name == "whisper" else f"model-{name}")
 
 
 def speech_dir() -> Path:

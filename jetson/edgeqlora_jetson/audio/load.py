@@ -1,4 +1,4 @@
-"""Audio files to samples; the log-mel spectrogram and the windows are at hand here too."""
+"""Audio files to samples."""
 
 import os
 from typing import Any, Tuple
@@ -6,13 +6,10 @@ from typing import Any, Tuple
 import numpy as np
 
 from ..errors import UserError
-from .logmel import LogMel
 from .resample import resample
 from .sniff import look_at
 from .wav import UnsupportedWav, parse_wav
-from .windows import SAMPLE_RATE_HZ, choose_window, split_long
-
-__all__ = ["LogMel", "choose_window", "load_audio", "resample", "split_long"]
+from .windows import SAMPLE_RATE_HZ
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1000, 768000
 

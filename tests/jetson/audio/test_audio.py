@@ -8,7 +8,8 @@ import wave
 import numpy as np
 import pytest
 
-from edgeqlora_jetson.audio.load import load_audio, resample
+from edgeqlora_jetson.audio.load import load_audio
+from edgeqlora_jetson.audio.resample import resample
 from edgeqlora_jetson.audio.wav import encode_wav, parse_wav, write_wav
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_bytes

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from edgeqlora_jetson.audio.load import LogMel, load_audio
+from edgeqlora_jetson.audio.load import load_audio
+from edgeqlora_jetson.audio.logmel import LogMel
 
 
 def triangles(n_mels=16):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeqlora_jetson.audio.load import choose_window, split_long
+from edgeqlora_jetson.audio.windows import choose_window, split_long
 
 
 @pytest.mark.parametrize(
