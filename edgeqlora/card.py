@@ -42,12 +42,14 @@ class Card(TypedDict, total=False):
     parents: dict[str, Any] | None
     settings: dict[str, Any] | None
     windows_s: list[float] | None
+    tokens_per_s: float | None
     language: str | None
     task: str | None
     data: dict[str, Any]
     steps: int
     best_step: int | None
     dev: str | None
+    dev_split: str | None
     dev_wer: Figure
     figures: dict[str, Figure]
     chosen: str
@@ -121,6 +123,15 @@ def read_card(folder: Path) -> Card | None:
             "make the folder again, or use the version of edgeqlora that wrote it"
         )
     return cast(Card, card)
+
+
+def dev_data(card: Card) -> tuple[str, str]:
+    """(source, splits) of the dev data that a folder's model was chosen by; empty where it says none."""
+    settings = card.get("settings") or {}
+    return (
+        card.get("dev") or settings.get("dev") or "",
+        card.get("dev_split") or settings.get("dev_split") or "",
+    )
 
 
 def verify_parent(base: str, card: Card) -> None:

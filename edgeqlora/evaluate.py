@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, verify_parent
+from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
@@ -35,7 +36,7 @@ def evaluate(
     source: str,
     data: str,
     *,
-    split: str | None = None,
+    split: str = "",
     windows_s: list[float] | None = None,
     language: str | None = None,
     task: str | None = None,
@@ -52,7 +53,7 @@ def evaluate(
     Writes OUTPUT (JSON report) and OUTPUT with the suffix .jsonl (one line an utterance). Greedy everywhere, with
     the same prompt and suppressed tokens.
     """
-    from edgeqlora.data.manifest import load_rows
+    from edgeqlora.data.manifest import load_for
     from edgeqlora.evaluation.scores import NORMALISERS, score_texts
 
     for name in normalisers:
@@ -61,7 +62,8 @@ def evaluate(
     if output is not None and output.suffix == ".jsonl":
         raise UserError(f"output={str(output)!r}: the utterances go there; name the report .json")
     kind = kind_of(source)
-    rows = load_rows(data, split=split, limit=limit)
+    rows = load_for("", data, split, limit)
+    read_durations(rows)
     if kind == "bundle":
         fixed = {"--window-s": windows_s, "--language": language, "--task": task, "--base-model": base_model}
         if given := [flag for flag, value in fixed.items() if value]:
@@ -79,7 +81,7 @@ def evaluate(
         "source": source,
         "kind": kind,
         "source_sha256": outcome["sha256"],
-        "data": {"source": data, "split": split, "n_clips": len(rows), "audio_s": round(outcome["audio_s"], 3)},
+        "data": {"source": data, "split": split or None, "n_clips": len(rows), "audio_s": round(outcome["audio_s"], 3)},
         "decoding": {"method": "greedy", **outcome["decoding"]},
         "windows_s": outcome["windows_s"],
         **scores,
@@ -93,6 +95,8 @@ def evaluate(
         else missing("no audio"),
         "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
         "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
+        "stopped_at_token_limit": outcome["n_incomplete"],
+        "remarks": outcome["remarks"],
         "machine": read_machine(),
         "versions": library_versions(),
     }
@@ -132,6 +136,11 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
             lines.append(f"  {title:<11}{figure['value']:6.3f}     {_how(figure)}")
     if report["cut_clips"]:
         lines.append(f"  {report['cut_clips']} clips were longer than the window and were cut at quiet places")
+    if report["stopped_at_token_limit"]:
+        lines.append(
+            f"  {report['stopped_at_token_limit']} texts stopped at the limit of tokens of their window: their ends are missing"
+        )
+    lines += [f"  {remark}" for remark in report["remarks"]]
     worst = [u for u in report.get("utterances", []) if u["errors"]]
     worst.sort(key=lambda u: (-u["errors"], u["audio"]))
     if worst:
@@ -182,11 +191,13 @@ def _with_torch(
     else:
         learner = load_learner(source, device=device)
     learner.model.eval()
+    told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
     recogniser = Recogniser(
         learner,
         windows_s or card.get("windows_s") or [learner.processor.native_window_s],
-        language or card.get("language"),
+        told,
         task or card.get("task"),
+        card.get("tokens_per_s"),
     )
     result = recogniser.recognise(rows, batch_size, progress)
     loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
@@ -195,6 +206,8 @@ def _with_torch(
         "processing_s": result.processing_s,
         "audio_s": result.audio_s,
         "n_pieces": result.n_pieces,
+        "n_incomplete": result.n_incomplete,
+        "remarks": [line for line in (remark, unread_fields(rows)) if line],
         "batch_size": batch_size,
         "windows_s": recogniser.windows_s,
         "language": recogniser.decoder.language,
@@ -217,11 +230,12 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
 
     bundle = Bundle.load(source)
     transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
-    texts, n_pieces, processing_s, audio_s = [], [], 0.0, 0.0
+    texts, n_pieces, n_incomplete, processing_s, audio_s = [], [], 0, 0.0, 0.0
     for i, row in enumerate(rows):
         transcript = transcriber.transcribe(load_audio(row))
         texts.append(transcript.text)
         n_pieces.append(transcript.n_pieces)
+        n_incomplete += transcript.n_incomplete
         processing_s += transcript.total_ms / 1000
         audio_s += transcript.audio_s
         if progress:
@@ -232,6 +246,8 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "processing_s": processing_s,
         "audio_s": audio_s,
         "n_pieces": n_pieces,
+        "n_incomplete": n_incomplete,
+        "remarks": [],
         "batch_size": 1,
         "windows_s": bundle.manifest["audio"]["windows_s"],
         "language": spec.get("language"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeqlora.card import Card, folder_sha256, read_card
+from edgeqlora.card import dev_data, folder_sha256, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.settings import parse_windows
 
@@ -22,6 +22,7 @@ def export(
     jetpack: str | None = None,
     window_s: str | None = None,
     data: str = "",
+    split: str = "",
     n_eval: int = 32,
     language: str | None = None,
     task: str | None = None,
@@ -38,7 +39,7 @@ def export(
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
     from edgeqlora.data.audio import load_audio
-    from edgeqlora.data.manifest import evenly, load_rows
+    from edgeqlora.data.manifest import evenly, load_for
     from edgeqlora.models.family import check_source
     from edgeqlora.profiles.load import load_profile
 
@@ -52,12 +53,16 @@ def export(
         raise UserError(
             f"window_s={max(windows_s):g} is more than {profile.name} is asked for: at most {profile.max_window_s:g} s"
         )
-    source = data or _dev_of(card)
-    if not source:
+    role = "" if data else "dev"
+    if not data:
+        data, of_training = dev_data(card)
+        split = split or of_training
+    if not data or not (data.startswith("hf:") or Path(data).exists()):
         raise UserError(
-            "export proves the graphs on real clips, and there are none: pass --data with a manifest or folder"
+            "export proves the graphs on real clips, and there are none"
+            f"{f' ({data} is not here)' if data else ''}: pass --data with a manifest or folder"
         )
-    rows = evenly(load_rows(source), max(n_eval, N_PARITY))
+    rows = evenly(load_for(role, data, split), max(n_eval, N_PARITY))
     clips = [(load_audio(row), row.text) for row in rows]
 
     plain = _plain_profile(profile, say)
@@ -73,6 +78,7 @@ def export(
         n_eval=n_eval,
         language=language or card.get("language"),
         task=task or card.get("task"),
+        tokens_per_s=card.get("tokens_per_s"),
         name=name,
         base_model=card.get("base_model"),
         parents={"merged": folder_sha256(Path(merged)), "adapter": (card.get("parents") or {}).get("adapter")},
@@ -100,9 +106,3 @@ def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, An
             f"{'; '.join(of_energy)}"
         )
     return {**profile.to_plain(), "unsourced_used": used + of_energy}
-
-
-def _dev_of(card: Card) -> str:
-    """Dev data named in the card of the adapter that a merged folder came from, if it is still there."""
-    source = (card.get("settings") or {}).get("dev") or card.get("dev") or ""
-    return source if source and (source.startswith("hf:") or Path(source).exists()) else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import Card, folder_sha256, measured, missing, read_card, verify_parent, write_card
+from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, read_card, verify_parent, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file
@@ -55,6 +55,7 @@ def merge(
     output: Path,
     *,
     dev: str = "",
+    dev_split: str = "",
     base_model: str | None = None,
     candidate: str | None = None,
     normaliser: str = "basic",
@@ -91,7 +92,10 @@ def merge(
             "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
-    rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
+    if not dev:
+        dev, of_training = dev_data(card)
+        dev_split = dev_split or of_training
+    rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
 
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
@@ -122,15 +126,17 @@ def merge(
             chosen=chosen,
             candidates=results,
             n_dev_clips=len(rows),
-            dev=dev or (card.get("settings") or {}).get("dev"),
+            dev=dev or None,
+            dev_split=dev_split or None,
             windows_s=card.get("windows_s"),
+            tokens_per_s=card.get("tokens_per_s"),
             language=card.get("language"),
             task=card.get("task"),
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )
 
 
-def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
+def _dev_rows(source: str, split: str, *, needed: bool, limit: int | None) -> list[Row]:
     if not source:
         if needed:
             raise UserError(
@@ -138,9 +144,12 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
                 "pass --dev, or choose with --candidate dequantised"
             )
         return []
-    from edgeqlora.data.manifest import evenly, load_rows
+    from edgeqlora.data.agreement import read_durations
+    from edgeqlora.data.manifest import evenly, load_for
 
-    return evenly(load_rows(source), limit or 0)
+    rows = evenly(load_for("dev", source, split), limit or 0)
+    read_durations(rows)
+    return rows
 
 
 def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> dict[str, Any]:
@@ -152,6 +161,7 @@ def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> di
         card.get("windows_s") or [learner.processor.native_window_s],
         card.get("language"),
         card.get("task"),
+        card.get("tokens_per_s"),
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)

@@ -32,6 +32,10 @@ class TrainSettings:
     """Training data: manifest, LibriSpeech or Common Voice folder, NeMo manifest, datasets folder, hf:owner/name."""
     dev: str = ""
     """Data for choosing the best checkpoint by WER; empty: the last checkpoint is kept."""
+    split: str = ""
+    """Splits of the training data, with commas between. Default, where it has several: those that begin with train."""
+    dev_split: str = ""
+    """Splits of the dev data, with commas between. Default, where it has several: those that begin with dev or valid."""
     output: str = _setting("", flags=("-o",))
     """Folder to write: a PEFT adapter (qlora, lora) or a transformers folder (full)."""
     method: str = _setting("qlora", allowed=("qlora", "lora", "full"))

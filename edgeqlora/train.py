@@ -70,7 +70,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
         seed=settings.seed,
     )
     learner = load_base(settings)
-    recogniser = Recogniser(learner, data.windows_s, settings.language, settings.task)
+    recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s)
     ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
@@ -230,8 +230,8 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
 
         start_s, process = time.perf_counter(), PartialState()
         mine = rows[process.process_index :: process.num_processes]
-        texts = recogniser.recognise(mine).texts
-        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, texts, strict=True)])
+        result = recogniser.recognise(mine)
+        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
         totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
         wer, cer = (corpus_error_rate(pairs, unit)["rate"] for unit in ("word", "char"))
         loss = sum(totals) / max(sum(counts), 1)
@@ -244,6 +244,7 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
             "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
             "eval_loss": loss,
             "eval_clips": len(pairs),
+            "eval_incomplete": sum(gather_object([result.n_incomplete])),
             "eval_seconds": round(time.perf_counter() - start_s, 3),
         }
 
@@ -306,7 +307,8 @@ def _write_output(
             parents=data.sources,
             settings=dataclasses.asdict(settings),
             windows_s=data.windows_s,
-            language=settings.language,
+            tokens_per_s=data.tokens_per_s,
+            language=data.language,
             task=settings.task,
             data={
                 "n_train": len(data.rows),

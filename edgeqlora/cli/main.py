@@ -29,6 +29,7 @@ app.add_typer(profiles_app, name="profiles")
 Source = Annotated[str, typer.Argument(help="Base model, adapter, merged folder or bundle.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many clips.")]
+SPLIT_HELP = "splits to take, with commas between; default: by their names."
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 
 
@@ -86,7 +87,7 @@ def train(
 def evaluate(
     source: Source,
     data: Annotated[str, typer.Option("--data", "-d", help="Data to score on.", show_default=False)],
-    split: Annotated[str | None, typer.Option(help="Split, where the data has several.")] = None,
+    split: Annotated[str, typer.Option(help="Splits to take, with commas between.")] = "",
     window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of the folder, or 30.")] = None,
     language: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
@@ -136,6 +137,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.", show_default=False)],
     output: Output,
     dev: Annotated[str, typer.Option(help="Data to choose by; default: the dev data of training.")] = "",
+    dev_split: Annotated[str, typer.Option(help=SPLIT_HELP.capitalize())] = "",
     base_model: Annotated[str | None, typer.Option(help="Default: the one it was trained on.")] = None,
     candidate: Annotated[str | None, typer.Option(help="dequantised or original: keep this one.")] = None,
     normaliser: Annotated[str, typer.Option()] = "basic",
@@ -149,6 +151,7 @@ def merge(
         adapter,
         output,
         dev=dev,
+        dev_split=dev_split,
         base_model=base_model,
         candidate=candidate,
         normaliser=normaliser,
@@ -167,6 +170,7 @@ def export(
     jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
     window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of training, or 30.")] = None,
     data: Annotated[str, typer.Option("--data", "-d", help="Clips for parity and for the bundle's eval set.")] = "",
+    split: Annotated[str, typer.Option(help="Splits of --data to take, with commas between.")] = "",
     eval_clips: Annotated[int, typer.Option(min=0, help="Clips to ship in the bundle.")] = 32,
     language: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
@@ -186,6 +190,7 @@ def export(
         jetpack=jetpack,
         window_s=window_s,
         data=data,
+        split=split,
         n_eval=eval_clips,
         language=language,
         task=task,
@@ -203,6 +208,9 @@ def data_check(
     train_data: Annotated[str, typer.Option("--train", help="Training data.")] = "",
     dev: Annotated[str, typer.Option(help="Development data.")] = "",
     test: Annotated[str, typer.Option(help="Test data.")] = "",
+    split: Annotated[str, typer.Option(help=f"--train: {SPLIT_HELP}")] = "",
+    dev_split: Annotated[str, typer.Option(help=f"--dev: {SPLIT_HELP}")] = "",
+    test_split: Annotated[str, typer.Option(help=f"--test: {SPLIT_HELP}")] = "",
     data: Annotated[str, typer.Argument(help="Or: one data set alone.")] = "",
     base_model: Annotated[str, typer.Option("--base-model", "-m", help="Checks labels against this model too.")] = "",
     window_s: Annotated[float | None, typer.Option(min=0.5, max=30.0)] = None,
@@ -211,6 +219,7 @@ def data_check(
 ) -> None:
     """Find what would go wrong in training: every file is decoded. Exit code 1 if there are errors."""
     from edgeqlora.data.check.run import ALL, format_report, run_check
+    from edgeqlora.data.label_rules import rules_of_language
     from edgeqlora.models.family import load_processor
 
     sources = {ALL: data, "train": train_data, "dev": dev, "test": test}
@@ -218,8 +227,10 @@ def data_check(
         report = run_check(
             {name: source for name, source in sources.items() if source},
             window_s,
-            load_processor(base_model).label_rules(language) if base_model else None,
+            load_processor(base_model).label_rules(language) if base_model else rules_of_language(language),
             progress=progress,
+            chosen={"train": split, "dev": dev_split, "test": test_split},
+            language=language,
         )
     typer.echo(format_report(report))
     if output is not None:
@@ -227,10 +238,11 @@ def data_check(
 
         write_json(output, report.to_json())
     model = base_model or "MODEL"
-    split = f"--train {train_data or data or 'TRAIN'}" + (f" --dev {dev}" if dev else "")
+    following = f"--train {train_data or data or 'TRAIN'}" + (f" --split {split}" if split else "")
+    following += (f" --dev {dev}" if dev else "") + (f" --dev-split {dev_split}" if dev_split else "")
     done(
         f"report in {output}" if output else "nothing written (pass -o)",
-        f"edgeqlora train -m {model} {split} -o adapter --dry-run",
+        f"edgeqlora train -m {model} {following} -o adapter --dry-run",
     )
     if report.n_errors:
         raise typer.Exit(1)

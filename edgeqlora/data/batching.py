@@ -1,16 +1,16 @@
 """Batches: which window each clip needs, and clips of one window together."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.audio.windows import MARGIN_S, SAMPLE_RATE_HZ, fitting_window
 
 LADDER_S = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 """Windows to choose from, in s."""
-MARGIN_S = 0.3
-"""Silence kept after the longest clip of a window: with none, Whisper falls into repetition on some clips."""
 IGNORE = -100
 """Label value that the loss passes over (the convention of torch and transformers)."""
 
@@ -54,8 +54,9 @@ def choose_windows(durations_s: Sequence[float], wanted: list[float] | None, max
 
 
 def window_of(duration_s: float, windows_s: Sequence[float]) -> float | None:
-    """The smallest window that holds the clip, or None if it is longer than all of them."""
-    return next((window for window in windows_s if duration_s <= window + 1e-6), None)
+    """The window that the board gives a clip of this duration, or None if it is longer than all of them."""
+    # In samples at the models' rate, rounded up as resampling does; 1e-3: of a sample, for the division by the file's rate.
+    return fitting_window(math.ceil(duration_s * SAMPLE_RATE_HZ - 1e-3), windows_s)
 
 
 def padding_share(durations_s: Sequence[float], windows_s: Sequence[float]) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edgeqlora.data.text import language_base, scripts_of_language
+
 
 @dataclass(frozen=True)
 class LabelRules:
@@ -22,3 +24,14 @@ class LabelRules:
     """Whether a clip of so many seconds can give these ids at all; training refuses clips that cannot."""
     expected_scripts: frozenset[str] | None = None
     """Scripts that the model writes; None: those of each row's own language."""
+    language_code: Callable[[str], str] | None = None
+    """Code of a language's name or code, as the model is told it; None: the model is told no language."""
+    only_language: str | None = None
+    """Code of the one language that the model writes; None: it is told one."""
+
+
+def rules_of_language(language: str | None) -> LabelRules:
+    """Rules of a language alone, for a check without a model."""
+    return LabelRules(
+        language_code=language_base, expected_scripts=frozenset(scripts_of_language(language)) if language else None
+    )

@@ -1,4 +1,4 @@
-"""Data sets as rows: JSONL manifests (ours and NeMo's) and the choice of a reader for everything else.
+"""Data sets as rows: JSONL manifests (ours and NeMo's), the choice of a reader for everything else, and of a split.
 
 Torch is never imported here, so that `edgeqlora data check` starts at once.
 """
@@ -8,21 +8,73 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.data import corpora, hub
+from edgeqlora.data.sources import corpora, hub, tables
 from edgeqlora.data.row import Row, default_id, parse_row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_bytes, write_text
 
-__all__ = ["Row", "describe_source", "evenly", "list_splits", "load_rows", "write_manifest"]
+__all__ = ["Row", "describe_source", "evenly", "list_splits", "load_for", "load_rows", "write_manifest"]
 
 JSONL = "JSONL manifest"
 JSONL_FOLDER = "folder of JSONL manifests"
 NEMO = "NeMo manifest"
+WHOLE = "manifest"
+"""Name of a file that holds the whole set, beside files of one split each."""
+FILES = (JSONL, NEMO, tables.TABLE)
+FOLDERS: dict[str, Callable[[Path], dict[str, Path]]] = {
+    JSONL_FOLDER: lambda folder: {f.stem: f for f in sorted(folder.glob("*.jsonl")) if f.name != "metadata.jsonl"},
+    tables.AUDIO_FOLDER: tables.metadata_of,
+    corpora.COMMON_VOICE: corpora.common_voice_tables,
+}
+"""Kinds of folders, and their files by split."""
+ROLES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "development", "eval", "valid", "validation", "val"),
+    "test": ("test", "testing", "evaluation"),
+}
+"""What data is for, and how the names of splits for it begin: `train-clean-100` and `train.other` are for training."""
+
+
+def load_for(role: str, source: str | Path, split: str | None = None, limit: int | None = None) -> list[Row]:
+    """Rows of a source that are for `role` (a key of ROLES, or "" for a use that any one split is right for).
+
+    split: take this one, or several with commas between, whatever they are called. A source without splits is taken
+    whole; of one with splits, those whose names are for the role, or its only one if that is for no other role.
+
+    Raises UserError as `load_rows` does, and where the splits give no answer.
+    """
+    if split:
+        names = [name.strip() for name in split.split(",")]
+    else:
+        inside = list_splits(source)
+        if not inside:
+            return load_rows(source, limit=limit)
+        names = [name for name in inside if role and role_of(name) == role]
+        if not names and len(inside) == 1 and (not role or not role_of(inside[0])):
+            names = inside
+        if not names:
+            flag = "--dev-split" if role == "dev" else "--split"
+            wanted = f", none of them for {role}" if role else ""
+            raise UserError(f"{source} has the splits {', '.join(inside)}{wanted}: choose with {flag}")
+    rows: list[Row] = []
+    for name in names:
+        if limit is None or len(rows) < limit:
+            rows += load_rows(source, name, None if limit is None else limit - len(rows))
+    return rows
+
+
+def role_of(split: str) -> str:
+    """What a split is for by its name: train, dev, test, or "" where the name does not say."""
+    begins = re.split(r"[^a-z]", split.lower())[0]
+    return next((role for role, names in ROLES.items() if begins in names), "")
 
 
 def load_rows(source: str | Path, split: str | None = None, limit: int | None = None) -> list[Row]:
@@ -58,8 +110,8 @@ def describe_source(source: str | Path) -> str:
         return hub.HUB_NAME
     path = Path(source)
     if path.is_file():
-        if path.suffix == ".tsv":
-            return corpora.COMMON_VOICE_FILE
+        if tables.is_table(path):
+            return tables.TABLE
         if path.suffix == ".parquet":
             return hub.PARQUET
         first = next(_objects(path), None)
@@ -71,8 +123,9 @@ def describe_source(source: str | Path) -> str:
         )
     for is_kind, kind in (
         (hub.is_saved_dataset, hub.SAVED),
-        (corpora.is_common_voice, corpora.COMMON_VOICE),
-        (lambda folder: any(folder.glob("*.jsonl")), JSONL_FOLDER),
+        (corpora.common_voice_tables, corpora.COMMON_VOICE),
+        (FOLDERS[JSONL_FOLDER], JSONL_FOLDER),
+        (tables.metadata_of, tables.AUDIO_FOLDER),
         (corpora.is_librispeech, corpora.LIBRISPEECH),
         (hub.is_parquet_folder, hub.PARQUET),
     ):
@@ -81,7 +134,7 @@ def describe_source(source: str | Path) -> str:
     found = ", ".join(sorted(entry.name for entry in islice(path.iterdir(), 8))) or "nothing"
     raise UserError(
         f"{source} is not a data set we read: it holds {found}. Expected one of: *.jsonl manifests; "
-        "LibriSpeech (speaker/chapter/*.trans.txt); Common Voice (clips/ and train.tsv); "
+        "LibriSpeech (speaker/chapter/*.trans.txt); Common Voice (clips/ and train.tsv); audio with metadata.csv; "
         "a folder saved by Hugging Face datasets; *.parquet. "
         "Otherwise write a manifest: one JSON object a line with audio and text"
     )
@@ -91,15 +144,24 @@ def list_splits(source: str | Path) -> list[str]:
     """Names that `split` may take for this source, sorted; empty when it is one undivided set."""
     kind = describe_source(source)
     path = Path(source)
-    if kind in (JSONL, NEMO):
-        return sorted({fields["split"] for _, fields in _objects(path) if isinstance(fields.get("split"), str)})
-    if kind == JSONL_FOLDER:
-        # manifest.jsonl beside other manifests is the whole set, not one more split of it.
-        names = sorted(file.stem for file in path.glob("*.jsonl") if file.stem != "manifest")
-        return names or list_splits(path / "manifest.jsonl")
-    if kind in (corpora.COMMON_VOICE, corpora.COMMON_VOICE_FILE, corpora.LIBRISPEECH):
-        return corpora.list_splits(path, kind)
+    if kind in FILES:
+        return _named_splits(path, (split for split, _ in _rows_of_file(path, kind)))
+    if kind in FOLDERS:
+        files = FOLDERS[kind](path)
+        return list_splits(files[WHOLE]) if list(files) == [WHOLE] else sorted(name for name in files if name != WHOLE)
+    if kind == corpora.LIBRISPEECH:
+        return corpora.librispeech_subsets(path)
     return hub.list_splits(str(source), kind)
+
+
+def _named_splits(path: Path, splits: Iterable[str]) -> list[str]:
+    """The splits that rows name, sorted; UserError where some rows name one and others none."""
+    counts = Counter(splits)
+    if "" in counts and len(counts) > 1:
+        raise UserError(
+            f"{path}: {counts['']} of {sum(counts.values())} rows have no split, the others have: give each row one, or none"
+        )
+    return sorted(filter(None, counts))
 
 
 def write_manifest(rows: Sequence[Row], path: str | Path) -> Path:
@@ -129,31 +191,40 @@ def write_manifest(rows: Sequence[Row], path: str | Path) -> Path:
 
 def _read(source: str, kind: str, split: str | None) -> Iterator[Row]:
     path = Path(source)
-    if kind in (JSONL, NEMO):
-        return _read_jsonl(path, split)
-    if kind == JSONL_FOLDER:
-        return _read_jsonl_folder(path, split)
-    if kind in (corpora.COMMON_VOICE, corpora.COMMON_VOICE_FILE):
-        return corpora.read_common_voice(path, split)
+    if kind in FILES:
+        return (row for of_split, row in _rows_of_file(path, kind) if split is None or of_split == split)
+    if kind in FOLDERS:
+        return _read_folder(path, FOLDERS[kind](path), split)
     if kind == corpora.LIBRISPEECH:
         return corpora.read_librispeech(path, split)
     return hub.read_dataset(source, kind, split)
 
 
-def _read_jsonl(path: Path, split: str | None) -> Iterator[Row]:
+def _rows_of_file(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
+    """(split or "", row) of each line of a manifest or table."""
+    if kind == tables.TABLE:
+        yield from tables.read_table(path)
+        return
     folder = os.path.dirname(os.path.abspath(path))
     for where, fields in _objects(path):
-        if split is None or fields.get("split") == split:
-            yield parse_row(fields, where, folder)
+        split = fields.get("split") or ""
+        if not isinstance(split, str):
+            raise UserError(f'{where}: field "split" must be text, but is {split!r:.60}: write "train", "dev" or "test"')
+        yield split, parse_row(fields, where, folder)
 
 
-def _read_jsonl_folder(path: Path, split: str | None) -> Iterator[Row]:
-    if split is not None and (path / f"{split}.jsonl").is_file():
-        return _read_jsonl(path / f"{split}.jsonl", None)
-    files = sorted(path.glob("*.jsonl"))
+def _read_folder(path: Path, files: dict[str, Path], split: str | None) -> Iterator[Row]:
+    """Rows of a folder in which each split is a file, or one file holds all of them."""
     if split is None and len(files) > 1:
         raise UserError(f"{path} holds several splits: choose one of {', '.join(list_splits(path))}")
-    return _read_jsonl(files[0] if len(files) == 1 else path / "manifest.jsonl", split)
+    if split not in files and split is not None:
+        yield from _read(str(files[WHOLE]), describe_source(files[WHOLE]), split)
+        return
+    file = files[split] if split is not None else next(iter(files.values()))
+    for of_split, row in _rows_of_file(file, describe_source(file)):
+        if split is not None and of_split and role_of(of_split) != role_of(split):
+            raise UserError(f"{row.name} says split {of_split} in {file}, the file of split {split}: correct the row")
+        yield row
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -170,7 +241,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """Parse one manifest line; UserError naming file and line unless it is one JSON object in UTF-8."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=partial(_once, where))
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8 text: is this a manifest? Expected one JSON object a line") from None
     except (ValueError, RecursionError) as error:
@@ -183,6 +254,14 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         kind = "array" if isinstance(value, list) else type(value).__name__
         raise UserError(f"{where}: expected one JSON object a line, found a JSON {kind}")
     return value
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        raise UserError(f'{where}: field "{twice}" is there twice: keep one of them')
+    return fields
 
 
 def _verify_split(source: str | Path, split: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeqlora.errors import UserError
 
-# Names other tools use for our two required fields, most common first.
-SYNONYMS = {
+NAMES: dict[str, tuple[str, ...]] = {
     "audio": (
+        "audio",
         "audio_filepath",
         "file_name",
         "path",
@@ -24,8 +25,25 @@ SYNONYMS = {
         "wav_path",
         "url",
     ),
-    "text": ("sentence", "transcription", "transcript", "normalized_text", "raw_text", "label", "txt"),
+    "text": ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text", "label", "txt"),
+    "start": ("start", "start_time", "begin", "begin_time", "offset"),
+    "end": ("end", "end_time", "stop", "stop_time"),
+    "duration": ("duration",),
+    "speaker": ("speaker", "speaker_id", "client_id"),
+    "language": ("language", "lang", "locale"),
+    "id": ("id",),
+    "split": ("split",),
 }
+"""What a field may be called, our own name first, then those of other tools. Times are in seconds."""
+
+HARMLESS = frozenset(
+    "accent accents age book_id bytes channels chapter_id corpus dataset domain down_votes encoding format gender "
+    "license n_channels n_samples num_channels num_samples sample_rate sampling_rate segment sentence_domain "
+    "sentence_id sentences sex size source title up_votes variant".split()
+)
+"""Fields that data sets carry and that change nothing here."""
+
+_CUT_WORDS = frozenset("start begin onset offset end stop seek from to".split())
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,10 @@ class Row:
     """Encoded audio (a whole wav, flac, ogg or mp3 file) when the data set holds it instead of a path."""
     id: str = ""
     """Name of the utterance, unique within its data set."""
+    unread: tuple[str, ...] = ()
+    """Fields of the data set that nothing here reads, but for those known to be harmless."""
+    was_quoted: bool = False
+    """A table's quotation marks around the text, or doubled in it, were taken away."""
 
     @property
     def name(self) -> str:
@@ -62,25 +84,22 @@ class Row:
         return f"{shown} [{self.start or 0:g} to {end} s]"
 
 
-def parse_row(fields: Mapping[str, Any], where: str, folder: str) -> Row:
-    """Turn one manifest object, ours or NeMo's, into a `Row`.
+def parse_row(fields: Mapping[str, Any], where: str, folder: str, default_name: str = "") -> Row:
+    """Turn one record of any source, under any of the `NAMES`, into a `Row`.
 
-    `where` (`file:line`) begins every error; relative audio paths are taken from `folder`. NeMo writes
-    `audio_filepath`, and `offset` with `duration` for a cut of a longer file.
+    `where` (`file:line`) begins every error; relative audio paths are taken from `folder`. Audio is a path, the bytes of
+    a file, or an object of `path`, `bytes` and a cut. A start with a duration and no end is a cut. default_name: id of a
+    row that has none; default: its path and cut.
 
-    Raises UserError for a missing field, a wrong type, or a cut that holds no audio.
+    Raises UserError for a missing field, a wrong type, two texts or times that differ, a cut in other units or by
+    channel, or one that holds no audio.
     """
-    audio_field = "audio_filepath" if "audio_filepath" in fields and "audio" not in fields else "audio"
-    audio = _text(fields, audio_field, where)
-    if not audio.strip() or "\0" in audio:
-        raise UserError(f"{where}: {audio_field}={audio!r} is not a file name: give the path of an audio file")
-    text = _text(fields, "text", where)
-    duration = _seconds(fields, "duration", where)
-    start, end = _seconds(fields, "start", where), _seconds(fields, "end", where)
-    if audio_field == "audio_filepath" and start is None:
-        start = _seconds(fields, "offset", where)
-        if start is not None and end is None and duration is not None:
-            end = start + duration
+    audio, audio_bytes, inside = _audio(fields, where)
+    times = {name: _seconds({**fields, **inside}, name, where) for name in ("start", "end", "duration")}
+    start, end, duration = times["start"], times["end"], times["duration"]
+    unread = _unread(fields, where)
+    if start is not None and end is None and duration is not None:
+        end = start + duration
     if end is not None and end <= (start or 0.0):
         raise UserError(
             f"{where}: end={end:g} must be greater than start={start or 0:g} (seconds into the file): "
@@ -88,15 +107,21 @@ def parse_row(fields: Mapping[str, Any], where: str, folder: str) -> Row:
         )
     if duration is None and end is not None:
         duration = end - (start or 0.0)
+    if audio_bytes is None:
+        name = os.path.normpath(os.path.join(folder, audio))
+    else:
+        name = f"{where} {os.path.basename(audio)}".strip()
     return Row(
-        audio=os.path.normpath(os.path.join(folder, audio)),
-        text=text,
+        audio=name,
+        text=_text(fields, _present(fields, "text", where), where),
         duration=duration,
         speaker=_name(fields, "speaker", where),
-        language=_name(fields, "language", where) or _name(fields, "lang", where),
+        language=_name(fields, "language", where),
         start=start,
         end=end,
-        id=_name(fields, "id", where) or default_id(audio, start, end),
+        audio_bytes=audio_bytes,
+        id=_name(fields, "id", where) or default_name or default_id(audio, start, end),
+        unread=unread,
     )
 
 
@@ -110,18 +135,85 @@ def default_id(audio: str, start: float | None, end: float | None) -> str:
 def missing_field(field: str, present: Iterable[str], where: str) -> UserError:
     """Error for a missing field that names the fields present and the one probably meant."""
     names = list(present)
-    near = next((name for name in SYNONYMS.get(field, ()) if name in names), None)
-    if near is None:
-        near = next(iter(difflib.get_close_matches(field, names, n=1, cutoff=0.6)), None)
+    near = next(iter(difflib.get_close_matches(field, names, n=1, cutoff=0.6)), None)
     hint = f'Did you mean "{near}"? Rename it to "{field}".' if near else f'Add "{field}" to every row.'
     shown = ", ".join(names[:20]) or "none"
     return UserError(f'{where}: field "{field}" is missing (fields present: {shown}). {hint}')
 
 
-def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in fields:
+def _present(fields: Mapping[str, Any], field: str, where: str) -> str:
+    """The name under which a needed field stands; UserError where it is missing or two of its names disagree."""
+    found = [name for name in NAMES[field] if name in fields]
+    if not found:
         raise missing_field(field, fields, where)
+    texts = [name for name in found if isinstance(fields[name], str)]
+    if len({fields[name].strip() for name in texts}) > 1 and (field == "text" or found[0] != field):
+        raise UserError(
+            f'{where}: "{texts[0]}" and "{texts[1]}" are both there and differ: '
+            f"keep the one that is the {field} and remove the other"
+        )
+    return found[0]
+
+
+def _audio(fields: Mapping[str, Any], where: str) -> tuple[str, bytes | None, dict[str, Any]]:
+    """Path, bytes (None: read the path) and the times that stand in an audio object."""
+    field = _present(fields, "audio", where)
     value = fields[field]
+    if isinstance(value, bytes):
+        return "", value, {}
+    if not isinstance(value, Mapping):
+        return _path(fields, field, where), None, {}
+    inside = {name: value[name] for key in ("start", "end", "duration") for name in NAMES[key] if name in value}
+    twice = next((name for name in inside if name in fields and fields[name] != inside[name] and name != "duration"), None)
+    if twice:
+        raise UserError(f'{where}: "{twice}" stands in "{field}" and beside it, and they differ: keep one of them')
+    content, path = value.get("bytes"), value.get("path")
+    if isinstance(content, bytes):
+        return path if isinstance(path, str) else "", content, inside
+    if path is None:
+        found = ", ".join(map(str, value)) or "nothing"
+        raise UserError(
+            f'{where}: "{field}" is an object without a path (it has {found}): write the name of the sound file, '
+            f'"{field}": "clips/1.wav"'
+        )
+    return _path(value, "path", where), None, inside
+
+
+def _path(fields: Mapping[str, Any], field: str, where: str) -> str:
+    path = _text(fields, field, where)
+    if not path.strip() or "\0" in path:
+        raise UserError(f"{where}: {field}={path!r} is not a file name: give the path of an audio file")
+    if "://" in path:
+        raise UserError(f"{where}: {field}={path!r} is an address: download the file and give its path")
+    return path
+
+
+def _unread(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names of fields that are not read; UserError for those that would cut the audio and are not understood."""
+    known = {name for names in NAMES.values() for name in names}
+    unread = []
+    for name, value in fields.items():
+        if name in known or name.lower() in HARMLESS or value is None or value == "":
+            continue
+        words = set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+        if name == "channel":
+            raise UserError(
+                f'{where}: "channel" is not read, all channels of a file are averaged: write the channel that is meant to '
+                "a file of its own, or remove the field"
+            )
+        if words & _CUT_WORDS and _is_number(value):
+            raise UserError(
+                f'{where}: "{name}" looks like a cut and is not read: write "start" and "end" in seconds, '
+                "or remove the field to use the whole file"
+            )
+        unread.append(name)
+    return tuple(unread)
+
+
+def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
+    value = fields[field]
+    if value is None:
+        raise UserError(f'{where}: field "{field}" is null: write "" for a clip without speech, or remove the row')
     if not isinstance(value, str):
         raise UserError(f'{where}: field "{field}" must be text, but is {_shown(value)}: write it in double quotes')
     try:
@@ -134,19 +226,30 @@ def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _name(fields: Mapping[str, Any], field: str, where: str) -> str | None:
-    value = fields.get(field)
-    if value is None or value == "":
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # LibriSpeech speakers are numbers, and many manifests write them so
-    return _text(fields, field, where)
+    for name in NAMES[field]:
+        value = fields.get(name)
+        if value is None or value == "":
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            if field == "language":
+                continue  # the number of a class, which names no language
+            return str(value)  # LibriSpeech speakers are numbers, and many manifests write them so
+        return _text(fields, name, where)
+    return None
 
 
 def _seconds(fields: Mapping[str, Any], field: str, where: str) -> float | None:
-    value = fields.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """The time under any name of `field`; UserError where two of them differ."""
+    found = {name: fields[name] for name in NAMES[field] if fields.get(name) not in (None, "")}
+    seconds = {name: _number(value, name, where) for name, value in found.items()}
+    if len(set(seconds.values())) > 1:
+        told = " and ".join(f"{name}={value:g}" for name, value in seconds.items())
+        raise UserError(f"{where}: {told} differ and mean the same ({field}): keep one of them")
+    return next(iter(seconds.values()), None)
+
+
+def _number(value: Any, field: str, where: str) -> float:
+    if not _is_number(value):
         raise UserError(f'{where}: field "{field}" must be a number of seconds, but is {_shown(value)}')
     try:
         seconds = float(value)
@@ -155,6 +258,13 @@ def _seconds(fields: Mapping[str, Any], field: str, where: str) -> float | None:
     if not math.isfinite(seconds) or seconds < 0:
         raise UserError(f'{where}: field "{field}" must be 0 or more seconds, but is {_shown(value)}')
     return seconds
+
+
+def _is_number(value: Any) -> bool:
+    """Numbers, and texts of tables that are numbers."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value) is not None
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:

@@ -54,9 +54,14 @@ def scripts(text: str) -> set[str]:
     return found
 
 
+def language_base(language: str) -> str:
+    """Code of a language without its region: `zh-CN` is `zh`."""
+    return language.strip().lower().replace("_", "-").split("-")[0]
+
+
 def scripts_of_language(language: str) -> set[str]:
     """Scripts of a language code, its region ignored (`zh-CN` is `zh`); Latin for those not listed."""
-    code = language.lower().replace("_", "-").split("-")[0]
+    code = language_base(language)
     return {script for script, codes in LANGUAGES_OF_SCRIPT.items() if code in codes.split()} or {"LATIN"}
 
 

@@ -32,6 +32,8 @@ class Recognition:
     audio_s: float = 0.0
     n_pieces: list[int] = field(default_factory=list)
     """Windows that each clip was cut into (1: it fitted)."""
+    n_incomplete: int = 0
+    """Pieces whose text stopped at the limit of tokens."""
 
 
 class Recogniser:
@@ -43,9 +45,10 @@ class Recogniser:
         windows_s: Sequence[float],
         language: str | None = None,
         task: str | None = None,
+        tokens_per_s: float | None = None,
     ):
         self.learner, self.windows_s = learner, sorted(windows_s)
-        self.decoder = learner.decoder(self.windows_s, language, task)
+        self.decoder = learner.decoder(self.windows_s, language, task, tokens_per_s)
 
     def recognise(self, rows: Sequence[Row], batch_size: int = 32, progress: Progress | None = None) -> Recognition:
         """Texts of `rows`. Clips longer than the largest window are cut at quiet places, and the texts joined."""
@@ -57,6 +60,7 @@ class Recogniser:
             result.n_pieces += part.n_pieces
             result.processing_s += part.processing_s
             result.audio_s += part.audio_s
+            result.n_incomplete += part.n_incomplete
             if progress:
                 progress(len(result.texts), len(rows))
         return result
@@ -84,6 +88,7 @@ class Recogniser:
             n_valid = [self.learner.processor.n_valid_frames(clip.size, window) for clip in clips]
             for p, transcription in zip(batch, self.decoder.transcribe(features, n_valid, window), strict=True):
                 texts[p] = transcription.text
+                result.n_incomplete += not transcription.is_complete
             result.processing_s += time.perf_counter() - start_s
             done += len(batch)
         for (i, _, _), text in zip(pieces, texts, strict=True):

@@ -34,6 +34,8 @@ class Transcription(NamedTuple):
     """None: this decoder gives no times."""
     state: Any = None
     """Of a stream: what the call for its next audio is given. None: the clip was whole."""
+    is_complete: bool = True
+    """False: it stopped at the limit of tokens, and its end is missing."""
 
 
 class Processor(Protocol):
@@ -104,8 +106,13 @@ class Learner(Protocol):
     def loss(self, outputs: Any, inputs: dict[str, Any], labels: Any) -> Any:
         """Cross-entropy in nats, summed over the labels that count: a scalar tensor."""
 
-    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> Decoder:
-        """Greedy decoding with this model. UserError for a language or task that it cannot be asked for."""
+    def decoder(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> Decoder:
+        """Greedy decoding with this model. UserError for a language or task that it cannot be asked for.
+
+        tokens_per_s: most label tokens in a second of the training data, from which a limit may follow.
+        """
 
 
 class Decoder(Protocol):

@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from edgeqlora.card import folder_sha256
+from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields, verify_apart
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.label_rules import LabelRules
+from edgeqlora.data.manifest import load_for
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
@@ -27,6 +29,10 @@ class Prepared:
     rows: list[Row]
     target_ids: list[list[int]]
     dev_rows: list[Row]
+    language: str | None
+    """What a multilingual model is told: the setting, or what all rows name."""
+    tokens_per_s: float
+    """Most label tokens in a second of any clip of train and dev: what limits of decoding follow from."""
     windows_s: list[float]
     durations_s: list[float]
     n_skipped: int
@@ -38,24 +44,27 @@ class Prepared:
 
 def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:
     """Read and check the data; raises UserError with file names before any weights are loaded."""
-    from edgeqlora.data.audio import probe
-    from edgeqlora.data.manifest import load_rows
-
-    rows = load_rows(settings.train, limit=settings.limit)
-    dev_rows = load_rows(settings.dev) if settings.dev else []
+    rows = load_for("train", settings.train, settings.split, settings.limit)
+    dev_rows = load_for("dev", settings.dev, settings.dev_split) if settings.dev else []
     if not any(row.text.strip() for row in rows):
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
-    # From the files' headers, not from the manifest: a wrong duration would cut speech from its text unnoticed.
-    durations = [probe(row)[1] for row in rows]
-    for row in dev_rows:
-        probe(row)  # a file that is missing or no audio is found now, not at the first evaluation
+    # From the files' headers: what is missing or no audio is found now, not at the first evaluation.
+    durations, dev_durations = read_durations(rows), read_durations(dev_rows)
+    n_same = verify_apart(rows, dev_rows)
+    if n_same:
+        console.print(f"  {n_same} of {len(dev_rows)} dev clips say a text that is in the training data too")
+    language, remark = spoken_language([*rows, *dev_rows], settings.language, processor.label_rules())
+    for line in (remark, unread_fields([*rows, *dev_rows])):
+        if line:
+            console.print(f"  {line}")
     native_s = processor.native_window_s
     wanted = parse_windows(settings.window_s)
     if settings.spec_augment and len(processor.feature_shape(1.0)) < 2:
         raise UserError(
             "spec_augment works on the log-mel, and this model reads samples: leave it out, or use --speed-perturb and --noise"
         )
-    windows = choose_windows([min(d, native_s) for d in durations], wanted)
+    slowest = min([1.0, *settings.speed_perturb])
+    windows = choose_windows([min(d / slowest, native_s) for d in durations], wanted)
     if wanted is None:
         windows = sorted({min(w, native_s) for w in windows})
     if windows[-1] > native_s:
@@ -73,7 +82,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     if not clips:
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
     rows, durations = [row for row, _ in clips], [duration for _, duration in clips]
-    rules = processor.label_rules(settings.language)
+    rules = processor.label_rules(language)
     _verify_scripts(rows, rules)
     assert rules.tokenise is not None, "rules of a model have its tokenizer"
     tokenise, most = rules.tokenise, rules.max_text_tokens or 10**6
@@ -94,6 +103,10 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
             "a step of its output. Check the text column and the cuts, or take these rows out"
         )
     cut = [row for row, ids in zip(rows, texts, strict=True) if len(ids) > room]
+    labels = [*texts, *(tokenise(row.text) for row in dev_rows)]
+    rate = max(
+        len(ids) / max(duration, 1.0) for ids, duration in zip(labels, [*durations, *dev_durations], strict=True)
+    )
     if long:
         console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {long[0][0].name}")
     if cut:
@@ -108,7 +121,19 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     for name in ("train", "dev", "noise", "room"):
         source = getattr(settings, name)
         sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
-    return Prepared(rows, target_ids, dev_rows, windows, durations, len(long), len(cut), padding, sources)
+    return Prepared(
+        rows,
+        target_ids,
+        dev_rows,
+        language,
+        round(rate, 2),
+        windows,
+        durations,
+        len(long),
+        len(cut),
+        padding,
+        sources,
+    )
 
 
 def _verify_writable(rows: list[Row], processor: Processor) -> None:

@@ -29,8 +29,13 @@ class Exporter(Protocol):
     def check_windows(self, windows_s: Sequence[float]) -> list[float]:
         """Windows ascending and without repeats. UserError for one that the model cannot take, or none."""
 
-    def describe(self, windows_s: Sequence[float], language: str | None, task: str | None) -> dict[str, Any]:
-        """The manifest's parts `model`, `features` and `decoder`. UserError for a language or task that cannot be."""
+    def describe(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> dict[str, Any]:
+        """The manifest's parts `model`, `features` and `decoder`. UserError for a language or task that cannot be.
+
+        tokens_per_s: most label tokens in a second of the data that the model was trained on; None: not known.
+        """
 
     def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
         """Write the ONNX graphs into `folder`; returns name -> path."""

@@ -37,6 +37,7 @@ def export_bundle(
     n_eval: int = 0,
     language: str | None = None,
     task: str | None = None,
+    tokens_per_s: float | None = None,
     name: str | None = None,
     base_model: str | None = None,
     parents: Mapping[str, Any] | None = None,
@@ -53,7 +54,7 @@ def export_bundle(
     `threads`, `tensorrt` (a version, whose operator table the graphs must fit, or None) and, for the engines asked of
     that TensorRT, `max_batch`, `precisions`, `workspace_mib`.
     clips: (audio float32 (n_samples,) at 16 kHz, reference); the first `n_parity` are used for the parity gates, the
-    first `n_eval` travel with the bundle.
+    first `n_eval` travel with the bundle. tokens_per_s: most label tokens in a second of the training data (see decoding).
 
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
@@ -69,7 +70,7 @@ def export_bundle(
         progress(f"loading {merged_dir}")
         exporter = load_exporter(merged_dir)
         windows_s = exporter.check_windows(windows_s)
-        parts = exporter.describe(windows_s, language, task)
+        parts = exporter.describe(windows_s, language, task, tokens_per_s)
         name = name or merged_dir.resolve().name
         parts["model"]["base_model"] = _public_name(base_model or name)
         progress(f"exporting the graphs at opset {opset}")

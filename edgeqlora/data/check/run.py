@@ -13,6 +13,7 @@ from edgeqlora.data.check.audio_findings import (
     speaker_findings,
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
+from edgeqlora.data.check.row_findings import row_findings
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, DataFinding, SplitFigures, format_report
 from edgeqlora.data.check.text_findings import (
     case_findings,
@@ -22,7 +23,7 @@ from edgeqlora.data.check.text_findings import (
     token_findings,
 )
 from edgeqlora.data.label_rules import LabelRules
-from edgeqlora.data.manifest import list_splits, load_rows
+from edgeqlora.data.manifest import list_splits, load_for, load_rows
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 
@@ -38,11 +39,12 @@ def check_data(
     rules: LabelRules | None = None,
     workers: int = 2,
     progress: Progress | None = None,
+    language: str | None = None,
 ) -> CheckReport:
     """Decode every clip of every split once and report what is wrong.
 
     window_s: what the encoder sees; clips beyond it are reported. rules: what the model to be trained can write.
-    workers: decoding threads.
+    workers: decoding threads. language: what the model will be told is spoken.
 
     Bad data is reported, never raised.
     """
@@ -61,6 +63,7 @@ def check_data(
         *crowded_findings(clips, rules),
         *format_findings(clips),
         *case_findings(clips),
+        *row_findings(clips, rules, language),
     ]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return CheckReport({name: _figures(facts) for name, facts in clips.items()}, findings, window_s)
@@ -73,11 +76,13 @@ def run_check(
     workers: int = 2,
     limit: int | None = None,
     progress: Progress | None = None,
+    chosen: Mapping[str, str] | None = None,
+    language: str | None = None,
 ) -> CheckReport:
-    """Load sources (split name to manifest, folder or hub name) and check them together.
+    """Load sources (train, dev and test to manifest, folder or hub name) and check them together.
 
-    A source that has splits of its own gives the one named like its key; with one source under the key `ALL` ("all"),
-    every split it has is checked. `rules` (a processor's `label_rules`) are those of the model to be trained; `limit`
+    Of a source that has splits of its own those are taken that training and scoring would take, or the `chosen` ones (by
+    the same keys); with one source under the key `ALL` ("all"), every split it has is checked. `rules` (a processor's `label_rules`) are those of the model to be trained; `limit`
     looks at the first rows of each split only.
 
     Raises UserError when a source cannot be read at all.
@@ -86,16 +91,15 @@ def run_check(
         raise UserError("no data set to check: give at least one manifest or folder")
     splits: dict[str, list[Row]] = {}
     for name, source in sources.items():
+        if name != ALL:
+            splits[name] = load_for(name, source, (chosen or {}).get(name), limit)
+            continue
         inside = list_splits(source)
+        for split in sorted(inside, key=_reading_order):
+            splits[split] = load_rows(source, split=split, limit=limit)
         if not inside:
             splits[name] = load_rows(source, limit=limit)
-        elif name == ALL and len(sources) == 1:
-            for split in sorted(inside, key=_reading_order):
-                splits[split] = load_rows(source, split=split, limit=limit)
-        else:
-            only = inside[0] if len(inside) == 1 else name
-            splits[name] = load_rows(source, split=only, limit=limit)
-    return check_data(splits, window_s, rules, workers, progress)
+    return check_data(splits, window_s, rules, workers, progress, language)
 
 
 def _reading_order(split: str) -> tuple[int, str]:

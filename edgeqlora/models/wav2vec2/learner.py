@@ -61,7 +61,9 @@ class Wav2Vec2Learner:
                 zero_infinity=True,
             )
 
-    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> Wav2Vec2Decoder:
+    def decoder(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> Wav2Vec2Decoder:
         check_task(task)
         return Wav2Vec2Decoder(self, language)
 

@@ -56,10 +56,14 @@ class WhisperLearner:
             outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
         )
 
-    def decoder(self, windows_s: Sequence[float], language: str | None, task: str | None) -> WhisperDecoder:
+    def decoder(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> WhisperDecoder:
         """`decoding_spec`'s rules, which also go into the bundle: training, evaluation and board say the same."""
         model = plain_model(self.model)
-        spec = decoding_spec(model, self.tokenizer, model.generation_config, list(windows_s), language, task)
+        spec = decoding_spec(
+            model, self.tokenizer, model.generation_config, list(windows_s), language, task, tokens_per_s
+        )
         return WhisperDecoder(self, spec)
 
 
@@ -80,7 +84,9 @@ class WhisperDecoder:
         limit = self.spec["max_new_tokens"][str(float(window_s))]
         tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit)
         decode = self._learner.tokenizer.decode
-        return [Transcription(decode(ids, skip_special_tokens=True).strip()) for ids in tokens]
+        return [
+            Transcription(decode(ids, skip_special_tokens=True).strip(), is_complete=len(ids) < limit) for ids in tokens
+        ]
 
 
 def collate(samples: Sequence[dict[str, Any]], prompt_ids: list[int], pad_id: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.text import UNSPACED, first_script, scripts_of_language
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, cannot_load
-from edgeqlora_export.whisper.languages import is_multilingual
+from edgeqlora_export.whisper.languages import is_multilingual, language_code
 
 POSITIONS_PER_S = 50
 """Encoder positions a second: 100 log-mel frames, halved by the second convolution."""
@@ -99,6 +99,8 @@ class WhisperProcessor:
             max_text_tokens=self._max_labels - (self.n_prompt_ids - 1) - len(self.end_ids),
             suppressed_ids=self._suppressed,
             expected_scripts=None if expected is None else frozenset(expected),
+            language_code=language_code,
+            only_language=None if self.is_multilingual else "en",
         )
 
     def text_ids(self, text: str) -> list[int]:

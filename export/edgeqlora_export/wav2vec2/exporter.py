@@ -49,7 +49,9 @@ class Wav2Vec2Exporter:
                 raise UserError(f"window_s={window_s:g} is shorter than one step of the model's output")
         return sorted({float(window_s) for window_s in windows_s})
 
-    def describe(self, windows_s: Sequence[float], language: str | None, task: str | None) -> dict[str, Any]:
+    def describe(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> dict[str, Any]:
         check_task(task)
         return {
             "model": {"family": "wav2vec2", "vocab_size": int(self.base_model.config.vocab_size)},

@@ -17,25 +17,24 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
-from edgeqlora_export.whisper.languages import is_multilingual
+from edgeqlora_export.whisper.languages import is_multilingual, language_code
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Decoder
 
 
-def max_new_tokens_of(window_s: float, n_prompt: int, max_target_positions: int) -> int:
-    """Most tokens that one window may produce: ceil(32 + 14 x window_s), within the model's positions.
+ENGLISH_TOKENS_PER_S = 14.0
+"""Fast English has about 6 syllables a second, so at most some 8 byte-pair tokens. Other scripts need up to 45."""
 
-    Fast speech has about 6 syllables, so at most some 8 byte-pair tokens, a second; 14 a second and 32 on top
-    is out of reach for speech in any script Whisper knows. A decoder that loops on noise would otherwise run to
-    the end of its position table: this bounds what such a clip costs.
+
+def max_new_tokens_of(window_s: float, n_prompt: int, max_target_positions: int, tokens_per_s: float | None) -> int:
+    """Most tokens that one window may produce: ceil(32 + tokens_per_s x window_s), within the model's positions.
+
+    tokens_per_s: None where no data tell how many a second of speech needs: then all positions. A decoder that loops on
+    noise would run to the end of its position table: the limit bounds what such a clip costs.
     """
-    return min(max_target_positions - n_prompt, math.ceil(32 + 14 * window_s))
-
-
-def _language_code(language: str) -> str:
-    """'German' or 'DE' -> 'de'."""
-    return LANGUAGES.get(language.lower(), language.lower())
+    most = max_target_positions - n_prompt
+    return most if tokens_per_s is None else min(most, math.ceil(32 + tokens_per_s * window_s))
 
 
 def _prompt(vocabulary: dict[str, int], multilingual: bool, language: str | None, task: str | None) -> list[str]:
@@ -72,18 +71,20 @@ def decoding_spec(
     windows_s: list[float] | tuple[float, ...],
     language: str | None = None,
     task: str | None = None,
+    tokens_per_s: float | None = None,
 ) -> dict[str, Any]:
     """The `decoding` part of a bundle's manifest: plain values only.
 
     English-only models are prompted with start-of-transcript and no-timestamps; multilingual ones have language
-    and task in between. `generation_config` may be None, and so may its suppressed tokens.
+    and task in between. `generation_config` may be None, and so may its suppressed tokens. tokens_per_s: most label
+    tokens in a second of the training data, for the limit of tokens in a window; never taken below what English needs.
 
     Raises UserError for an unknown language or task, or a tokenizer without Whisper's control tokens.
     """
     base = base_whisper(model)
     config = base.config
     multilingual = is_multilingual(base.config, generation_config)
-    language = _language_code(language) if language else None
+    language = language_code(language) if language else None
     vocabulary = tokenizer.get_vocab()
     prompt = _prompt(vocabulary, multilingual, language, task)
     missing = [token for token in prompt if token not in vocabulary]
@@ -95,14 +96,20 @@ def decoding_spec(
     eos = getattr(generation_config, "eos_token_id", None)
     eos = config.eos_token_id if eos is None else eos
     prompt_ids = [vocabulary[token] for token in prompt]
-    positions = config.max_target_positions
+    spoken = language if multilingual else "en"
+    if tokens_per_s is not None or spoken == "en":
+        tokens_per_s = max(tokens_per_s or 0.0, ENGLISH_TOKENS_PER_S)
+    limits = {
+        str(float(w)): max_new_tokens_of(float(w), len(prompt_ids), config.max_target_positions, tokens_per_s)
+        for w in windows_s
+    }
     return {
         "prompt_ids": prompt_ids,
         "eos_id": int(eos[0] if isinstance(eos, list) else eos),
         "suppress_ids": _suppressed(getattr(generation_config, "suppress_tokens", None), config.vocab_size),
         "begin_suppress_ids": _suppressed(getattr(generation_config, "begin_suppress_tokens", None), config.vocab_size),
-        "max_new_tokens": {str(float(w)): max_new_tokens_of(float(w), len(prompt_ids), positions) for w in windows_s},
-        "language": language if multilingual else "en",
+        "max_new_tokens": limits,
+        "language": spoken,
         "task": (task or "transcribe") if multilingual else "transcribe",
         "detokenizer": "detokenizer.json",
     }

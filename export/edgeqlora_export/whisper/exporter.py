@@ -48,8 +48,12 @@ class WhisperExporter:
             window_frames(window_s, max_window_s=native_s)
         return sorted({float(window_s) for window_s in windows_s})
 
-    def describe(self, windows_s: Sequence[float], language: str | None, task: str | None) -> dict[str, Any]:
-        spec = decoding_spec(self.base_model, self.tokenizer, self.generation, list(windows_s), language, task)
+    def describe(
+        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+    ) -> dict[str, Any]:
+        spec = decoding_spec(
+            self.base_model, self.tokenizer, self.generation, list(windows_s), language, task, tokens_per_s
+        )
         return {
             "model": {
                 "family": "whisper",

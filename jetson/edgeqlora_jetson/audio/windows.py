@@ -1,15 +1,17 @@
 """Which encoder window a clip takes, and where a long recording is cut."""
 
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
-_QUIET_S = 0.02
-_SEARCH_SHARE = 0.2  # the cut is looked for in the last fifth of a window
-
-
 SAMPLE_RATE_HZ = 16000
 """What every model here hears; audio of another rate is resampled to it."""
+
+MARGIN_S = 0.3
+"""Silence wanted after a clip in its window: with none, Whisper falls into repetition on some clips."""
+
+_QUIET_S = 0.02
+_SEARCH_SHARE = 0.2  # a cut is looked for in a fifth of a window: the last one, unless too little would be left over
 
 
 def window_samples(window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> int:
@@ -17,28 +19,42 @@ def window_samples(window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> int
     return int(window_s * sample_rate_hz + 0.5)
 
 
-def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ) -> float:
-    """The smallest window (s) that holds the clip; the largest one when none does (the caller splits it)."""
+def fitting_window(
+    n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> Optional[float]:
+    """The smallest window (s) that holds the clip with MARGIN_S after it, else the largest that holds it; None if none.
+
+    The one rule for training, scoring and the board.
+    """
     if not windows_s:
         raise ValueError("windows_s is empty, at least one window is needed")
+    margin = window_samples(MARGIN_S, sample_rate_hz)
     for window_s in sorted(windows_s):
-        if n_samples <= window_samples(window_s, sample_rate_hz):
+        if n_samples + margin <= window_samples(window_s, sample_rate_hz):
             return window_s
-    return max(windows_s)
+    longest = max(windows_s)
+    return longest if n_samples <= window_samples(longest, sample_rate_hz) else None
+
+
+def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ) -> float:
+    """`fitting_window`, or the largest window where none holds the clip (the caller splits it)."""
+    return fitting_window(n_samples, windows_s, sample_rate_hz) or max(windows_s)
 
 
 def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> List[Tuple[int, int]]:
     """Cut audio, float (n_samples,), into (start, end) sample ranges of at most a window each.
 
-    One range if it fits; else each cut is in the middle of the quietest 20 ms of the last fifth of the window.
-    The ranges touch: no sample is lost or doubled.
+    One range if it fits; else each cut is in the middle of the quietest 20 ms of the last fifth of the window, or so much
+    earlier that what is left over is at least a fifth of a window. The ranges touch: no sample is lost or doubled.
     """
     window = window_samples(window_s, sample_rate_hz)
+    fifth = int(window * _SEARCH_SHARE)
     ranges = []
     start = 0
     while len(audio) - start > window:
-        searched = start + int(window * (1.0 - _SEARCH_SHARE))
-        cut = searched + _quietest(audio[searched : start + window], int(_QUIET_S * sample_rate_hz))
+        latest = min(start + window, len(audio) - fifth)
+        searched = latest - fifth
+        cut = searched + _quietest(audio[searched:latest], int(_QUIET_S * sample_rate_hz))
         ranges.append((start, cut))
         start = cut
     ranges.append((start, len(audio)))

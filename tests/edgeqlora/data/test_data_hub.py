@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from edgeqlora.data import hub
+from edgeqlora.data.sources import hub
 from edgeqlora.data.audio import load_audio
 from edgeqlora.data.manifest import describe_source, list_splits, load_rows
 from edgeqlora.errors import UserError

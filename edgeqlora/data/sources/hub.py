@@ -6,12 +6,13 @@ as a path or as the bytes of a file, which soundfile reads.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.data.row import SYNONYMS, Row, missing_field
+from edgeqlora.data.row import NAMES, Row, parse_row
 from edgeqlora.errors import UserError
 
 PREFIX = "hf:"
@@ -52,44 +53,21 @@ def read_dataset(source: str, kind: str, split: str | None) -> Iterator[Row]:
             raise UserError(f"{source} holds several splits: choose one of {', '.join(names)}")
         split = names[0] if names else None
     records = _parquet_records(source, split) if kind == PARQUET else _dataset_records(source, kind, split)
-    columns: tuple[str, str] | None = None
     for index, record in enumerate(records):
         where = f"{source}#{split}/{index}" if split else f"{source}#{index}"
-        if columns is None:
-            columns = _column("audio", record, source), _column("text", record, source)
-        yield parse_record(record, columns[0], columns[1], where, source)
+        dropped = _dropped(record)
+        kept = {name: value for name, value in record.items() if name not in dropped and name != "duration"}
+        row = parse_row(kept, where, os.path.abspath(source), default_name=where)
+        yield dataclasses.replace(row, unread=row.unread + dropped)
 
 
-def parse_record(record: Mapping[str, Any], audio_column: str, text_column: str, where: str, source: str) -> Row:
-    """Turn one record (audio as `{"bytes", "path"}`, as bytes, or as a path) into a `Row`.
+def _dropped(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns that mean something in a manifest and are not read here, as nobody can edit these sets.
 
-    Raises UserError when the audio or the text of the record is of another type.
+    Of several texts the first by row.NAMES counts. Times tell where the clip was in a recording that is not there.
     """
-    audio, text = record[audio_column], record[text_column]
-    audio_bytes: bytes | None = None
-    path: Any = audio
-    if isinstance(audio, Mapping):
-        audio_bytes, path = audio.get("bytes"), audio.get("path")
-    elif isinstance(audio, bytes):
-        audio_bytes, path = audio, None
-    if audio_bytes is None and not (isinstance(path, str) and path):
-        raise UserError(f'{where}: column "{audio_column}" holds neither audio bytes nor a path, but {audio!r:.60}')
-    if not isinstance(text, str):
-        raise UserError(f'{where}: column "{text_column}" must be text, but is {text!r:.60}')
-    if audio_bytes is None:
-        name = os.path.normpath(os.path.join(os.path.abspath(source), path))
-    else:
-        name = f"{where} {os.path.basename(path)}" if path else where
-    speaker = next((record[key] for key in ("speaker", "speaker_id", "client_id") if record.get(key) is not None), None)
-    language = next((record[key] for key in ("language", "locale") if isinstance(record.get(key), str)), None)
-    return Row(
-        audio=name,
-        text=text,
-        speaker=None if speaker is None else str(speaker),
-        language=language or None,
-        audio_bytes=audio_bytes,
-        id=str(record.get("id") or where),
-    )
+    texts = [name for name in NAMES["text"] if name in record]
+    return tuple(name for name in (*texts[1:], *NAMES["start"], *NAMES["end"]) if name in record)
 
 
 def parse_hub_name(source: str) -> tuple[str, str | None]:
@@ -147,13 +125,6 @@ def _parquet_records(source: str, split: str | None) -> Iterator[Mapping[str, An
         with _attempt(str(path), lambda path=path: parquet.ParquetFile(path)) as file:
             for batch in file.iter_batches(batch_size=64):
                 yield from batch.to_pylist()
-
-
-def _column(field: str, record: Mapping[str, Any], source: str) -> str:
-    for name in (field, *SYNONYMS[field]):
-        if name in record:
-            return name
-    raise missing_field(field, record, source)
 
 
 def _attempt(source: str, action: Any) -> Any:
