@@ -32,6 +32,5 @@ class LabelRules:
 
 def rules_of_language(language: str | None) -> LabelRules:
     """Rules of a language alone, for a check without a model."""
-    return LabelRules(
-        language_code=language_base, expected_scripts=frozenset(scripts_of_language(language)) if language else None
-    )
+    expected = scripts_of_language(language) if language else None
+    return LabelRules(language_code=language_base, expected_scripts=frozenset(expected) if expected else None)

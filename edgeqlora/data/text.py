@@ -59,9 +59,11 @@ def language_base(language: str) -> str:
     return language.strip().lower().replace("_", "-").split("-")[0]
 
 
-def scripts_of_language(language: str) -> set[str]:
-    """Scripts of a language code, its region ignored (`zh-CN` is `zh`); Latin for those not listed."""
+def scripts_of_language(language: str) -> set[str] | None:
+    """Scripts of a language code, its region ignored; Latin for codes not listed, None for what is no code of 2 or 3 letters."""
     code = language_base(language)
+    if not 2 <= len(code) <= 3:
+        return None
     return {script for script, codes in LANGUAGES_OF_SCRIPT.items() if code in codes.split()} or {"LATIN"}
 
 

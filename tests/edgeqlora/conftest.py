@@ -45,16 +45,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """manifest.jsonl of eight clips of 0.4 to 0.8 s, two texts told apart by pitch."""
+    """manifest.jsonl of eight clips of 0.4 to 0.8 s, two texts told apart by pitch; beside it dev.jsonl of eight others."""
     folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(1)
+    write_clips(folder, "dev", seed=2)
+    return write_clips(folder, "manifest", seed=1)
+
+
+def write_clips(folder: Path, name: str, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
     rows = []
     for i in range(8):
         seconds = 0.4 + 0.05 * i
         t = np.arange(int(16000 * seconds)) / 16000
         audio = 0.3 * np.sin(2 * np.pi * (300 if i % 2 else 1200) * t) + 0.01 * rng.standard_normal(t.size)
-        soundfile.write(folder / f"{i}.wav", audio.astype(np.float32), 16000)
+        soundfile.write(folder / f"{name}-{i}.wav", audio.astype(np.float32), 16000)
         text = "lights on" if i % 2 else "stop"
-        rows.append({"audio": f"{i}.wav", "text": text, "duration": round(seconds, 3), "speaker": f"s{i}"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "manifest.jsonl"
+        rows.append({"audio": f"{name}-{i}.wav", "text": text, "duration": round(seconds, 3), "speaker": f"{name}-{i}"})
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

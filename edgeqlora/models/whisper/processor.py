@@ -93,7 +93,8 @@ class WhisperProcessor:
 
     def label_rules(self, language: str | None = None) -> LabelRules:
         """`language` is what a multilingual model will be told is spoken."""
-        expected = {"LATIN"} if not self.is_multilingual else scripts_of_language(language) if language else None
+        spoken = language_code(language) if language and self.is_multilingual else None
+        expected = {"LATIN"} if not self.is_multilingual else scripts_of_language(spoken) if spoken else None
         return LabelRules(
             tokenise=self.text_ids,
             max_text_tokens=self._max_labels - (self.n_prompt_ids - 1) - len(self.end_ids),

@@ -36,7 +36,7 @@ def test_our_manifest(tmp_path):
 def test_nemo_manifest_offset_is_a_cut(tmp_path):
     path = write_lines(
         tmp_path / "nemo.json",
-        {"audio_filepath": "a.wav", "text": "whole", "duration": 3.0},
+        {"audio_filepath": "a.wav", "text": "whole", "duration": 3.0, "start": None},
         {"audio_filepath": "a.wav", "text": "part", "duration": 1.25, "offset": 0.5, "lang": "de"},
     )
     whole, part = load_rows(path)
@@ -62,9 +62,7 @@ def test_split_field_and_folder_of_manifests(tmp_path):
         load_rows(tmp_path / "many", "tset")
     with pytest.raises(UserError, match="has no splits"):
         load_rows(
-            tmp_path / "many" / "train.jsonl"
-            if False
-            else write_lines(tmp_path / "p.jsonl", {"audio": "a", "text": ""}),
+            write_lines(tmp_path / "p.jsonl", {"audio": "a", "text": ""}),
             "dev",
         )
 
@@ -102,32 +100,17 @@ def test_common_voice_folder_and_table(tmp_path):
         load_rows(tmp_path)
 
 
-def test_common_voice_wrong_columns(tmp_path):
-    path = tmp_path / "x.tsv"
-    path.write_text("file\ttranscript\na\tb\n")
-    with pytest.raises(UserError, match=r'x.tsv:1: field "path" is missing \(fields present: file, transcript\)'):
-        load_rows(path)
-    path.write_text("path\tsentence\nonly.mp3\n")
-    with pytest.raises(UserError, match=r"x.tsv:2: row has too few columns"):
-        load_rows(path)
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"file_name": "a.wav", "text": "x"}', r'm.jsonl:2: field "audio" is missing .*Did you mean "file_name"'),
-        (
-            '{"audio": "a.wav", "sentence": "x"}',
-            r'"text" is missing .*: audio, sentence.*Did you mean "sentence"',
-        ),
+        ('{"adio": "a.wav", "text": "x"}', r'm.jsonl:2: field "audio" is missing .*Did you mean "adio"'),
         ('{"audio": "a.wav", "txet": "x"}', r'Did you mean "txet"'),
         ('{"audio": "a.wav"}', r'Add "text" to every row'),
         ('{"audio": "a.wav", "text": 5}', r'"text" must be text, but is 5: write it in double quotes'),
-        ('{"audio": {"path": "a"}, "text": ""}', r'"audio" must be text'),
         ('{"audio": " ", "text": ""}', "is not a file name"),
         ('{"audio": "a\\u0000b", "text": ""}', "is not a file name"),
         ('{"audio": "a", "text": "\\ud800"}', "not valid Unicode"),
-        ('{"audio": "a", "text": "", "duration": "3"}', r'"duration" must be a number of seconds, but is \'3\''),
+        ('{"audio": "a", "text": "", "duration": "3 s"}', r'"duration" must be a number of seconds, but is \'3 s\''),
         ('{"audio": "a", "text": "", "duration": NaN}', "must be 0 or more seconds, but is nan"),
         ('{"audio": "a", "text": "", "start": -1}', "must be 0 or more seconds, but is -1"),
         ('{"audio": "a", "text": "", "start": 2, "end": 1}', "end=1 must be greater than start=2"),
@@ -200,7 +183,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
 )
 field_names = st.sampled_from(
-    ["audio", "audio_filepath", "text", "duration", "start", "end", "offset", "speaker", "id"]
+    ["audio", "audio_filepath", "text", "sentence", "duration", "start", "end", "offset", "end_time", "speaker", "id", "x"]
 )
 
 
