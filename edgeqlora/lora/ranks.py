@@ -32,7 +32,7 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
     """
     if text.startswith("uniform:"):
         number = text.removeprefix("uniform:")
-        if not number.isdigit() or not 1 <= int(number) <= 1024:
+        if not re.fullmatch("[0-9]{1,4}", number) or not 1 <= int(number) <= 1024:
             raise UserError(f"ranks={text!r}: the rank after 'uniform:' must be a whole number from 1 to 1024")
         rank = dict.fromkeys(linears, int(number))
         given_alpha: dict[str, float] = {}
@@ -45,13 +45,17 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
             not isinstance(content, dict)
             or content.get("schema") != SCHEMA
             or not isinstance(content.get("rank_pattern"), dict)
+            or not isinstance(content.get("alpha_pattern", {}), dict)
         ):
-            raise UserError(f"{path}: expected schema {SCHEMA!r} with a 'rank_pattern' of full module names to ranks")
+            raise UserError(
+                f"{path}: expected schema {SCHEMA!r} with a 'rank_pattern' of full module names to ranks, and an "
+                "'alpha_pattern' of names to alphas or none"
+            )
         rank, given_alpha = content["rank_pattern"], content.get("alpha_pattern", {})
         for name, value in given_alpha.items():
-            if name not in rank or isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if name not in rank or isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
                 raise UserError(
-                    f"{path}: alpha {value!r} of {name!r}: alphas are numbers above 0 of modules in rank_pattern"
+                    f"{path}: alpha {value!r} of {name!r}: alphas are numbers above 0 and below 1e9 of modules in rank_pattern"
                 )
     for name, value in rank.items():
         if name not in linears:
