@@ -47,7 +47,7 @@ def run_demo(
     say(
         f"EdgeQLoRA demo: a tiny {name} model, pre-trained on some synthetic voices, learns other voices and noise.\n"
         "Model and speech were made by the project; no network is used. "
-        f"About {'three' if name == 'whisper' else 'eleven'} minutes on two cores."
+        f"About {'three' if name == 'whisper' else 'ten'} minutes on two cores."
     )
     model, speech, training = str(model_dir(name)), speech_dir(), {**SHARED, **TRAINING[name]}
     train_data, dev, test = (str(speech / f"{split}.jsonl") for split in ("train", "dev", "test"))
