@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -95,9 +94,7 @@ def unread_fields(rows: Sequence[Row]) -> str | None:
 
 
 def _recording(row: Row) -> str:
-    if row.audio_bytes is None:
-        return os.path.realpath(row.audio)
-    return hashlib.sha256(row.audio_bytes).hexdigest()
+    return os.path.realpath(row.audio) if row.read_bytes is None else row.audio
 
 
 def _range(row: Row) -> tuple[float, float]:

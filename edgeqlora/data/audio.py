@@ -75,7 +75,8 @@ def _row(source: Row | str | Path) -> Row:
 
 
 def _open(row: Row) -> Any:
-    if row.audio_bytes is None:
+    content = None if row.read_bytes is None else row.read_bytes()
+    if content is None:
         try:
             size = os.path.getsize(row.audio)
         except OSError as error:
@@ -83,11 +84,11 @@ def _open(row: Row) -> Any:
         if os.path.isdir(row.audio):
             raise UserError(f"{row.name} is a folder, not an audio file: check the path in the manifest")
     else:
-        size = len(row.audio_bytes)
+        size = len(content)
     if size == 0:
         raise UserError(f"{row.name}: empty file (0 bytes): remove it from the data set")
     try:
-        return soundfile.SoundFile(row.audio if row.audio_bytes is None else io.BytesIO(row.audio_bytes))
+        return soundfile.SoundFile(row.audio if content is None else io.BytesIO(content))
     except (soundfile.SoundFileError, RuntimeError, TypeError, OSError) as error:
         # TypeError: soundfile takes a .raw file for headerless samples and asks for a rate.
         raise _not_audio(row, error) from None

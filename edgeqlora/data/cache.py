@@ -112,8 +112,8 @@ class FeatureCache:
 
     def _hash(self, row: Row) -> str:
         """sha256 of the encoded audio; a file is hashed again only when its time or size changes."""
-        if row.audio_bytes is not None:
-            return hashlib.sha256(row.audio_bytes).hexdigest()
+        if row.read_bytes is not None:
+            return hashlib.sha256(row.read_bytes()).hexdigest()
         try:
             status = os.stat(row.audio)
         except OSError as error:

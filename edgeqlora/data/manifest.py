@@ -173,11 +173,12 @@ def write_manifest(rows: Sequence[Row], path: str | Path) -> Path:
     folder = Path(os.path.abspath(path)).parent
     lines = []
     for index, row in enumerate(rows):
-        if row.audio_bytes is None:
+        if row.read_bytes is None:
             audio = os.path.relpath(row.audio, folder)
         else:
-            audio = f"{path.stem}-audio/{index:06d}{_suffix(row.audio_bytes)}"
-            write_bytes(str(folder / audio), row.audio_bytes)
+            content = row.read_bytes()
+            audio = f"{path.stem}-audio/{index:06d}{_suffix(content)}"
+            write_bytes(str(folder / audio), content)
         fields: dict[str, Any] = {"audio": audio, "text": row.text}
         for field in ("duration", "speaker", "language", "start", "end"):
             if getattr(row, field) is not None:

@@ -6,8 +6,9 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgeqlora.errors import UserError
@@ -51,7 +52,7 @@ class Row:
     """One utterance; the audio may be a whole file, a cut of it, or bytes that are already in memory."""
 
     audio: str
-    """Absolute path of the audio file; for `audio_bytes`, a name to show in messages."""
+    """Absolute path of the audio file; with `read_bytes`, a name to show in messages."""
     text: str
     """What was said, as written in the data set."""
     duration: float | None = None
@@ -64,8 +65,8 @@ class Row:
     """Seconds into the file where the utterance starts; None is the beginning."""
     end: float | None = None
     """Seconds into the file where it ends; None is the end of the file."""
-    audio_bytes: bytes | None = None
-    """Encoded audio (a whole wav, flac, ogg or mp3 file) when the data set holds it instead of a path."""
+    read_bytes: Callable[[], bytes] | None = None
+    """Reads the encoded audio (a whole wav, flac, ogg or mp3 file) where the data set holds it instead of a path."""
     id: str = ""
     """Name of the utterance, unique within its data set."""
     unread: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class Row:
     @property
     def name(self) -> str:
         """File name for messages: path (relative to the working folder where shorter) and the cut, if any."""
-        relative = os.path.relpath(self.audio) if self.audio_bytes is None else self.audio
+        relative = os.path.relpath(self.audio) if self.read_bytes is None else self.audio
         shown = self.audio if relative.startswith("..") else relative
         if self.start is None and self.end is None:
             return shown
@@ -119,7 +120,7 @@ def parse_row(fields: Mapping[str, Any], where: str, folder: str, default_name: 
         language=_name(fields, "language", where),
         start=start,
         end=end,
-        audio_bytes=audio_bytes,
+        read_bytes=None if audio_bytes is None else partial(bytes, audio_bytes),
         id=_name(fields, "id", where) or default_name or default_id(audio, start, end),
         unread=unread,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,29 @@ def list_splits(source: str, kind: str) -> list[str]:
 
 
 def read_dataset(source: str, kind: str, split: str | None) -> Iterator[Row]:
-    """Rows of a Hugging Face source. Bytes of embedded audio stay in memory for as long as the row does."""
+    """Rows of a Hugging Face source; embedded audio stays on the disk until it is read."""
     if split is None:
         names = list_splits(source, kind)
         if len(names) > 1:
             raise UserError(f"{source} holds several splits: choose one of {', '.join(names)}")
         split = names[0] if names else None
-    records = _parquet_records(source, split) if kind == PARQUET else _dataset_records(source, kind, split)
-    for index, record in enumerate(records):
+    dataset = _open_dataset(source, kind, split)
+    for index, record in enumerate(dataset):
         where = f"{source}#{split}/{index}" if split else f"{source}#{index}"
         dropped = _dropped(record)
         kept = {name: value for name, value in record.items() if name not in dropped and name != "duration"}
         row = parse_row(kept, where, os.path.abspath(source), default_name=where)
+        if row.read_bytes is not None:
+            column = next(name for name in NAMES["audio"] if name in record)
+            row = dataclasses.replace(row, read_bytes=partial(_read_audio, dataset, index, column))
         yield dataclasses.replace(row, unread=row.unread + dropped)
+
+
+def _read_audio(dataset: Any, index: int, column: str) -> bytes:
+    """The audio of one record, read from the disk when it is wanted."""
+    value = dataset.select_columns(column)[index][column]
+    content: bytes = value if isinstance(value, bytes) else value["bytes"]
+    return content
 
 
 def _dropped(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -90,9 +101,13 @@ def load_datasets() -> Any:
     return datasets
 
 
-def _dataset_records(source: str, kind: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+def _open_dataset(source: str, kind: str, split: str | None) -> Any:
+    """The set of one split, memory-mapped by the library, audio as the bytes of a file."""
     datasets = load_datasets()
-    if kind == SAVED:
+    if kind == PARQUET:
+        files = [str(path) for path in _parquet_files(Path(source))[split or ""]]
+        dataset = _attempt(source, lambda: datasets.Dataset.from_parquet(files))
+    elif kind == SAVED:
         dataset = _attempt(source, lambda: datasets.load_from_disk(source))
         dataset = dataset[split] if split else dataset
     else:
@@ -101,7 +116,7 @@ def _dataset_records(source: str, kind: str, split: str | None) -> Iterator[Mapp
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Audio):
             dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-    return iter(dataset)
+    return dataset
 
 
 def _parquet_files(source: Path) -> dict[str, list[Path]]:
@@ -114,17 +129,6 @@ def _parquet_files(source: Path) -> dict[str, list[Path]]:
         name = path.parent.name if name.isdigit() else name
         splits.setdefault(name, []).append(path)
     return splits
-
-
-def _parquet_records(source: str, split: str | None) -> Iterator[Mapping[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"reading parquet needs pyarrow ({error}): run {INSTALL}") from None
-    for path in _parquet_files(Path(source))[split or ""]:
-        with _attempt(str(path), lambda path=path: parquet.ParquetFile(path)) as file:
-            for batch in file.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
 
 
 def _attempt(source: str, action: Any) -> Any:

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+from functools import partial
 import pytest
 import soundfile
 
@@ -61,7 +62,7 @@ def test_cut_outside_the_file(tmp_path, start, end):
 def test_bytes_in_memory(tmp_path):
     buffer = io.BytesIO()
     soundfile.write(buffer, tone(0.5, 8000), 8000, format="FLAC")
-    row = Row("hub#0", "", audio_bytes=buffer.getvalue())
+    row = Row("hub#0", "", read_bytes=partial(bytes, buffer.getvalue()))
     assert load_audio(row).shape == (8000,)
     assert probe(row) == (8000, 0.5, 1)
 
@@ -81,7 +82,7 @@ def test_not_audio(tmp_path, name, content, message):
     with pytest.raises(UserError, match=f"{name}: {message}"):
         load_audio(path)
     with pytest.raises(UserError, match=r"hub#7: .*" + message):
-        load_audio(Row("hub#7", "", audio_bytes=content))
+        load_audio(Row("hub#7", "", read_bytes=partial(bytes, content)))
 
 
 def test_missing_file_folder_and_no_samples(tmp_path):
@@ -129,7 +130,7 @@ def test_header_that_promises_terabytes_sets_no_memory_aside(tmp_path, format_na
     tag = max(content.find(b"Xing"), content.find(b"Info"))
     start = 22 if format_name == "FLAC" else tag + 8
     content[start : start + 4] = b"\x7f\xff\xff\xff"
-    row = Row("claim", "", audio_bytes=bytes(content))
+    row = Row("claim", "", read_bytes=partial(bytes, bytes(content)))
     try:
         n_samples = load_audio(row).size
     except UserError:

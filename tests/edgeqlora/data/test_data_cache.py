@@ -5,6 +5,7 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+from functools import partial
 import pytest
 import soundfile
 from transformers import WhisperFeatureExtractor
@@ -52,7 +53,7 @@ def test_cache_key_follows_everything_that_changes_features(extractor, row, tmp_
     mels = FeatureCache(extractor, tmp_path / "cache")
     wide = FeatureCache(processor(WhisperFeatureExtractor(feature_size=128)), tmp_path / "cache")
     content = (tmp_path / "a.wav").read_bytes()
-    same = Row("in memory", "other text", audio_bytes=content)
+    same = Row("in memory", "other text", read_bytes=partial(bytes, content))
     keys = [
         mels.key(row, 1.0),
         mels.key(row, 2.0),

@@ -1,6 +1,7 @@
 """Manifests: every format comes out as the same rows, and what is wrong is said with file, line and next step."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_write_manifest_is_relative_and_reads_back(tmp_path):
 
 def test_audio_in_memory_is_written_beside_the_manifest(tmp_path):
     content = (b"fLaC" + b"\0" * 40, b"\xff\xfb" + b"\0" * 40)
-    write_manifest([Row(f"hub#{i}", "x", audio_bytes=data) for i, data in enumerate(content)], tmp_path / "m.jsonl")
+    write_manifest([Row(f"hub#{i}", "x", read_bytes=partial(bytes, data)) for i, data in enumerate(content)], tmp_path / "m.jsonl")
     first, second = load_rows(tmp_path / "m.jsonl")
     assert Path(first.audio).read_bytes() == content[0]
     assert first.audio.endswith("m-audio/000000.flac")
