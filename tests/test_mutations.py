@@ -1,6 +1,6 @@
 """Files that users write or that break on the way: a clear refusal or a right result, never another exception.
 
-    EDGEQLORA_MUTATIONS=5000 python -m pytest tests/test_mutations.py        # default: 200 of each kind
+EDGEQLORA_MUTATIONS=5000 python -m pytest tests/test_mutations.py        # default: 200 of each kind
 """
 
 import copy
@@ -20,7 +20,27 @@ from edgeqlora.lora.ranks import resolve_ranks
 from edgeqlora.settings import make_settings, read_settings
 
 N = int(os.environ.get("EDGEQLORA_MUTATIONS", "200"))
-ODD: list[Any] = [None, True, -1, 0, 3, 0.5, 1e308, float("nan"), 10**30, "", "x", "²", "\ud800", "../..", "a\0b", [], {}, [[]], {"x": 1}]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    0.5,
+    1e308,
+    float("nan"),
+    10**30,
+    "",
+    "x",
+    "²",
+    "\ud800",
+    "../..",
+    "a\0b",
+    [],
+    {},
+    [[]],
+    {"x": 1},
+]
 LINEARS = {"model.encoder.layers.0.fc1": (8, 16), "model.decoder.layers.0.fc1": (8, 16)}
 
 

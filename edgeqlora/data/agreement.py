@@ -81,7 +81,10 @@ def spoken_language(rows: Sequence[Row], given: str | None, rules: LabelRules) -
             "correct --language or the rows, or take another base model"
         )
     if others:
-        return told, f"{others} of {len(rows)} rows name another language ({counts}) than {wanted}, which the model is told"
+        return (
+            told,
+            f"{others} of {len(rows)} rows name another language ({counts}) than {wanted}, which the model is told",
+        )
     return told, None
 
 

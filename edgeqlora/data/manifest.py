@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.data.sources import corpora, hub, tables
 from edgeqlora.data.row import Row, default_id, parse_row
+from edgeqlora.data.sources import corpora, hub, tables
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_bytes, write_text
 
@@ -210,7 +210,9 @@ def _rows_of_file(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     for where, fields in _objects(path):
         split = fields.get("split") or ""
         if not isinstance(split, str):
-            raise UserError(f'{where}: field "split" must be text, but is {split!r:.60}: write "train", "dev" or "test"')
+            raise UserError(
+                f'{where}: field "split" must be text, but is {split!r:.60}: write "train", "dev" or "test"'
+            )
         yield split, parse_row(fields, where, folder)
 
 

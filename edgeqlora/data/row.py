@@ -38,13 +38,11 @@ NAMES: dict[str, tuple[str, ...]] = {
 """What a field may be called, our own name first, then those of other tools. Times are in seconds."""
 
 HARMLESS = frozenset(
-    "accent accents age book_id bytes channels chapter_id corpus dataset domain down_votes encoding format gender "
-    "license n_channels n_samples num_channels num_samples sample_rate sampling_rate segment sentence_domain "
-    "sentence_id sentences sex size source title up_votes variant".split()
+    ["accent", "accents", "age", "book_id", "bytes", "channels", "chapter_id", "corpus", "dataset", "domain", "down_votes", "encoding", "format", "gender", "license", "n_channels", "n_samples", "num_channels", "num_samples", "sample_rate", "sampling_rate", "segment", "sentence_domain", "sentence_id", "sentences", "sex", "size", "source", "title", "up_votes", "variant"]
 )
 """Fields that data sets carry and that change nothing here."""
 
-_CUT_WORDS = frozenset("start begin onset offset end stop seek from to".split())
+_CUT_WORDS = frozenset(["start", "begin", "onset", "offset", "end", "stop", "seek", "from", "to"])
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,9 @@ def _audio(fields: Mapping[str, Any], where: str) -> tuple[str, bytes | None, di
     if not isinstance(value, Mapping):
         return _path(fields, field, where), None, {}
     inside = {name: value[name] for key in ("start", "end", "duration") for name in NAMES[key] if name in value}
-    twice = next((name for name in inside if name in fields and fields[name] != inside[name] and name != "duration"), None)
+    twice = next(
+        (name for name in inside if name in fields and fields[name] != inside[name] and name != "duration"), None
+    )
     if twice:
         raise UserError(f'{where}: "{twice}" stands in "{field}" and beside it, and they differ: keep one of them')
     content, path = value.get("bytes"), value.get("path")
@@ -214,7 +214,8 @@ def _unread(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
     value = fields[field]
     if value is None:
-        raise UserError(f'{where}: field "{field}" is null: write "" for a clip without speech, or remove the row')
+        what = 'write "" for a clip without speech' if field in NAMES["text"] else "give it a value"
+        raise UserError(f'{where}: field "{field}" is null: {what}, or remove the row')
     if not isinstance(value, str):
         raise UserError(f'{where}: field "{field}" must be text, but is {_shown(value)}: write it in double quotes')
     try:

@@ -104,7 +104,11 @@ class RunLog(TrainerCallback):
             self.console.print(
                 f"  step {state.global_step:>5}: dev WER {metrics['eval_wer']:.2f} %, CER {metrics['eval_cer']:.2f} %, "
                 f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
-                + (f", {metrics['eval_incomplete']} stopped at the limit of tokens)" if metrics["eval_incomplete"] else ")")
+                + (
+                    f", {metrics['eval_incomplete']} stopped at the limit of tokens)"
+                    if metrics["eval_incomplete"]
+                    else ")"
+                )
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -17,7 +17,12 @@ from edgeqlora.train import train
 @pytest.fixture(scope="module")
 def adapter(tiny_model, clips, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("merge") / "adapter"
-    given = {"base_model": str(tiny_model), "train": str(clips), "dev": str(clips.with_name("dev.jsonl")), "output": str(output)}
+    given = {
+        "base_model": str(tiny_model),
+        "train": str(clips),
+        "dev": str(clips.with_name("dev.jsonl")),
+        "output": str(output),
+    }
     train(
         make_settings({**given, "window_s": "1", "steps": 12, "batch_size": 4, "cache": "none", "learning_rate": 1e-2})
     )

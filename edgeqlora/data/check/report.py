@@ -171,7 +171,8 @@ def _findings(findings: list[DataFinding]) -> list[str]:
         lines += _wrap("-> " + finding.advice, "         ")
     counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
     told = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts if n)
-    return [*lines, "", f"in all: {told}"]
+    is_good = all(finding.severity == "note" for finding in findings)
+    return [*lines, "", f"in all: {told}{': nothing to correct' if is_good else ''}"]
 
 
 def _wrap(text: str, indent: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from edgeqlora.data.agreement import spoken_language, unread_fields
 from edgeqlora.data.check.clip_facts import Clips, all_clips, shown, training_split
-from edgeqlora.data.check.report import DataFinding, findings_of
+from edgeqlora.data.check.report import DataFinding, Severity, findings_of
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.errors import UserError
 
@@ -16,7 +16,7 @@ def row_findings(clips: Clips, rules: LabelRules, language: str | None) -> Itera
     rows = [fact.row for _, fact in all_clips(clips)]
     try:
         remark = spoken_language(rows, language, rules)[1]
-        severity = "note" if remark and remark.startswith("language ") else "warning"
+        severity: Severity = "note" if remark and remark.startswith("language ") else "warning"
     except UserError as error:
         remark, severity = str(error), "error"
     yield from findings_of(

@@ -13,8 +13,8 @@ from edgeqlora.data.check.audio_findings import (
     speaker_findings,
 )
 from edgeqlora.data.check.clip_facts import ClipFacts, Clips, Progress, inspect_clips
-from edgeqlora.data.check.row_findings import row_findings
 from edgeqlora.data.check.report import SEVERITIES, CheckReport, DataFinding, SplitFigures, format_report
+from edgeqlora.data.check.row_findings import row_findings
 from edgeqlora.data.check.text_findings import (
     case_findings,
     character_findings,

@@ -58,8 +58,9 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             delimiter = delimiter_of(path, stream.readline())
             stream.seek(0)
-            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-            table = csv.DictReader(stream, delimiter=delimiter, quoting=quoting)
+            table = csv.DictReader(
+                stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+            )
             columns = table.fieldnames or []
             twice = next((name for name in columns if columns.count(name) > 1), None)
             if twice is not None:

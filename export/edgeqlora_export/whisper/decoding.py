@@ -22,7 +22,6 @@ from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, window
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Decoder
 
-
 ENGLISH_TOKENS_PER_S = 14.0
 """Fast English has about 6 syllables a second, so at most some 8 byte-pair tokens. Other scripts need up to 45."""
 

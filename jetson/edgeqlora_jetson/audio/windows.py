@@ -19,9 +19,7 @@ def window_samples(window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> int
     return int(window_s * sample_rate_hz + 0.5)
 
 
-def fitting_window(
-    n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ
-) -> Optional[float]:
+def fitting_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ) -> Optional[float]:
     """The smallest window (s) that holds the clip with MARGIN_S after it, else the largest that holds it; None if none.
 
     The one rule for training, scoring and the board.

@@ -36,7 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_rows(path: Path, *rows: object) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -239,7 +241,14 @@ def test_broken_tables_are_named(folder, table, message):
 
 
 def test_quotation_marks_that_an_export_left_are_taken_away(folder):
-    sentences = ['She said ""zero"" and left.', '""One,"" he said.', '"""One,"" he said."', '"Yes."', 'say \\"no\\"', 'a " b']
+    sentences = [
+        'She said ""zero"" and left.',
+        '""One,"" he said.',
+        '"""One,"" he said."',
+        '"Yes."',
+        'say \\"no\\"',
+        'a " b',
+    ]
     rows = "".join(f"{name}\t{text}\n" for name, text in zip("abcdab", sentences, strict=True))
     (folder / "train.tsv").write_text("path\tsentence\n" + rows.replace("\t", ".wav\t"))
     from edgeqlora.data.manifest import load_rows
@@ -249,66 +258,73 @@ def test_quotation_marks_that_an_export_left_are_taken_away(folder):
     assert "4 x text taken out of a table's quotation marks" in cli("data", "check", folder / "train.tsv")[1]
 
 
-class TestLanguage:
-    @pytest.fixture(scope="class")
-    def multilingual(self, tmp_path_factory) -> Path:
-        """The embedded model with three language tokens more."""
-        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory) -> Path:
+    """The embedded model with language tokens."""
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
-        target = tmp_path_factory.mktemp("multilingual")
-        tokenizer = WhisperTokenizer.from_pretrained(model_dir())
-        model = WhisperForConditionalGeneration.from_pretrained(model_dir(), dtype="float32")
-        tokens = ["<|en|>", "<|tr|>", "<|de|>", "<|ka|>", "<|transcribe|>", "<|translate|>"]
-        tokenizer.add_tokens(tokens, special_tokens=True)
-        model.resize_token_embeddings(len(tokenizer))
-        model.generation_config.is_multilingual = True
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        WhisperFeatureExtractor.from_pretrained(model_dir()).save_pretrained(target)
-        return target
+    target = tmp_path_factory.mktemp("multilingual")
+    tokenizer = WhisperTokenizer.from_pretrained(model_dir())
+    model = WhisperForConditionalGeneration.from_pretrained(model_dir(), dtype="float32")
+    tokens = ["<|en|>", "<|tr|>", "<|de|>", "<|ka|>", "<|transcribe|>", "<|translate|>"]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.is_multilingual = True
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    WhisperFeatureExtractor.from_pretrained(model_dir()).save_pretrained(target)
+    return target
 
-    def run_all(self, folder: Path, model: Path, path: Path, *flags: str) -> list[tuple[int, str]]:
-        train = ["train", "-m", model, "--train", path, "-o", folder / "out", "--window-s", 3, "--steps", 2, "--dry-run"]
-        return [
-            cli("data", "check", path, "-m", model, *flags),
-            cli(*train, "--cache", "none", "--batch-size", 2, *flags),
-            cli("evaluate", model, "-d", path, "--window-s", 3, *flags),
-        ]
 
-    def test_all_rows_in_another_language_are_refused(self, folder, multilingual):
-        rows = [{"audio": f"{n}.wav", "text": n, "language": "Turkish"} for n in "ab"]
-        path = write_rows(folder / "rows.jsonl", *rows)
-        for code, output in self.run_all(folder, multilingual, path, "--language", "de"):
-            assert code != 0
-            assert "2 of 2 rows name another language (tr 2), and --language is de" in " ".join(output.split())
+def run_all(folder: Path, model: Path, path: Path, *flags: str) -> list[tuple[int, str]]:
+    train = ["train", "-m", model, "--train", path, "-o", folder / "out", "--window-s", 3, "--steps", 2, "--dry-run"]
+    return [
+        cli("data", "check", path, "-m", model, *flags),
+        cli(*train, "--cache", "none", "--batch-size", 2, *flags),
+        cli("evaluate", model, "-d", path, "--window-s", 3, *flags),
+    ]
 
-    def test_rows_that_agree_give_the_language(self, folder, multilingual):
-        rows = [{"audio": f"{n}.wav", "text": n, "language": "tr-TR"} for n in "ab"]
-        path = write_rows(folder / "rows.jsonl", *rows)
-        for code, output in self.run_all(folder, multilingual, path):
-            assert code == 0, output
-            assert "language tr, as the rows say" in output
 
-    def test_some_rows_in_another_language_are_counted(self, folder, multilingual):
-        rows = [{"audio": f"{n}.wav", "text": n, "language": code} for n, code in zip("abc", ("de", "tr", "de"), strict=True)]
-        path = write_rows(folder / "rows.jsonl", *rows)
-        for code, output in self.run_all(folder, multilingual, path, "--language", "de"):
-            assert code == 0, output
-            assert "1 of 3 rows name another language (de 2, tr 1) than de" in output
+def test_all_rows_in_another_language_are_refused(folder, multilingual):
+    rows = [{"audio": f"{n}.wav", "text": n, "language": "Turkish"} for n in "ab"]
+    path = write_rows(folder / "rows.jsonl", *rows)
+    for code, output in run_all(folder, multilingual, path, "--language", "de"):
+        assert code != 0
+        assert "2 of 2 rows name another language (tr 2), and --language is de" in " ".join(output.split())
 
-    def test_an_english_model_refuses_other_languages(self, folder):
-        path = write_rows(folder / "rows.jsonl", {"audio": "a.wav", "text": "a", "language": "de"})
-        code, output = dry_run(folder, "--train", path)
-        assert code == 2
-        assert "the model knows en only" in output
 
-    def test_the_limit_of_tokens_follows_from_the_data(self, folder, multilingual):
-        """Scripts that need 40 tokens a second are not cut at English's rate: neither untrained nor after training."""
-        from edgeqlora.models.family import load_learner
+def test_rows_that_agree_give_the_language(folder, multilingual):
+    rows = [{"audio": f"{n}.wav", "text": n, "language": "tr-TR"} for n in "ab"]
+    path = write_rows(folder / "rows.jsonl", *rows)
+    for code, output in run_all(folder, multilingual, path):
+        assert code == 0, output
+        assert "language tr, as the rows say" in output
 
-        decoder = load_learner(str(multilingual)).decoder([6.0], "ka", None)
-        assert decoder.rules["max_new_tokens"] == {"6.0": 96}, "all positions of the model behind the prompt"
-        english = load_learner(str(model_dir())).decoder([2.0], None, None)
-        assert english.rules["max_new_tokens"] == {"2.0": 60}
-        faster = load_learner(str(model_dir())).decoder([2.0], None, None, tokens_per_s=30.0)
-        assert faster.rules["max_new_tokens"] == {"2.0": 92}
+
+def test_some_rows_in_another_language_are_counted(folder, multilingual):
+    rows = [
+        {"audio": f"{n}.wav", "text": n, "language": code} for n, code in zip("abc", ("de", "tr", "de"), strict=True)
+    ]
+    path = write_rows(folder / "rows.jsonl", *rows)
+    for code, output in run_all(folder, multilingual, path, "--language", "de"):
+        assert code == 0, output
+        assert "1 of 3 rows name another language (de 2, tr 1) than de" in output
+
+
+def test_an_english_model_refuses_other_languages(folder):
+    path = write_rows(folder / "rows.jsonl", {"audio": "a.wav", "text": "a", "language": "de"})
+    code, output = dry_run(folder, "--train", path)
+    assert code == 2
+    assert "the model knows en only" in output
+
+
+def test_the_limit_of_tokens_follows_from_the_data(folder, multilingual):
+    """Scripts that need 40 tokens a second are not cut at English's rate: neither untrained nor after training."""
+    from edgeqlora.models.family import load_learner
+
+    decoder = load_learner(str(multilingual)).decoder([6.0], "ka", None)
+    assert decoder.rules["max_new_tokens"] == {"6.0": 444}, "all positions of the model behind the prompt"
+    english = load_learner(str(model_dir())).decoder([2.0], None, None)
+    assert english.rules["max_new_tokens"] == {"2.0": 60}
+    faster = load_learner(str(model_dir())).decoder([2.0], None, None, tokens_per_s=30.0)
+    assert faster.rules["max_new_tokens"] == {"2.0": 92}

@@ -1,9 +1,9 @@
 """Decoding: formats, mix-down, cuts and resampling give the samples that were written; bad files are named."""
 
 import io
+from functools import partial
 
 import numpy as np
-from functools import partial
 import pytest
 import soundfile
 

@@ -36,7 +36,10 @@ def test_padding_share_by_hand():
 
 
 def test_window_of_a_clip():
-    assert window_of(2.0, [2.0, 4.0]) == 2.0
+    assert window_of(1.7, [2.0, 4.0]) == 2.0
+    assert window_of(1.71, [2.0, 4.0]) == 4.0, "0.3 s of silence belong to a window"
+    assert window_of(2.0, [2.0]) == 2.0, "unless none has room for them"
+    assert window_of(2.0 + 1 / 44100, [2.0]) is None, "one sample at 16 kHz too long"
     assert window_of(2.1, [2.0, 4.0]) == 4.0
     assert window_of(4.1, [2.0, 4.0]) is None
 

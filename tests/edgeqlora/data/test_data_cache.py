@@ -2,10 +2,10 @@
 
 import errno
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-from functools import partial
 import pytest
 import soundfile
 from transformers import WhisperFeatureExtractor

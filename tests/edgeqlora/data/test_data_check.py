@@ -42,7 +42,7 @@ def finding(report: CheckReport, name: str):
 def test_good_data_has_no_findings(clip):
     splits = {
         "train": [clip("a.wav", speaker="x", duration=0.5), clip("b.wav", speaker="x")],
-        "test": [clip("c.wav", speaker="y", language="en")],
+        "test": [clip("c.wav", speaker="y", language="en", text="hell")],
     }
     report = check_data(splits, window_s=0.5, rules=LATIN)
     assert found(report) == {}
@@ -87,7 +87,7 @@ def test_silent_and_overdriven(clip, tmp_path):
 def test_long_clips_and_wrong_durations(clip):
     splits = {
         "train": [clip("a.wav", 2.0), clip("b.wav", 2.01), clip("c.wav", 1.0, duration=1.2)],
-        "dev": [clip("d.wav", 3.0, duration=3.09)],
+        "dev": [clip("d.wav", 3.0, duration=3.09, text="hell")],
     }
     report = check_data(splits, window_s=2.0)
     assert found(report) == {"longer_than_window": 1, "longer_than_window_in_evaluation": 1, "wrong_duration": 1}
@@ -217,8 +217,8 @@ def test_run_check_picks_splits(clip, tmp_path):
     assert list(run_check({"all": folder}).splits) == ["train", "dev"]
     assert list(run_check({"dev": folder}).splits) == ["dev"]
     assert run_check({"x": f"{folder}/dev.jsonl", "y": folder + "/train.jsonl"}).splits["x"].characters["d"] == 1
-    with pytest.raises(UserError, match="no split tst: choose one of dev, train"):
-        run_check({"tst": folder})
+    with pytest.raises(UserError, match="has the splits dev, train, none of them for test"):
+        run_check({"test": folder})
     with pytest.raises(UserError, match="no data set to check"):
         run_check({})
     rules = LabelRules(expected_scripts=frozenset({"GREEK"}))
@@ -236,7 +236,8 @@ def test_real_speaker_overlap(shared):
 @pytest.mark.real
 def test_real_fsdd_is_clean(shared):
     report = run_check({"all": str(shared / "data" / "fsdd")}, window_s=2.0)
-    assert found(report) == {"longer_than_window_in_evaluation": 2}
+    assert found(report) == {"longer_than_window_in_evaluation": 2, "text_across_splits": 1000, "unread_fields": 1}
+    assert "official_split (3000 rows), digit (3000 rows)" in finding(report, "unread_fields").examples[0]
     assert {name: figures.n_rows for name, figures in report.splits.items()} == {"train": 2000, "dev": 500, "test": 500}
 
 

@@ -55,6 +55,9 @@ def test_split_field_and_folder_of_manifests(tmp_path):
 
     write_lines(tmp_path / "many" / "train.jsonl", rows[0])
     write_lines(tmp_path / "many" / "test.jsonl", rows[2])
+    with pytest.raises(UserError, match=r"2\.wav says split dev in .*test\.jsonl, the file of split test"):
+        load_rows(tmp_path / "many", "test")
+    write_lines(tmp_path / "many" / "test.jsonl", {**rows[2], "split": "test"})
     assert list_splits(tmp_path / "many") == ["test", "train"]
     assert [row.id for row in load_rows(tmp_path / "many", "test")] == ["2.wav"]
     with pytest.raises(UserError, match="several splits: choose one of test, train"):
@@ -167,7 +170,9 @@ def test_write_manifest_is_relative_and_reads_back(tmp_path):
 
 def test_audio_in_memory_is_written_beside_the_manifest(tmp_path):
     content = (b"fLaC" + b"\0" * 40, b"\xff\xfb" + b"\0" * 40)
-    write_manifest([Row(f"hub#{i}", "x", read_bytes=partial(bytes, data)) for i, data in enumerate(content)], tmp_path / "m.jsonl")
+    write_manifest(
+        [Row(f"hub#{i}", "x", read_bytes=partial(bytes, data)) for i, data in enumerate(content)], tmp_path / "m.jsonl"
+    )
     first, second = load_rows(tmp_path / "m.jsonl")
     assert Path(first.audio).read_bytes() == content[0]
     assert first.audio.endswith("m-audio/000000.flac")
@@ -184,7 +189,20 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
 )
 field_names = st.sampled_from(
-    ["audio", "audio_filepath", "text", "sentence", "duration", "start", "end", "offset", "end_time", "speaker", "id", "x"]
+    [
+        "audio",
+        "audio_filepath",
+        "text",
+        "sentence",
+        "duration",
+        "start",
+        "end",
+        "offset",
+        "end_time",
+        "speaker",
+        "id",
+        "x",
+    ]
 )
 
 

@@ -18,7 +18,13 @@ RUN = {"window_s": "1", "steps": 6, "batch_size": 4, "eval_every": 2, "cache": "
 
 
 def settings_of(tiny_model: Path, clips: Path, output: Path, **change):
-    given = {"base_model": str(tiny_model), "train": str(clips), "dev": str(clips.with_name("dev.jsonl")), "output": str(output), **RUN}
+    given = {
+        "base_model": str(tiny_model),
+        "train": str(clips),
+        "dev": str(clips.with_name("dev.jsonl")),
+        "output": str(output),
+        **RUN,
+    }
     return make_settings({**given, **change})
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from edgeqlora_jetson.audio.windows import choose_window, split_long
+from edgeqlora_jetson.audio.windows import choose_window, fitting_window, split_long
 
 
 @pytest.mark.parametrize(
-    ("n_samples", "window_s"), [(0, 2.0), (32000, 2.0), (32001, 5.0), (80000, 5.0), (80001, 5.0), (10**7, 5.0)]
+    ("n_samples", "window_s"), [(0, 2.0), (27200, 2.0), (27201, 5.0), (80000, 5.0), (80001, 5.0), (10**7, 5.0)]
 )
-def test_smallest_window_that_holds_the_clip(n_samples, window_s):
+def test_smallest_window_that_holds_the_clip_and_its_margin(n_samples, window_s):
     assert choose_window(n_samples, [5.0, 2.0]) == window_s
+    assert fitting_window(n_samples, [5.0, 2.0]) == (window_s if n_samples <= 80000 else None)
 
 
 def test_no_windows():
@@ -47,8 +48,10 @@ def test_ranges_cover_all_and_fit_whatever_the_sound():
             assert ranges[-1][1] == n_samples
             assert all(end == start for (_, end), (start, _) in zip(ranges, ranges[1:]))
             assert all(0 < end - start <= 32000 for start, end in ranges)
-            # At least 1.6 s a piece: no more pieces than needed.
-            assert all(end - start >= 25600 for start, end in ranges[:-1])
+            # At least 1.6 s a piece, 1.2 s before the last one, which is no scrap.
+            assert all(end - start >= 25600 for start, end in ranges[:-2])
+            assert ranges[-2][1] - ranges[-2][0] >= 19200
+            assert n_samples - ranges[-1][0] >= 6400
 
 
 def test_silence_is_cut_as_late_as_possible():

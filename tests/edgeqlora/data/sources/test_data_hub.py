@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from edgeqlora.data.sources import hub
 from edgeqlora.data.audio import load_audio
 from edgeqlora.data.manifest import describe_source, list_splits, load_rows
+from edgeqlora.data.sources import hub
 from edgeqlora.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -105,10 +105,10 @@ def test_columns_and_types(tmp_path):
     with pytest.raises(UserError, match=r'field "audio" is missing \(fields present: sound, sentence\)'):
         load_rows(tmp_path / "no_audio")
     datasets.Dataset.from_dict({"audio": ["a.wav"], "text": [3]}).save_to_disk(tmp_path / "number")
-    with pytest.raises(UserError, match='column "text" must be text, but is 3'):
+    with pytest.raises(UserError, match='field "text" must be text, but is 3'):
         load_rows(tmp_path / "number")
     datasets.Dataset.from_dict({"audio": [None], "text": ["x"]}).save_to_disk(tmp_path / "nothing")
-    with pytest.raises(UserError, match='column "audio" holds neither audio bytes nor a path'):
+    with pytest.raises(UserError, match='field "audio" is null'):
         load_rows(tmp_path / "nothing")
 
 
