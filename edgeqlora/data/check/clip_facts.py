@@ -50,7 +50,7 @@ class ClipFacts:
     n_dead_channels: int = 0
     """Channels that are constant while another is not; they are left out of the mean."""
     level: float = 0.0
-    """Root mean square of its loudest 60 ms: of the loudest channel, without its mean."""
+    """Root mean square of its loudest 60 ms, in the channel where that is largest; without its mean."""
     cancels: bool = False
     """Averaged, the channels cancel each other."""
     clipped_share: float = 0.0
@@ -94,7 +94,7 @@ def inspect_clip(row: Row) -> ClipFacts:
         sample_rate_hz=rate_hz,
         n_channels=n_channels,
         n_dead_channels=n_channels - len(live),
-        level=_level(centred, rate_hz),
+        level=_level(cut.channels, rate_hz),
         cancels=_cancels(centred[:, live]),
         clipped_share=float(((magnitude >= FULL_SCALE) & ~beyond).mean(axis=0).max()),
         beyond_one_share=float(beyond.mean()),
@@ -104,11 +104,11 @@ def inspect_clip(row: Row) -> ClipFacts:
     )
 
 
-def _level(centred: npt.NDArray[Any], rate_hz: int) -> float:
-    """Level of the loudest of some channels without their mean, float (n_samples, n_channels)."""
-    length = max(1, min(len(centred), round(LEVEL_STRETCH_S * rate_hz)))
-    whole = centred[: len(centred) // length * length]
-    power = (whole**2).reshape(-1, length, centred.shape[1]).mean(axis=1)
+def _level(channels: npt.NDArray[Any], rate_hz: int) -> float:
+    """Level of the loudest of some channels, float (n_samples, n_channels); each stretch without its mean."""
+    length = min(len(channels), max(1, round(LEVEL_STRETCH_S * rate_hz)))
+    whole = channels[: len(channels) // length * length]
+    power = whole.reshape(-1, length, channels.shape[1]).var(axis=1, dtype=np.float64)
     return float(np.sqrt(np.sort(power, axis=0)[-min(LEVEL_RANK, len(power))].max()))
 
 

@@ -18,7 +18,7 @@ class CutOff(UserError):
 
 def refuse_cut_off(name: str, container: str, announced: int, held: int) -> None:
     """Raise CutOff where the header announces more bytes of sound than the file holds."""
-    if announced > held:
+    if announced > max(0, held):
         raise CutOff(
             "{}: the {} header announces {} bytes of sound, the file holds {}: it is cut off, "
             "copy or record it again".format(name, container, announced, max(0, held))

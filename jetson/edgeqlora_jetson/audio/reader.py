@@ -7,7 +7,7 @@ from typing import IO, Any, Optional, Tuple
 import numpy as np
 
 from ..errors import UserError
-from .containers import ogg_lacks_end, verify_whole
+from .containers import CutOff, ogg_lacks_end, verify_whole
 from .sniff import Look, look_at
 from .wav import WavSamples, is_wav, read_wav_header, with_length
 
@@ -116,6 +116,12 @@ class AudioFile(object):
             )
 
     def _no_sound(self) -> UserError:
+        if self.lacks_end:
+            return CutOff(
+                "{}: no page of sound in this Ogg file is whole: it is cut off, copy or record it again".format(
+                    self.name
+                )
+            )
         return UserError("{}: holds 0 samples of sound: record it again or leave it out".format(self.name))
 
 
@@ -138,29 +144,37 @@ class _LibrarySamples(object):
                 self._file = soundfile.SoundFile(stream.fileno(), closefd=False)
         except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
             raise self._not_audio(error)
+        self._position = 0
         self.n_channels = self._file.channels
         self.sample_rate_hz = self._file.samplerate
         self.n_samples = self._file.frames
         self.is_float = self._file.subtype in ("FLOAT", "DOUBLE")
 
     def read(self, start: int, n_samples: int) -> np.ndarray:
-        """Samples from `start` on: float, shape (n_samples, n_channels).
+        """Samples from `start` on: float, shape (n_samples, n_channels)."""
+        try:
+            if start > self._position and not self._file.seekable():
+                self._read_on(start - self._position)
+            elif start != self._position:
+                self._position = self._file.seek(start)
+            return self._read_on(n_samples)
+        except RuntimeError as error:
+            raise self._not_audio(error)
+
+    def _read_on(self, n_samples: int) -> np.ndarray:
+        """The next samples.
 
         In blocks: a damaged header can claim terabytes of samples, and memory must not be set aside for a claim.
         """
         dtype = "float64" if self._file.subtype == "DOUBLE" else "float32"
         blocks = [np.zeros((0, self.n_channels), dtype=dtype)]
-        try:
-            if start:
-                self._file.seek(start)
-            while n_samples > 0:
-                block = self._file.read(min(n_samples, _BLOCK_SAMPLES), dtype=dtype, always_2d=True)
-                if len(block) == 0:
-                    break
-                blocks.append(block)
-                n_samples -= len(block)
-        except RuntimeError as error:
-            raise self._not_audio(error)
+        while n_samples > 0:
+            block = self._file.read(min(n_samples, _BLOCK_SAMPLES), dtype=dtype, always_2d=True)
+            if len(block) == 0:
+                break
+            blocks.append(block)
+            n_samples -= len(block)
+            self._position += len(block)
         return blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
 
     def close(self) -> None:
@@ -197,7 +211,7 @@ def _open_stream(source: Any, name: str) -> Tuple[IO[bytes], int]:
         if isinstance(source, bytes):
             stream = io.BytesIO(source)
         else:
-            stream = open(source, "rb")
+            stream = open(source, "rb")  # noqa: SIM115 - AudioFile closes it
             if not stream.seekable():  # a pipe
                 with stream:
                     stream = io.BytesIO(stream.read())

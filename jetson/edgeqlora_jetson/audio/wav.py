@@ -11,7 +11,14 @@ from .containers import is_stream_size, refuse_cut_off, walk_chunks
 from .windows import SAMPLE_RATE_HZ
 
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
-_CODEC_NAMES = {0x0002: "Microsoft ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0055: "MP3"}
+_CODEC_NAMES = {
+    0x0002: "Microsoft ADPCM",
+    0x0006: "A-law",
+    0x0007: "mu-law",
+    0x0011: "IMA ADPCM",
+    0x0031: "GSM",
+    0x0055: "MP3",
+}
 _UNKNOWN_SIZE = 2**32 - 1  # of an RF64 file: the size is in its ds64 chunk
 _MAX_CHANNELS = 1024
 
