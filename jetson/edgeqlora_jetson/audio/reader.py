@@ -102,7 +102,7 @@ class AudioFile(object):
         stream = self._stream
         if header.is_stream:
             stream.seek(0)
-            stream = io.BytesIO(with_length(stream.read(), header))
+            stream = _Memory(with_length(stream.read(), header))
         return _LibrarySamples(stream, self.name, Look("WAV with {}".format(header.codec), True))
 
     def _verify_header(self) -> None:
@@ -125,6 +125,13 @@ class AudioFile(object):
         return UserError("{}: holds 0 samples of sound: record it again or leave it out".format(self.name))
 
 
+class _Memory(io.BytesIO):
+    """The bytes of a file. In damaged ones libsndfile seeks to before the beginning: it stays where it is."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.tell() if whence == os.SEEK_SET and offset < 0 else super(_Memory, self).seek(offset, whence)
+
+
 class _LibrarySamples(object):
     """The samples of any file that soundfile (libsndfile) reads."""
 
@@ -136,7 +143,7 @@ class _LibrarySamples(object):
             raise self._without_library()
         stream.seek(0)
         try:
-            if isinstance(stream, io.BytesIO):
+            if isinstance(stream, _Memory):
                 self._file = soundfile.SoundFile(stream)
             else:
                 # By its descriptor: given a path, libsndfile takes text in a file named .au for samples.
@@ -209,12 +216,12 @@ def _open_stream(source: Any, name: str) -> Tuple[IO[bytes], int]:
     stream: IO[bytes]
     try:
         if isinstance(source, bytes):
-            stream = io.BytesIO(source)
+            stream = _Memory(source)
         else:
             stream = open(source, "rb")  # noqa: SIM115 - AudioFile closes it
             if not stream.seekable():  # a pipe
                 with stream:
-                    stream = io.BytesIO(stream.read())
+                    stream = _Memory(stream.read())
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
     except IsADirectoryError:

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
-from edgeqlora.data.audio import decode, load_audio
+from edgeqlora.data.audio import decode, load_audio, probe
 from edgeqlora.data.cache import FeatureCache
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
@@ -172,6 +173,23 @@ def test_a_wav_without_a_length_is_read(tmp_path):
     assert check(manifest(tmp_path, files)) == {}
     for name in files:
         np.testing.assert_array_equal(load_audio(tmp_path / name), speech())
+
+
+def test_a_cut_of_a_long_recording_is_read_alone(tmp_path):
+    """A second in the middle of nine hours, a file of 1 GB without blocks on the disk."""
+    n_bytes, start_s = 2**30, 20000
+    with (tmp_path / "day.wav").open("wb") as file:
+        file.write(read("original.wav")[:40] + struct.pack("<I", n_bytes))
+        file.seek(44 + start_s * 16000 * 2)
+        file.write(read("original.wav")[44:])
+        file.truncate(44 + n_bytes)
+    row = Row(str(tmp_path / "day.wav"), "", start=start_s, end=start_s + speech().size / 16000)
+    tracemalloc.start()
+    np.testing.assert_array_equal(load_audio(row), speech())
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1e6
+    assert probe(row) == (16000, 0.22, 1)
 
 
 def test_files_that_broke_off(tmp_path):
