@@ -220,7 +220,7 @@ def test_ogg_without_its_last_page_is_a_warning(tmp_path):
     assert {name: (f["severity"], f["count"]) for name, f in findings.items()} == {"ogg_without_end": ("warning", 2)}
     assert load_audio(tmp_path / "vorbis.ogg").size > 16000
     short = read("ogg_vorbis_16.ogg")
-    findings = check(manifest(tmp_path, {"short.ogg": short[: len(short) * 6 // 10]}))
+    findings = check(manifest(tmp_path, {"short.ogg": short[:-100]}))
     assert set(findings) == {"truncated_audio"}
     assert "no page of sound in this Ogg file is whole" in findings["truncated_audio"]["examples"][0]
 
