@@ -20,7 +20,7 @@ from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import sha256_file
 
 # Raise it whenever the same audio would give other features: decoding, resampling, padding or file format.
-CACHE_SCHEMA = "edgeqlora.mel/1"
+CACHE_SCHEMA = "edgeqlora.mel/2"
 CHECKSUM_BYTES = 4
 
 log = logging.getLogger(__name__)

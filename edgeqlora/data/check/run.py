@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from edgeqlora.data.check.audio_findings import (
     audio_findings,
+    channel_findings,
     duplicate_findings,
     format_findings,
     length_findings,
@@ -54,6 +55,7 @@ def check_data(
     clips: Clips = {name: [next(facts) for _ in split] for name, split in splits.items()}
     findings = [
         *audio_findings(clips),
+        *channel_findings(clips),
         *length_findings(clips, window_s),
         *duplicate_findings(clips),
         *speaker_findings(clips),

@@ -70,10 +70,10 @@ def test_bytes_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.wav", b"", "empty file"),
-        ("a.wav", b"this is not audio at all", "not audio that can be decoded"),
-        ("a.raw", b"\0\1" * 50, "not audio that can be decoded"),
-        ("a.mp3", b"{}", "not audio that can be decoded"),
+        ("a.wav", b"", "the file is empty"),
+        ("a.wav", b"this is not audio at all", "not audio, it looks like text"),
+        ("a.raw", b"\0\1" * 50, "cannot be read as audio"),
+        ("a.mp3", b"{}", "not audio, it looks like text"),
     ],
 )
 def test_not_audio(tmp_path, name, content, message):
@@ -92,13 +92,13 @@ def test_missing_file_folder_and_no_samples(tmp_path):
         load_audio(tmp_path)
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
     for read in (load_audio, probe):
-        with pytest.raises(UserError, match=r"none.wav: 0 samples of audio"):
+        with pytest.raises(UserError, match=r"none.wav: holds 0 samples of sound"):
             read(tmp_path / "none.wav")
 
 
 def test_nan_samples(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.5]), 16000, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"nan.wav: holds NaN"):
+    with pytest.raises(UserError, match=r"nan.wav: holds samples that are not numbers"):
         load_audio(tmp_path / "nan.wav")
 
 
