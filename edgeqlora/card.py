@@ -49,6 +49,9 @@ class Card(TypedDict, total=False):
     best_step: int | None
     dev: str | None
     dev_wer: Figure
+    dev_cer: Figure
+    dev_loss: Figure
+    choose_by: str
     figures: dict[str, Figure]
     chosen: str
     candidates: dict[str, Any]
