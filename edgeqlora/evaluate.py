@@ -266,9 +266,7 @@ def _utterances(
     unit = "word" if leading == "wer" else "letter"
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
-        substitutions, deletions, insertions, n = align_counts(
-            items(apply(row.text), unit), items(apply(text), unit)
-        )
+        substitutions, deletions, insertions, n = align_counts(items(apply(row.text), unit), items(apply(text), unit))
         found.append(
             {
                 "audio": row.name,

@@ -149,9 +149,7 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
     return evenly(load_rows(source), limit or 0)
 
 
-def _score(
-    learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None
-) -> dict[str, Any]:
+def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 

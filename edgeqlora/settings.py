@@ -14,7 +14,6 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_text
 
-
 NORMALISERS = ("basic-unicode", "none", "whisper-basic", "whisper-english")
 """Text normalisers for WER and CER: the first two are the board's own, the others OpenAI's, through transformers."""
 

@@ -102,7 +102,9 @@ class RunLog(TrainerCallback):
     ) -> None:
         self.throughput.resume()
         if metrics and "eval_cer" in metrics:
-            rates = [(name, metrics[f"eval_{name.lower()}"]) for name in ("WER", "CER") if f"eval_{name.lower()}" in metrics]
+            rates = [
+                (name, metrics[f"eval_{name.lower()}"]) for name in ("WER", "CER") if f"eval_{name.lower()}" in metrics
+            ]
             self._error_rate = f"{rates[0][0]} {rates[0][1]:.1f} %"
             shown = ", ".join(f"{name} {rate:.2f} %" for name, rate in rates)
             self.console.print(

@@ -110,7 +110,9 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     for name in ("train", "dev", "noise", "room"):
         source = getattr(settings, name)
         sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
-    return Prepared(rows, target_ids, dev_rows, windows, durations, len(long), len(cut), n_other_script, padding, sources)
+    return Prepared(
+        rows, target_ids, dev_rows, windows, durations, len(long), len(cut), n_other_script, padding, sources
+    )
 
 
 def _verify_writable(rows: list[Row], processor: Processor) -> None:

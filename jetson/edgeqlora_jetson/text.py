@@ -8,13 +8,14 @@ from typing import Callable, Dict, Iterable, Optional, Sequence
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 """Scripts that put no spaces between words, by the first word of their letters' names in Unicode."""
 
-UNSPACED_LANGUAGES = set(
-    "zh ja th lo km my bo yue dz cmn wuu zho chi jpn tha lao khm mya bur bod tib dzo chinese mandarin cantonese japanese "
-    "thai khmer myanmar burmese tibetan".split()
+UNSPACED_LANGUAGES = (
+    ("zh", "ja", "th", "lo", "km", "my", "bo", "yue", "dz", "cmn", "wuu")
+    + ("zho", "chi", "jpn", "tha", "lao", "khm", "mya", "bur", "bod", "tib", "dzo")
+    + ("chinese", "mandarin", "cantonese", "japanese", "thai", "khmer", "myanmar", "burmese", "tibetan")
 )
 """Languages written in them: codes of ISO 639-1, -2 and -3, and the names that Whisper takes."""
 
-DOTLESS_I_LANGUAGES = set("tr az tur aze turkish azerbaijani".split())
+DOTLESS_I_LANGUAGES = ("tr", "az", "tur", "aze", "turkish", "azerbaijani")
 """Where the small letter of I is a dotless i."""
 
 _APOSTROPHES = dict.fromkeys(

@@ -6,8 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from .audio.features import FEATURES
-from .audio.windows import choose_window, split_long
-from .audio.windows import window_samples
+from .audio.windows import choose_window, split_long, window_samples
 from .bundle import Bundle
 from .decoders import open_decoder
 from .text import join_pieces, written_language

@@ -72,7 +72,9 @@ def line(multilingual, clips, tmp_path_factory) -> dict:
     data = manifest_of(clips, folder / "zh.jsonl", CHINESE)
     adapter, merged, bundle = (folder / name for name in ("adapter", "merged", "bundle"))
     said = {
-        "train": run("train", "-m", multilingual, "--train", data, "--dev", data, "-o", adapter, "--language", "zh", *STEPS),
+        "train": run(
+            "train", "-m", multilingual, "--train", data, "--dev", data, "-o", adapter, "--language", "zh", *STEPS
+        ),
         "merge": run("merge", adapter, "-o", merged),
         "export": run("export", merged, "--target", "cpu", "-d", data, "--eval-clips", 4, "-o", bundle),
         "evaluate": run("evaluate", bundle, "-d", data, "-o", folder / "report.json"),
@@ -151,7 +153,12 @@ def test_an_added_token_with_accents_reads_the_same_on_both_machines(tiny_model,
     config = json.loads((tiny_model / "config.json").read_text())
     others = [i for i in range(config["vocab_size"]) if i != config["eos_token_id"]]
     model = changed_model(
-        tiny_model, tmp_path / "model", [word], False, suppress_tokens=others, begin_suppress_tokens=[config["eos_token_id"]]
+        tiny_model,
+        tmp_path / "model",
+        [word],
+        False,
+        suppress_tokens=others,
+        begin_suppress_tokens=[config["eos_token_id"]],
     )
     data, windows = manifest_of(clips, tmp_path / "rows.jsonl", [word]), ["--window-s", "1"]
     said = run("export", model, "--target", "cpu", "-d", data, "-o", tmp_path / "bundle", "--eval-clips", 4, *windows)

@@ -7,7 +7,16 @@ import wave
 import numpy as np
 import onnx
 import pytest
-from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_generation_config, tiny_tokenizer, tiny_whisper
+from export_tiny import (
+    EOS,
+    NO_TIMESTAMPS,
+    SOT,
+    TIME_0,
+    VOCAB_SIZE,
+    tiny_generation_config,
+    tiny_tokenizer,
+    tiny_whisper,
+)
 from onnx import numpy_helper
 
 from edgeqlora_export import run
@@ -145,7 +154,9 @@ def test_a_wrong_weight_in_the_graph_fails_the_gate(whisper, tokenizer, tmp_path
     manifest = _manifest(whisper, spec, graphs)
 
     def gates():
-        return measure_parity(whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, manifest, str, str)
+        return measure_parity(
+            whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, manifest, str, str
+        )
 
     verify_gates(gates())
     for which, kind in (("decoder", "decoder parity at 1 s"), ("encoder", "encoder parity at 1 s")):
@@ -246,7 +257,9 @@ def test_a_table_that_reads_otherwise_fails_the_gates(merged, clips, tmp_path, m
 
     real = whisper_exporter.WhisperExporter.write_tables
     monkeypatch.setattr(whisper_exporter.WhisperExporter, "write_tables", write_tables)
-    with pytest.raises(UserError, match=r"gate failed: texts at 1 s: 1, allowed at most 0 \(4 clips.*clip 0: torch .*\?"):
+    with pytest.raises(
+        UserError, match=r"gate failed: texts at 1 s: 1, allowed at most 0 \(4 clips.*clip 0: torch .*\?"
+    ):
         _export(merged, tmp_path / "bundle", clips, windows_s=[1.0])
 
 

