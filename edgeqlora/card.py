@@ -51,6 +51,9 @@ class Card(TypedDict, total=False):
     dev: str | None
     dev_split: str | None
     dev_wer: Figure
+    dev_cer: Figure
+    dev_loss: Figure
+    choose_by: str
     figures: dict[str, Figure]
     chosen: str
     candidates: dict[str, Any]

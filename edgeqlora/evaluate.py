@@ -12,9 +12,12 @@ from typing import Any
 from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, verify_parent
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
 from edgeqlora.data.row import Row
+from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
+from edgeqlora_jetson.text import why_no_words, written_language
+from edgeqlora_jetson.wer import COUNTED, align_counts, items
 
 SCHEMA = "edgeqlora.evaluation/1"
 
@@ -54,11 +57,11 @@ def evaluate(
     the same prompt and suppressed tokens.
     """
     from edgeqlora.data.manifest import load_for
-    from edgeqlora.evaluation.scores import NORMALISERS, score_texts
+    from edgeqlora.evaluation.scores import score_texts
+    from edgeqlora.settings import check_normaliser
 
     for name in normalisers:
-        if name not in NORMALISERS:
-            raise UserError(f"normaliser={name!r}: allowed are {', '.join(NORMALISERS)}")
+        check_normaliser(name)
     if output is not None and output.suffix == ".jsonl":
         raise UserError(f"output={str(output)!r}: the utterances go there; name the report .json")
     kind = kind_of(source)
@@ -71,10 +74,12 @@ def evaluate(
         outcome = _with_bundle(source, rows, threads, progress)
     else:
         outcome = _with_torch(source, kind, rows, windows_s, language, task, batch_size, base_model, progress)
-    names = list(normalisers) or (["basic", "whisper-english"] if outcome["language"] in (None, "en") else ["basic"])
     references = [row.text for row in rows]
-    scores = score_texts(references, outcome["texts"], names, outcome["spelling"])
-    utterances = _utterances(rows, outcome, names[0])
+    language = outcome["language"] or common_language(rows)
+    is_english = language in (None, "en") and why_no_words(references, language) is None
+    names = list(normalisers) or ["basic-unicode"] + ["whisper-english"] * is_english
+    scores = score_texts(references, outcome["texts"], names, outcome["spelling"], language)
+    utterances = _utterances(rows, outcome, names[0], language, scores["leading"])
     report = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -116,12 +121,15 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         f"{data['audio_s']:.0f} s of audio, greedy, window {windows} s",
         "",
     ]
-    for metric in ("wer", "cer"):
+    for metric in sorted(("wer", "cer"), key=lambda metric: metric != report["leading"]):
         for name, figure in report[metric].items():
-            value = "   --  " if figure["value"] is None else f"{figure['value']:6.2f} %"
+            if figure["value"] is None:
+                lines.append(f"  {metric.upper():<11}    --     {figure['reason']}   normaliser {name}")
+                continue
             lines.append(
-                f"  {metric.upper():<11}{value}   {figure['substitutions']} substitutions, {figure['deletions']} deletions, "
-                f"{figure['insertions']} insertions in {figure['n_reference']}   normaliser {name}"
+                f"  {metric.upper():<11}{figure['value']:6.2f} %   {figure['substitutions']} substitutions, "
+                f"{figure['deletions']} deletions, {figure['insertions']} insertions in {figure['n_reference']} "
+                f"{figure['counted']}   normaliser {name}"
             )
     bleu = report["bleu"]
     if bleu["value"] is None:
@@ -210,7 +218,7 @@ def _with_torch(
         "remarks": [line for line in (remark, unread_fields(rows)) if line],
         "batch_size": batch_size,
         "windows_s": recogniser.windows_s,
-        "language": recogniser.decoder.language,
+        "language": recogniser.written_language,
         "decoding": recogniser.decoder.rules,
         "spelling": learner.processor.spelling,
         "perplexity": measured(
@@ -250,7 +258,7 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "remarks": [],
         "batch_size": 1,
         "windows_s": bundle.manifest["audio"]["windows_s"],
-        "language": spec.get("language"),
+        "language": written_language(spec.get("language"), spec.get("task")),
         "decoding": {key: value for key, value in spec.items() if key not in ("suppress_ids", "begin_suppress_ids")},
         "spelling": _spelling_of(bundle),
         "perplexity": missing("not computed from bundles: evaluate the merged folder"),
@@ -264,15 +272,17 @@ def _spelling_of(bundle: Any) -> dict[str, str] | None:
     return read_json(bundle.path(name), "table of spellings") if name in bundle.manifest["files"] else None
 
 
-def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """One dict an utterance, with its own errors under the first normaliser."""
+def _utterances(
+    rows: Sequence[Row], outcome: dict[str, Any], name: str, language: str | None, leading: str
+) -> list[dict[str, Any]]:
+    """One dict an utterance, with its own errors (of words, or of characters where CER leads) under one normaliser."""
     from edgeqlora.evaluation.scores import normaliser
-    from edgeqlora_jetson.wer import align_counts
 
-    apply = normaliser(name, outcome["spelling"])
+    apply = normaliser(name, outcome["spelling"], language)
+    unit = "word" if leading == "wer" else "letter"
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
-        substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())
+        substitutions, deletions, insertions, n = align_counts(items(apply(row.text), unit), items(apply(text), unit))
         found.append(
             {
                 "audio": row.name,
@@ -280,6 +290,7 @@ def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list
                 "hypothesis": text,
                 "errors": substitutions + deletions + insertions,
                 "n_reference": n,
+                "counted": COUNTED[unit],
                 "normaliser": name,
             }
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, read_card, verify_parent, write_card
 from edgeqlora.data.row import Row
+from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file
+from edgeqlora_jetson.text import written_language
 
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
@@ -58,16 +59,17 @@ def merge(
     dev_split: str = "",
     base_model: str | None = None,
     candidate: str | None = None,
-    normaliser: str = "basic",
+    normaliser: str = "basic-unicode",
+    choose_by: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     say: Any = print,
 ) -> Card:
     """Merge `adapter` and write a plain transformers folder; returns its card.
 
-    Both candidates are scored on dev (greedy WER, then cross-entropy where the WERs are equal) and the better one is
-    written, with both figures in the card. candidate: keep this one whatever the scores. An adapter trained on a
-    16/32-bit base has one candidate, `original`.
+    Both candidates are scored on dev and the better one is written, with the figures of both in the card. choose_by:
+    wer, cer (then cross-entropy where these are equal), loss, or auto; default: what training was asked to choose by.
+    candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base has one candidate, `original`.
 
     Raises UserError for a folder that is no adapter, a missing base model, or dev data that is needed and not there.
     """
@@ -80,8 +82,10 @@ def merge(
     base = base_model or card.get("base_model")
     if not base:
         raise UserError(f"{adapter} does not say which base model it belongs to: pass --base-model")
+    from edgeqlora.evaluation import scores
     from edgeqlora.models.family import check_source, load_processor
 
+    scores.check_normaliser(normaliser)
     check_source(base)
     verify_parent(base, card)
     quantised = card.get("method", "qlora") == "qlora"
@@ -96,20 +100,21 @@ def merge(
         dev, of_training = dev_data(card)
         dev_split = dev_split or of_training
     rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
+    trained = card.get("settings") or {}
+    language = written_language(card.get("language"), card.get("task")) or common_language(rows)
+    asked = choose_by or trained.get("choose_by", "auto")
+    chosen_by = scores.choose_by(asked, [row.text for row in rows], language)
 
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
     best: tuple[tuple[float, float], str, Any] | None = None
     for name in wanted:
         learner = merge_candidate(base, adapter, name)
-        score = _score(learner, rows, card, normaliser) if rows else None
-        results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
-        wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
+        score = _score(learner, rows, card, normaliser, language) if rows else None
+        results[name] = score or dict.fromkeys(scores.CHOICES, missing("no dev data"))
         if score:
-            shown = "--" if wer is None else f"{wer:.2f} %"
-            say(f"  {name:<12} dev WER {shown}, loss {'--' if loss is None else f'{loss:.4f}'} ({len(rows)} clips)")
-        # A figure that is not available (a diverged model has no finite loss) counts as the worst.
-        key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
+            say(f"  {name:<12} dev {scores.format_figures(score, chosen_by)} ({len(rows)} clips)")
+        key = scores.rank(chosen_by, {choice: results[name][choice]["value"] for choice in scores.CHOICES})
         if best is None or key < best[0]:
             best = (key, name, learner)
     assert best is not None
@@ -124,6 +129,7 @@ def merge(
             base_model=base,
             parents={"adapter": folder_sha256(adapter), "base_model": (card.get("parents") or {}).get("base_model")},
             chosen=chosen,
+            choose_by=chosen_by,
             candidates=results,
             n_dev_clips=len(rows),
             dev=dev or None,
@@ -152,7 +158,7 @@ def _dev_rows(source: str, split: str, *, needed: bool, limit: int | None) -> li
     return rows
 
 
-def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> dict[str, Any]:
+def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 
@@ -165,5 +171,9 @@ def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> di
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)
-    wer = score_texts([row.text for row in rows], texts, [normaliser], learner.processor.spelling)["wer"][normaliser]
-    return {"wer": wer, "loss": measured(total / max(count, 1), "nats per token", n_tokens=count)}
+    found = score_texts([row.text for row in rows], texts, [normaliser], learner.processor.spelling, language)
+    return {
+        "wer": found["wer"][normaliser],
+        "cer": found["cer"][normaliser],
+        "loss": measured(total / max(count, 1), "nats per token", n_tokens=count),
+    }

@@ -14,6 +14,9 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import write_text
 
+NORMALISERS = ("basic-unicode", "none", "whisper-basic", "whisper-english")
+"""Text normalisers for WER and CER: the first two are the board's own, the others OpenAI's, through transformers."""
+
 
 def _setting(
     default: Any, low: float | None = None, high: float | None = None, allowed: tuple[str, ...] = (), flags: Any = ()
@@ -31,7 +34,9 @@ class TrainSettings:
     train: str = ""
     """Training data: manifest, LibriSpeech or Common Voice folder, NeMo manifest, datasets folder, hf:owner/name."""
     dev: str = ""
-    """Data for choosing the best checkpoint by WER; empty: the last checkpoint is kept."""
+    """Data for choosing the best checkpoint; empty: the last checkpoint is kept."""
+    choose_by: str = _setting("auto", allowed=("auto", "wer", "cer", "loss"))
+    """What the best checkpoint is chosen by: wer, cer, loss, or auto: wer, and cer for texts without spaces."""
     split: str = ""
     """Splits of the training data, with commas between. Default, where it has several: those that begin with train."""
     dev_split: str = ""
@@ -74,6 +79,8 @@ class TrainSettings:
     """Audio seconds that the encoder sees: auto (what the data needs), a number, or several (2,5,10)."""
     long_clips: str = _setting("error", allowed=("error", "skip"))
     """Clips longer than the window: error, or skip (counted and named)."""
+    other_script: str = _setting("auto", allowed=("auto", "keep", "skip", "error"))
+    """Texts in another script than the language's: keep, skip, error, or auto: keep them, but stop where they are most."""
     max_label_tokens: int | None = _setting(None, 1, 10**5)
     """Longer labels are cut, and counted aloud. Default: the model's own limit."""
     eval_every: int | None = _setting(None, 1, 10**8)
@@ -81,15 +88,15 @@ class TrainSettings:
     eval_samples: int = _setting(200, 0, 10**8)
     """Clips of dev scored at each evaluation (drawn evenly over the set); 0: all."""
     patience: int = _setting(0, 0, 10**6)
-    """Stop after this many evaluations without a better dev WER; 0: never stop early."""
+    """Stop after this many evaluations without a better figure on dev (see choose_by); 0: never stop early."""
     seed: int = _setting(42, 0, 2**32 - 1)
     """Seeds data order, augmentation, initialisation and dropout."""
     language: str | None = None
     """Language code for multilingual models, e.g. de. English-only models take none."""
     task: str = _setting("transcribe", allowed=("transcribe", "translate"))
     """transcribe or translate (multilingual models)."""
-    normaliser: str = _setting("auto", allowed=("auto", "basic", "none", "whisper-english"))
-    """Text normaliser for WER: basic, none, whisper-english, or auto (basic)."""
+    normaliser: str = "auto"
+    """Text normaliser for WER: basic-unicode, none, whisper-basic, whisper-english, or auto (basic-unicode)."""
     spec_augment: bool = False
     """SpecAugment on the log-mel: time warp, two frequency masks, two time masks."""
     speed_perturb: list[float] = field(default_factory=list)
@@ -130,8 +137,8 @@ class TrainSettings:
         return self.learning_rate or (1e-4 if self.method == "full" else 1e-3)
 
     def scored_by(self) -> str:
-        """Name of the normaliser for dev WER: the board's own, unless another one is asked for."""
-        return "basic" if self.normaliser == "auto" else self.normaliser
+        """Name of the normaliser of dev texts: the board's own, unless another one is asked for."""
+        return NORMALISERS[0] if self.normaliser == "auto" else self.normaliser
 
 
 _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
@@ -171,6 +178,8 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
     settings = TrainSettings(**{name: _checked(name, value) for name, value in given.items()})
     for name, described in _FIELDS.items():
         _verify_range(name, getattr(settings, name), described.metadata)
+    if settings.normaliser != "auto":
+        check_normaliser(settings.normaliser)
     for name in ("base_model", "train", "output"):
         if not getattr(settings, name):
             raise UserError(f"{name} is not given: pass --{name.replace('_', '-')}, or set {name} in the config file")
@@ -190,6 +199,16 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
             raise UserError(f"speed_perturb has {factor}: allowed is 0.5 to 2.0, e.g. [0.9, 1.0, 1.1]")
     parse_windows(settings.window_s)
     return settings
+
+
+def check_normaliser(name: str) -> None:
+    """Raise UserError for a normaliser that is not known; for `basic`, which two of them could be."""
+    if name == "basic":
+        raise UserError(
+            "normaliser='basic' can mean two: give basic-unicode (EdgeQLoRA's own, the same on every machine), "
+            "or whisper-basic (OpenAI's BasicTextNormalizer)"
+        )
+    _one_of("normaliser", name, NORMALISERS)
 
 
 def parse_windows(text: str) -> list[float] | None:

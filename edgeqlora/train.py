@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from rich.console import Console
 from edgeqlora.card import Card, measured, missing, write_card
 from edgeqlora.data.batching import BucketSampler
 from edgeqlora.data.manifest import evenly
-from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import per_device_batch, training_arguments
+from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
@@ -59,6 +58,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
 
+    verify_choice(settings, data.dev_rows)
     cache_folder = {"auto": default_cache_folder(), "none": None}.get(settings.cache, settings.cache)
     dataset = SpeechDataset(
         data.rows,
@@ -74,7 +74,8 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
-    run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
+    dev_score = DevScore(recogniser, data.dev_rows, scored, settings) if scored else None
+    run = _Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console)
     if dry_run:
         return run.estimate()
     resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
@@ -82,7 +83,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     if not is_first:
         return {}
     figures |= run.figures(trainer, resumed=resume_from is not None)
-    return _write_output(settings, output, learner, data, trainer, ranks, figures, overwrite)
+    return _write_output(settings, output, learner, data, trainer, dev_score, ranks, figures, overwrite)
 
 
 class _Run:
@@ -94,7 +95,7 @@ class _Run:
         data: Prepared,
         dataset: Any,
         recogniser: Any,
-        scored: list[Row],
+        dev_score: DevScore | None,
         n_steps: int,
         per_device: int,
         console: Console,
@@ -102,7 +103,8 @@ class _Run:
         from edgeqlora.training.run_log import Throughput
 
         self.settings, self.data, self.dataset, self.recogniser = settings, data, dataset, recogniser
-        self.scored, self.n_steps, self.per_device, self.console = scored, n_steps, per_device, console
+        self.scored, self.dev_score = list(dev_score.rows) if dev_score else [], dev_score
+        self.n_steps, self.per_device, self.console = n_steps, per_device, console
         self.eval_every = settings.eval_every or max(10, math.ceil(n_steps / 10))
         self.throughput, self.energy = Throughput(settings.batch_size), EnergyMeter()
         self.wall_s = 0.0
@@ -189,7 +191,7 @@ class _Run:
             sampler=BucketSampler(
                 self.data.durations_s, self.data.windows_s, settings.batch_size, n_steps, settings.seed
             ),
-            evaluate_now=_evaluator(self.recogniser, self.scored, settings.scored_by()) if self.scored else None,
+            evaluate_now=self.dev_score,
             callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
         )
         trainer.remove_callback(PrinterCallback)
@@ -217,46 +219,13 @@ class _Run:
         return trainer
 
 
-def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[], dict[str, float]]:
-    """Dev figures of the model as it is; each process scores its share, and all return the figures of the whole."""
-    from edgeqlora.evaluation import scores
-    from edgeqlora_jetson.wer import corpus_error_rate
-
-    apply = scores.normaliser(normaliser, recogniser.learner.processor.spelling)
-
-    def evaluate_now() -> dict[str, float]:
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
-        start_s, process = time.perf_counter(), PartialState()
-        mine = rows[process.process_index :: process.num_processes]
-        result = recogniser.recognise(mine)
-        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
-        totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
-        wer, cer = (corpus_error_rate(pairs, unit)["rate"] for unit in ("word", "char"))
-        loss = sum(totals) / max(sum(counts), 1)
-        return {
-            # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
-            # moves WER by 1e-4 %, more than the loss can add.
-            "eval_rank": (100.0 if wer is None else 100 * wer)
-            + 1e-6 * min(loss if math.isfinite(loss) else 50.0, 50.0),
-            "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
-            "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
-            "eval_loss": loss,
-            "eval_clips": len(pairs),
-            "eval_incomplete": sum(gather_object([result.n_incomplete])),
-            "eval_seconds": round(time.perf_counter() - start_s, 3),
-        }
-
-    return evaluate_now
-
-
 def _write_output(
     settings: TrainSettings,
     output: Path,
     learner: Any,
     data: Prepared,
     trainer: Any,
+    dev_score: DevScore | None,
     ranks: dict[str, Any],
     figures: dict[str, Any],
     overwrite: bool,
@@ -271,8 +240,6 @@ def _write_output(
     )
     assert best is not None, "a finished run has a checkpoint"
     best_step = int(best.name.rsplit("-", 1)[1])
-    wers = {row["step"]: row["eval_wer"] for row in state.log_history if "eval_wer" in row}
-    best_wer = wers.get(best_step)
     with atomic_folder(output, overwrite=overwrite) as folder:
         out = Path(folder)
         for file in sorted(best.iterdir()):
@@ -316,18 +283,12 @@ def _write_output(
                 "n_dev": len(data.dev_rows),
                 "n_skipped_long": data.n_skipped,
                 "n_cut_texts": data.n_cut,
+                "n_other_script": data.n_other_script,
                 "padding": data.padding,
             },
             steps=state.global_step,
             best_step=best_step,
-            dev_wer=measured(
-                best_wer,
-                "%",
-                normaliser=settings.scored_by(),
-                n_clips=len(evenly(data.dev_rows, settings.eval_samples)),
-            )
-            if best_wer is not None
-            else missing("no dev data was given"),
+            **(dev_score.card_fields(state.log_history, best_step) if dev_score else no_dev()),
             figures=figures,
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )

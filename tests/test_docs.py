@@ -316,7 +316,7 @@ def test_every_key_of_manifest_and_report_is_in_the_page_about_them():
     from edgeqlora_jetson.bundle import Bundle, manifest
 
     text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([\w.\[\]]+)`", text))
+    named = set(re.findall(r"`([\w.\[\]-]+)`", text))
     by_kind = [*manifest._FEATURES.values(), *(kind.required for kind in manifest.DECODERS.values())]
     for keys in (manifest._REQUIRED, manifest._OPTIONAL, *by_kind):
         assert {key for key in keys if not key.startswith("profile.")} <= named

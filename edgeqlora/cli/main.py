@@ -12,7 +12,7 @@ from edgeqlora.cli import board as cli_board
 from edgeqlora.cli.flags import settings_flags
 from edgeqlora.cli.messages import done, say
 from edgeqlora.errors import UserError
-from edgeqlora.settings import TrainSettings, make_settings, parse_windows, read_settings, write_settings
+from edgeqlora.settings import NORMALISERS, TrainSettings, make_settings, parse_windows, read_settings, write_settings
 
 app = typer.Typer(
     name="edgeqlora",
@@ -69,8 +69,10 @@ def train(
     if dry_run:
         done("nothing written", "the same command without --dry-run")
         return
-    wer = card["dev_wer"]["value"]
-    best = f", best dev WER {wer:.2f} % at step {card['best_step']}" if wer is not None else ""
+    best = ""
+    if card["choose_by"]:
+        rate = card["dev_loss"] if card["choose_by"] == "loss" else card[f"dev_{card['choose_by']}"]  # type: ignore[literal-required]
+        best = f", best dev {card['choose_by'].upper()} {rate['value']:.2f} {rate['unit']} at step {card['best_step']}"
     speed = card["figures"]["samples_per_s"]["value"]
     say(
         f"{card['steps']} steps in {card['figures']['wall_time']['value']:.0f} s"
@@ -92,7 +94,7 @@ def evaluate(
     language: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at a time (torch).")] = 16,
-    normaliser: Annotated[list[str] | None, typer.Option(help="basic, none, whisper-english; may be repeated.")] = None,
+    normaliser: Annotated[list[str] | None, typer.Option(help=f"{', '.join(NORMALISERS)}; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Of an adapter that does not say.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (bundle).")] = None,
     limit: Limit = None,
@@ -140,7 +142,10 @@ def merge(
     dev_split: Annotated[str, typer.Option(help=SPLIT_HELP.capitalize())] = "",
     base_model: Annotated[str | None, typer.Option(help="Default: the one it was trained on.")] = None,
     candidate: Annotated[str | None, typer.Option(help="dequantised or original: keep this one.")] = None,
-    normaliser: Annotated[str, typer.Option()] = "basic",
+    normaliser: Annotated[str, typer.Option(help=f"Of the dev texts: {', '.join(NORMALISERS)}.")] = NORMALISERS[0],
+    choose_by: Annotated[
+        str | None, typer.Option(help="wer, cer, loss or auto; default: what training was asked to choose by.")
+    ] = None,
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -155,6 +160,7 @@ def merge(
         base_model=base_model,
         candidate=candidate,
         normaliser=normaliser,
+        choose_by=choose_by,
         limit=limit,
         overwrite=overwrite,
         say=say,

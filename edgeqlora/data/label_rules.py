@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgeqlora.data.text import language_base, scripts_of_language
+from edgeqlora.data.text import scripts_of_language
+from edgeqlora_jetson.text import language_code
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LabelRules:
     """Whether a clip of so many seconds can give these ids at all; training refuses clips that cannot."""
     expected_scripts: frozenset[str] | None = None
     """Scripts that the model writes; None: those of each row's own language."""
-    language_code: Callable[[str], str] | None = None
+    language_code: Callable[[str], str | None] | None = None
     """Code of a language's name or code, as the model is told it; None: the model is told no language."""
     only_language: str | None = None
     """Code of the one language that the model writes; None: it is told one."""
@@ -33,4 +34,4 @@ class LabelRules:
 def rules_of_language(language: str | None) -> LabelRules:
     """Rules of a language alone, for a check without a model."""
     expected = scripts_of_language(language) if language else None
-    return LabelRules(language_code=language_base, expected_scripts=frozenset(expected) if expected else None)
+    return LabelRules(language_code=language_code, expected_scripts=frozenset(expected) if expected else None)

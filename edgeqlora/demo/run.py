@@ -20,6 +20,8 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 """Settings of the demo run by embedded model: a minute on two cores, and ten."""
 
+NORMALISER = "basic-unicode"
+
 SHARED: dict[str, Any] = {
     "window_s": "3",
     "batch_size": 16,
@@ -94,14 +96,14 @@ def run_demo(
     if subprocess.run(pyz, check=False).returncode:
         raise UserError("bench failed: see the message above")
     result = {
-        "wer_before": before["wer"]["basic"],
-        "wer_after": after["wer"]["basic"],
+        "wer_before": before["wer"][NORMALISER],
+        "wer_after": after["wer"][NORMALISER],
         "seconds": round(time.monotonic() - start_s, 1),
     }
     write_json(output / "summary.json", result)
     say(
         f"\nWER {result['wer_before']['value']:.1f} % before, {result['wer_after']['value']:.1f} % after "
-        f"({result['wer_after']['n_reference']} words of {after['data']['n_clips']} held-out clips, normaliser basic), "
+        f"({result['wer_after']['n_reference']} words of {after['data']['n_clips']} held-out clips, normaliser {NORMALISER}), "
         f"{result['seconds']:.0f} s in all."
     )
     return result
@@ -110,11 +112,11 @@ def run_demo(
 def _evaluate(source: str, data: str, output: Path, windows_s: list[float] | None) -> dict[str, Any]:
     from edgeqlora.evaluate import evaluate
 
-    return evaluate(source, data, windows_s=windows_s, normalisers=["basic"], output=output, batch_size=32)
+    return evaluate(source, data, windows_s=windows_s, normalisers=[NORMALISER], output=output, batch_size=32)
 
 
 def _wer_line(report: dict[str, Any]) -> str:
-    wer, cer = report["wer"]["basic"], report["cer"]["basic"]
+    wer, cer = report["wer"][NORMALISER], report["cer"][NORMALISER]
     return (
         f"WER {wer['value']:.2f} % ({wer['substitutions']} substitutions, {wer['deletions']} deletions, "
         f"{wer['insertions']} insertions in {wer['n_reference']} words), CER {cer['value']:.2f} %, "

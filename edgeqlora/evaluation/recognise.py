@@ -14,6 +14,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.models.family import Learner
 from edgeqlora.models.quantised import plain_model
 from edgeqlora_jetson.audio.windows import choose_window, split_long
+from edgeqlora_jetson.text import join_pieces, written_language
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +50,8 @@ class Recogniser:
     ):
         self.learner, self.windows_s = learner, sorted(windows_s)
         self.decoder = learner.decoder(self.windows_s, language, task, tokens_per_s)
+        self.written_language = written_language(self.decoder.language, task)
+        """Code of the language that the texts are in; None: not known."""
 
     def recognise(self, rows: Sequence[Row], batch_size: int = 32, progress: Progress | None = None) -> Recognition:
         """Texts of `rows`. Clips longer than the largest window are cut at quiet places, and the texts joined."""
@@ -67,7 +70,7 @@ class Recogniser:
 
     def _recognise_chunk(self, rows: Sequence[Row], batch_size: int) -> Recognition:
         pieces: list[tuple[int, float, np.ndarray]] = []
-        result = Recognition([""] * len(rows), n_pieces=[0] * len(rows))
+        result = Recognition(n_pieces=[0] * len(rows))
         for i, row in enumerate(rows):
             audio = load_audio(row)
             result.audio_s += audio.size / SAMPLE_RATE_HZ
@@ -91,8 +94,10 @@ class Recogniser:
                 result.n_incomplete += not transcription.is_complete
             result.processing_s += time.perf_counter() - start_s
             done += len(batch)
+        of_row: list[list[str]] = [[] for _ in rows]
         for (i, _, _), text in zip(pieces, texts, strict=True):
-            result.texts[i] = f"{result.texts[i]} {text}".strip()
+            of_row[i].append(text)
+        result.texts = [join_pieces(texts, self.written_language) for texts in of_row]
         return result
 
     def cross_entropy(self, rows: Sequence[Row], batch_size: int = 32) -> tuple[float, int]:

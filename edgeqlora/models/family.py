@@ -70,7 +70,7 @@ class Processor(Protocol):
         """What transcripts are held against: tokens, their limit, and what the model can write."""
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a transcript as the model writes it, without prompt and end."""
+        """Ids of a transcript as the model writes it, without prompt and end: never those of control tokens."""
 
     def unwritable(self, text: str) -> set[str]:
         """Characters of a transcript that the model has no way to write."""

@@ -162,13 +162,15 @@ def _precision(report: dict[str, Any]) -> Cell:
     return Cell(precision) if isinstance(precision, str) and precision else Cell(None, _ABSENT)
 
 
-def _wer(report: dict[str, Any]) -> Cell:
-    """Text normalised by "basic", else by the first normaliser there is, which is named."""
+def _error_rate(report: dict[str, Any]) -> Cell:
+    """WER, or CER where the report says that it leads; texts normalised by "basic-unicode", else by the first one named."""
     accuracy = _get(report, "accuracy")
     if not isinstance(accuracy, dict) or not accuracy:
         return Cell(None, _ABSENT)
-    name = "basic" if "basic" in accuracy else sorted(accuracy)[0]
-    return _figure(_get(accuracy, name, "wer"), 2, suffix="" if name == "basic" else f" ({name})")
+    name = "basic-unicode" if "basic-unicode" in accuracy else sorted(accuracy)[0]
+    metric = "cer" if _get(report, "leading") == "cer" else "wer"
+    suffix = (" CER" if metric == "cer" else "") + ("" if name == "basic-unicode" else f" ({name})")
+    return _figure(_get(accuracy, name, metric), 2, suffix=suffix)
 
 
 def _latency(percentile: str) -> Callable[[dict[str, Any]], Cell]:
@@ -217,7 +219,7 @@ ROWS: tuple[tuple[str, Callable[[dict[str, Any]], Cell]], ...] = (
     ("Runtime", _runtime),
     ("Precision", _precision),
     ("Scenario", _scenario),
-    ("WER, %", _wer),
+    ("WER, %", _error_rate),
     ("Latency p50, ms", _latency("p50")),
     ("Latency p99, ms", _latency("p99")),
     ("Real-time factor", _at("throughput", "rtf", digits=4)),

@@ -63,7 +63,7 @@ class RunLog(TrainerCallback):
         )
         self._task = self._bar.add_task("train", total=total_steps, text="")
         self._loss = math.nan
-        self._wer: float | None = None
+        self._error_rate = ""
         self._said_s = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -86,6 +86,8 @@ class RunLog(TrainerCallback):
         row = {"step": state.global_step, "time_utc": round(time.time(), 3), **(logs or {})}
         row.pop("eval_rank", None)
         row.pop("epoch", None)  # the sampler's run is one long epoch to the trainer; ours are in the card
+        if "eval_cer" in row:
+            row.setdefault("eval_wer", None)  # texts without words to count: the card has the reason
         if "loss" in row:
             self._loss = row["loss"]
             row["samples_per_s"] = self.throughput.samples_per_s
@@ -99,16 +101,16 @@ class RunLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         self.throughput.resume()
-        if metrics and "eval_wer" in metrics:
-            self._wer = metrics["eval_wer"]
+        if metrics and "eval_cer" in metrics:
+            rates = [
+                (name, metrics[f"eval_{name.lower()}"]) for name in ("WER", "CER") if f"eval_{name.lower()}" in metrics
+            ]
+            self._error_rate = f"{rates[0][0]} {rates[0][1]:.1f} %"
+            shown = ", ".join(f"{name} {rate:.2f} %" for name, rate in rates)
             self.console.print(
-                f"  step {state.global_step:>5}: dev WER {metrics['eval_wer']:.2f} %, CER {metrics['eval_cer']:.2f} %, "
+                f"  step {state.global_step:>5}: dev {shown}, "
                 f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
-                + (
-                    f", {metrics['eval_incomplete']} stopped at the limit of tokens)"
-                    if metrics["eval_incomplete"]
-                    else ")"
-                )
+                + (f", {n} stopped at the limit of tokens)" if (n := metrics["eval_incomplete"]) else ")")
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,8 +122,8 @@ class RunLog(TrainerCallback):
 
     def _line(self, state: Any) -> str:
         parts = [f"{state.global_step}/{self.total_steps}", f"loss {self._loss:.3f}"]
-        if self._wer is not None:
-            parts.append(f"WER {self._wer:.1f} %")
+        if self._error_rate:
+            parts.append(self._error_rate)
         if speed := self.throughput.samples_per_s:
             left_s = int((self.total_steps - state.global_step) * self.throughput.clips_per_step / speed)
             left = f"{left_s // 60}:{left_s % 60:02d} left"

@@ -15,7 +15,7 @@ from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import load_for
 from edgeqlora.data.row import Row
-from edgeqlora.data.text import scripts
+from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
 from edgeqlora.settings import TrainSettings, parse_windows
@@ -37,6 +37,8 @@ class Prepared:
     durations_s: list[float]
     n_skipped: int
     n_cut: int
+    n_other_script: int
+    """Rows in another script than the language's, kept or skipped."""
     padding: dict[str, Any]
     sources: dict[str, Any]
     """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
@@ -81,9 +83,9 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     clips = [(row, duration) for row, duration in clips if window_of(duration, windows) is not None]
     if not clips:
         raise UserError(f"no training clip is left: all {len(rows)} are longer than the window of {windows[-1]:g} s")
-    rows, durations = [row for row, _ in clips], [duration for _, duration in clips]
     rules = processor.label_rules(language)
-    _verify_scripts(rows, rules)
+    clips, n_other_script = _of_script(clips, rules, settings.other_script, console)
+    rows, durations = [row for row, _ in clips], [duration for _, duration in clips]
     assert rules.tokenise is not None, "rules of a model have its tokenizer"
     tokenise, most = rules.tokenise, rules.max_text_tokens or 10**6
     room = min(most, (settings.max_label_tokens or 10**6) - len(processor.end_ids))
@@ -131,6 +133,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         durations,
         len(long),
         len(cut),
+        n_other_script,
         padding,
         sources,
     )
@@ -149,18 +152,35 @@ def _verify_writable(rows: list[Row], processor: Processor) -> None:
         )
 
 
-def _verify_scripts(rows: list[Row], rules: LabelRules) -> None:
-    """A text with letters, none of them in a script that the model writes, is in the wrong language or column."""
-    if rules.expected_scripts is None:
-        return
-    foreign = [row for row in rows if (found := scripts(row.text)) and not found & rules.expected_scripts]
-    if foreign:
-        wanted = sorted(rules.expected_scripts)
+def _of_script(
+    clips: list[tuple[Row, float]], rules: LabelRules, what: str, console: Console
+) -> tuple[list[tuple[Row, float]], int]:
+    """The clips to train on, and how many texts have letters, but none of a script that the model writes.
+
+    what: the setting other_script. Raises UserError where they are not to be had: all of them with `error`, most of the
+    rows with `auto` (the language or the column is wrong then).
+    """
+    wanted = rules.expected_scripts
+    foreign = [clip for clip in clips if wanted and in_other_script(clip[0].text, wanted)]
+    if not foreign or wanted is None:
+        return clips, 0
+    shown = [f"{row.name} has {', '.join(sorted(scripts(row.text)))} ({row.text[:40]!r})" for row, _ in foreign[:2]]
+    found = (
+        f"{len(foreign)} of {len(clips)} texts are in another script than the model writes: {'; '.join(shown)}, "
+        f"allowed: {', '.join(sorted(wanted))}"
+    )
+    if what == "error" or (what == "auto" and is_most(len(foreign), len(clips))):
         raise UserError(
-            f"{len(foreign)} of {len(rows)} texts are in another script than the model writes: {foreign[0].name} has "
-            f"{', '.join(sorted(scripts(foreign[0].text)))} ({foreign[0].text[:40]!r}), allowed: {', '.join(wanted)}; "
-            "check the text column, --language, or take a multilingual base model"
+            f"{found}; check the text column, --language, or take a multilingual base model; "
+            "--other-script keep trains on these rows, --other-script skip leaves them out"
         )
+    if what != "skip":
+        console.print(f"  {found}; kept (--other-script skip leaves them out)", markup=False)
+        return clips, len(foreign)
+    if len(foreign) == len(clips):
+        raise UserError(f"{found}; no row is left: check the text column and --language")
+    console.print(f"  {found}; skipped", markup=False)
+    return [clip for clip in clips if not in_other_script(clip[0].text, wanted)], len(foreign)
 
 
 def augmentation(settings: TrainSettings) -> AugmentConfig:

@@ -49,7 +49,10 @@ class Exporter(Protocol):
     def prove(
         self, bundle: Any, runtime: Any, audios: Sequence[np.ndarray], progress: Progress = lambda message: None
     ) -> list[Gate]:
-        """Compare features, graphs and tokens with torch on real clips, in every window of the bundle."""
+        """Compare features, graphs, tokens and texts with torch on real clips, in every window of the bundle.
+
+        The bundle's folder holds graphs and tables.
+        """
 
 
 def families() -> list[str]:
@@ -104,13 +107,26 @@ def token_gate(window_s: float, expected: Sequence[list[int]], found: Sequence[l
             at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), None)
             at = min(len(wanted), len(got)) if at is None else at
             differing.append(f"clip {row} from token {at}: torch {wanted[at : at + 5]}, exported {got[at : at + 5]}")
-    detail = f"{len(expected)} clips, {sum(map(len, expected))} tokens, greedy"
+    what = f"{len(expected)} clips, {sum(map(len, expected))} tokens, greedy"
+    return equality_gate(f"greedy tokens at {window_s:g} s", what, len(expected), differing)
+
+
+def text_gate(window_s: float, expected: Sequence[str], found: Sequence[str]) -> Gate:
+    """Share of clips whose text on the board differs from what the workstation reads of torch's tokens: 0 is the limit."""
+    pairs = enumerate(zip(expected, found, strict=True))
+    differing = [f"clip {row}: torch {wanted!r}, exported {got!r}" for row, (wanted, got) in pairs if wanted != got]
+    what = f"{len(expected)} clips, {sum(map(len, expected))} characters"
+    return equality_gate(f"texts at {window_s:g} s", what, len(expected), differing)
+
+
+def equality_gate(name: str, what: str, n: int, differing: Sequence[str]) -> Gate:
+    """A gate that passes where none of n cases differs."""
     return {
-        "name": f"greedy tokens at {window_s:g} s",
+        "name": name,
         "passed": not differing,
-        "measured": len(differing) / len(expected),
+        "measured": len(differing) / max(n, 1),
         "limit": 0.0,
-        "detail": f"{detail}; differing: {differing[0]}" if differing else f"{detail}, all equal",
+        "detail": f"{what}; differing: {differing[0]}" if differing else f"{what}, all equal",
     }
 
 

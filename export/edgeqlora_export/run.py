@@ -41,7 +41,7 @@ def export_bundle(
     name: str | None = None,
     base_model: str | None = None,
     parents: Mapping[str, Any] | None = None,
-    normaliser: str = "basic",
+    normaliser: str = "basic-unicode",
     n_parity: int = 8,
     overwrite: bool = False,
     compile_check: bool = False,
@@ -101,14 +101,14 @@ def export_bundle(
             workspace_mib=profile.get("workspace_mib"),
         )
         manifest = with_engine_request(manifest, plain_request if profile.get("tensorrt") else None)
+        exporter.write_tables(folder, manifest)
         bundle = Bundle(temporary, manifest)
         runtime = open_runtime(bundle, "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = exporter.prove(bundle, runtime, [audio for audio, _ in clips[:n_parity]], progress)
         if compile_check:
             manifest["gates"].append(compile_gate(folder, manifest, plain_request, progress))
         verify_gates(manifest["gates"])
-        progress("writing tables, clips, runner and manifest")
-        exporter.write_tables(folder, manifest)
+        progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
     return {
         "bundle": str(out_dir),

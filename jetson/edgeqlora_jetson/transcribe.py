@@ -9,6 +9,7 @@ from .audio.features import FEATURES
 from .audio.windows import choose_window, split_long, window_samples
 from .bundle import Bundle
 from .decoders import open_decoder
+from .text import join_pieces, written_language
 
 
 class Segment(NamedTuple):
@@ -49,6 +50,8 @@ class Transcriber(object):
         self._features = FEATURES[bundle.manifest["features"]["kind"]](bundle)
         self._decoder = open_decoder(bundle, runtime)
         self._detokenizer = self._decoder.read_table(bundle.load_detokenizer())
+        spec = bundle.manifest["decoder"]
+        self._language = written_language(spec.get("language"), spec.get("task"))
 
     def choose_window(self, n_samples: int) -> float:
         """The window (s) a clip of n_samples is given."""
@@ -57,7 +60,8 @@ class Transcriber(object):
     def transcribe(self, audio: np.ndarray) -> Transcript:
         """Transcribe one clip, float (n_samples,) in [-1, 1] at the bundle's sample rate.
 
-        Longer than the largest window: cut at quiet places, the texts joined by a space, the times added.
+        Longer than the largest window: cut at quiet places, the texts joined as their language is written, the times
+        added.
         """
         window_s = self.choose_window(len(audio))
         ranges = split_long(audio, window_s, self.sample_rate_hz)
@@ -66,7 +70,7 @@ class Transcriber(object):
             return pieces[0]
         first = pieces[0]
         return Transcript(
-            text=" ".join(piece.text for piece in pieces if piece.text),
+            text=join_pieces([piece.text for piece in pieces], self._language),
             tokens=[token for piece in pieces for token in piece.tokens],
             window_s=window_s,
             n_pieces=len(pieces),

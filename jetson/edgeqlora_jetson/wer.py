@@ -1,37 +1,14 @@
-"""Word and character error rates, counted over a whole corpus, on text normalised by a named normaliser."""
+"""Word and character error rates, counted over a whole corpus of normalised texts (see text.py)."""
 
-import unicodedata
-from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-_APOSTROPHES = "\u2018\u2019\u02bc\uff07"
-_KEPT = ("L", "N", "M")  # letters, numbers and the marks that belong to letters in many scripts
+from .figures import figure
+from .schema import Figure
 
-
-def normalise_none(text: str) -> str:
-    """Leave the text as it is."""
-    return text
-
-
-def normalise_basic(text: str) -> str:
-    """NFKC, lower case, punctuation and symbols become spaces, white space collapsed; no words are rewritten.
-
-    Apostrophes inside words stay ("don't"), curly ones become straight. Numbers are not spelled out.
-    """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    kept = []
-    for i, char in enumerate(text):
-        if unicodedata.category(char)[0] in _KEPT and char not in _APOSTROPHES:
-            kept.append(char)
-        elif (char == "'" or char in _APOSTROPHES) and _is_letter(text[i - 1 : i]) and _is_letter(text[i + 1 : i + 2]):
-            kept.append("'")
-        else:
-            kept.append(" ")
-    return " ".join("".join(kept).split())
-
-
-NORMALISERS: Dict[str, Callable[[str], str]] = {"none": normalise_none, "basic": normalise_basic}
+COUNTED = {"word": "words", "char": "characters", "letter": "characters without spaces"}
+"""Units of counting, as reports name them."""
 
 
 def align_counts(reference_items: Sequence[Any], hypothesis_items: Sequence[Any]) -> Tuple[int, int, int, int]:
@@ -64,14 +41,14 @@ def align_counts(reference_items: Sequence[Any], hypothesis_items: Sequence[Any]
 def corpus_error_rate(pairs: Iterable[Tuple[str, str]], unit: str = "word") -> Dict[str, Any]:
     """Error rate over all (reference, hypothesis) pairs: all edits / all reference items, not a mean of rates.
 
-    `unit` is "word" or "char" (single spaces count as characters). The rate is None when there are no
-    reference items, and can exceed 1.0 when much is inserted.
+    `unit` is "word", "char" (single spaces count as characters) or "letter" (spaces do not count: for languages that
+    put none between words). The rate is None when there are no reference items, and can exceed 1.0 when much is inserted.
     """
-    if unit not in ("word", "char"):
-        raise ValueError("unit={!r}, allowed: 'word', 'char'".format(unit))
+    if unit not in COUNTED:
+        raise ValueError("unit={!r}, allowed: {}".format(unit, ", ".join(map(repr, COUNTED))))
     totals = np.zeros(4, dtype=np.int64)
     for reference, hypothesis in pairs:
-        totals += align_counts(_items(reference, unit), _items(hypothesis, unit))
+        totals += align_counts(items(reference, unit), items(hypothesis, unit))
     substitutions, deletions, insertions, n_reference = (int(total) for total in totals)
     rate = (substitutions + deletions + insertions) / n_reference if n_reference else None
     return {
@@ -83,13 +60,30 @@ def corpus_error_rate(pairs: Iterable[Tuple[str, str]], unit: str = "word") -> D
     }
 
 
-def _items(text: str, unit: str) -> List[str]:
+def error_figures(
+    pairs: Sequence[Tuple[str, str]], no_words: Optional[str], empty: str = "no reference text left after normalisation"
+) -> Dict[str, Figure]:
+    """WER and CER of normalised (reference, hypothesis) pairs: {"wer": figure in %, "cer": ...}, with their counts.
+
+    no_words: why errors of words cannot be counted (see text.why_no_words), which is then WER's reason; CER does not
+    count spaces then. empty: the reason where there is nothing to count.
+    """
+    figures: Dict[str, Figure] = {}
+    for name, unit in (("wer", "word"), ("cer", "letter" if no_words else "char")):
+        if name == "wer" and no_words:
+            figures[name] = figure(None, "%", no_words)
+            continue
+        counts = corpus_error_rate(pairs, unit)
+        rate = counts.pop("rate")
+        percent = None if rate is None else 100.0 * rate
+        figures[name] = figure(percent, "%", empty, counted=COUNTED[unit], **counts)
+    return figures
+
+
+def items(text: str, unit: str) -> List[str]:
+    """What is counted of a text: its words, or its characters with or without spaces."""
     words = text.split()
-    return words if unit == "word" else list(" ".join(words))
-
-
-def _is_letter(char: str) -> bool:
-    return bool(char) and unicodedata.category(char)[0] in _KEPT
+    return words if unit == "word" else list((" " if unit == "char" else "").join(words))
 
 
 def _distance_and_insertions(reference: List[int], hypothesis: np.ndarray) -> Tuple[int, int]:

@@ -216,7 +216,9 @@ def peer(out: Path, model: Path, manifest: Path, limit: int, repeats: int) -> li
 def score(rows: list[dict[str, Any]]) -> dict[str, Any]:
     from edgeqlora.evaluation.scores import score_texts
 
-    scores = score_texts([r["reference"] for r in rows], [r["hypothesis"] for r in rows], ["basic", "whisper-english"])
+    scores = score_texts(
+        [r["reference"] for r in rows], [r["hypothesis"] for r in rows], ["basic-unicode", "whisper-english"]
+    )
     return {name: figure["value"] for name, figure in scores["wer"].items()}
 
 

@@ -7,7 +7,16 @@ import wave
 import numpy as np
 import onnx
 import pytest
-from export_tiny import EOS, NO_TIMESTAMPS, SOT, TIME_0, VOCAB_SIZE, tiny_generation_config, tiny_whisper
+from export_tiny import (
+    EOS,
+    NO_TIMESTAMPS,
+    SOT,
+    TIME_0,
+    VOCAB_SIZE,
+    tiny_generation_config,
+    tiny_tokenizer,
+    tiny_whisper,
+)
 from onnx import numpy_helper
 
 from edgeqlora_export import run
@@ -16,7 +25,7 @@ from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper import exporter as whisper_exporter
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
-from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_export.whisper.parity import measure_parity
@@ -66,9 +75,12 @@ def test_the_runner_reads_the_bundle_and_every_gate_passed(exported):
         "encoder parity at 1 s",
         "decoder parity at 1 s",
         "greedy tokens at 1 s",
+        "texts at 1 s",
         "encoder parity at 2 s",
         "decoder parity at 2 s",
         "greedy tokens at 2 s",
+        "texts at 2 s",
+        "added tokens",
     ]
     assert all(gate["passed"] and gate["measured"] <= gate["limit"] for gate in manifest["gates"])
     assert "past 0/1/7; past 200 skipped: the model holds 64 positions" in manifest["gates"][2]["detail"]
@@ -142,7 +154,9 @@ def test_a_wrong_weight_in_the_graph_fails_the_gate(whisper, tokenizer, tmp_path
     manifest = _manifest(whisper, spec, graphs)
 
     def gates():
-        return measure_parity(whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, manifest)
+        return measure_parity(
+            whisper, open_runtime(Bundle(str(tmp_path), manifest), threads=1), mels, manifest, str, str
+        )
 
     verify_gates(gates())
     for which, kind in (("decoder", "decoder parity at 1 s"), ("encoder", "encoder parity at 1 s")):
@@ -176,8 +190,8 @@ def test_wrong_tokens_alone_fail_the_gate_and_name_the_clip(whisper, tokenizer, 
                 outputs["logits"] = self.seen[0 if len(self.seen) > 2 else -1].copy()
             return outputs
 
-    gates = measure_parity(whisper, LastTokenLost(), mels, manifest)
-    assert [gate["passed"] for gate in gates] == [True, True, False]
+    gates = measure_parity(whisper, LastTokenLost(), mels, manifest, str, str)
+    assert [gate["passed"] for gate in gates] == [True, True, False, False]
     with pytest.raises(
         UserError, match=r"greedy tokens at 1 s: 1, allowed at most 0 \(2 clips.*clip 0 from token 2: torch \["
     ):
@@ -233,6 +247,37 @@ def test_detokenizer_gives_the_tokenizers_text(tokenizer):
     assert sorted(ord(c) for entry in table if entry for c in entry) == list(range(256))
 
 
+def test_a_table_that_reads_otherwise_fails_the_gates(merged, clips, tmp_path, monkeypatch):
+    """Tokens are equal, and still the board would say something else."""
+
+    def write_tables(self, folder, manifest):
+        real(self, folder, manifest)
+        path = folder / manifest["decoder"]["detokenizer"]
+        path.write_text(json.dumps(["?" if entry else entry for entry in json.loads(path.read_text())]))
+
+    real = whisper_exporter.WhisperExporter.write_tables
+    monkeypatch.setattr(whisper_exporter.WhisperExporter, "write_tables", write_tables)
+    with pytest.raises(
+        UserError, match=r"gate failed: texts at 1 s: 1, allowed at most 0 \(4 clips.*clip 0: torch .*\?"
+    ):
+        _export(merged, tmp_path / "bundle", clips, windows_s=[1.0])
+
+
+@pytest.mark.parametrize("word", ["Z\u00fcrich", "\u0111em", "\u6771\u4eac", "two words"])
+def test_added_tokens_are_read_as_they_are_written(word):
+    """Their letters may be signs that stand for bytes (U+00A1 to U+0143): transformers' own decode misreads them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([word])
+    (number,) = tokenizer.encode(word, add_special_tokens=False)
+    good, bad = (Detokenizer(detokenizer_table(tokenizer, VOCAB_SIZE)) for _ in range(2))
+    assert good([number]) == word
+    assert added_tokens_gate(tokenizer, good)["passed"]
+    bad._table[number] = "other"
+    gate = added_tokens_gate(tokenizer, bad)
+    assert not gate["passed"]
+    assert f"{word!r} is read 'other'" in gate["detail"]
+
+
 def test_wav_clips_at_full_scale(tmp_path):
     write_wav(tmp_path / "a.wav", np.array([2.0, -2.0, 0.5], dtype=np.float32))
     with wave.open(str(tmp_path / "a.wav")) as file:
@@ -248,7 +293,7 @@ def test_a_model_of_another_shape_and_128_mels(tokenizer, tmp_path):
     manifest = _manifest(model, spec, graphs)
     runtime = open_runtime(Bundle(str(tmp_path), manifest), threads=1)
     mels = {1.0: np.random.default_rng(0).normal(0, 1, (1, 128, 100)).astype(np.float32)}
-    verify_gates(measure_parity(model, runtime, mels, manifest))
+    verify_gates(measure_parity(model, runtime, mels, manifest, str, str))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from edgeqlora.data.check.text_findings import (
     case_findings,
     character_findings,
     crowded_findings,
+    spelling_findings,
     text_findings,
     token_findings,
 )
@@ -60,6 +61,7 @@ def check_data(
         *duplicate_findings(clips),
         *speaker_findings(clips),
         *text_findings(clips, rules.expected_scripts),
+        *spelling_findings(clips),
         *character_findings(clips, rules.unwritable),
         *token_findings(clips, rules),
         *crowded_findings(clips, rules),

@@ -42,6 +42,8 @@ class Wav2Vec2Processor:
         letters = [token for token in self.vocabulary.ids if len(token) == 1 and token.isalpha()]
         self._has_upper = any(c != c.lower() for c in letters)
         self._has_lower = any(c != c.upper() for c in letters)
+        own = (t for t in self.vocabulary.ids if len(t) == 1 and unicodedata.normalize("NFC", t) != t)
+        self._never_composed = {unicodedata.normalize("NFC", token): token for token in own}
 
     @property
     def settings(self) -> str:
@@ -92,7 +94,10 @@ class Wav2Vec2Processor:
         self.feature_extractor.save_pretrained(folder)
 
     def _spell(self, text: str) -> str:
-        """The text in characters of the vocabulary as far as they go, words apart by white space."""
+        """The text in characters of the vocabulary as far as they go, words apart by white space.
+
+        Letters with accents are composed (NFC), or decomposed where only that is in the vocabulary.
+        """
         ids = self.vocabulary.ids
         text = unicodedata.normalize("NFC", text)
         if "\N{RIGHT SINGLE QUOTATION MARK}" not in ids:
@@ -102,10 +107,19 @@ class Wav2Vec2Processor:
             text = text.upper() if self._has_upper else text.replace("İ", "i").lower()
         if "'" not in ids:
             text = text.replace("'", "")  # inside a word: don't is one word
+        for composed, token in self._never_composed.items():
+            if not set(composed) <= set(ids):
+                text = text.replace(composed, token)
+        text = "".join(c if c in ids else self._decomposed(c) for c in text)
         # Signs that are spoken, such as + and the euro's, are no punctuation: the model has no way to write them.
         return "".join(c if c in ids or unicodedata.category(c)[0] != "P" else " " for c in text).replace(
             self.vocabulary.delimiter, " "
         )
+
+    def _decomposed(self, character: str) -> str:
+        """A letter as the vocabulary writes it that has its accents as tokens of their own; else as it is."""
+        parts = unicodedata.normalize("NFD", character)
+        return parts if all(part in self.vocabulary.ids for part in parts) else character
 
 
 def load_processor(source: str) -> Wav2Vec2Processor:

@@ -14,7 +14,9 @@ from edgeqlora.models.family import Features, Transcription, cannot_load, refuse
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, windowed
+from edgeqlora_jetson.decoders import Detokenizer
 
 
 class WhisperLearner:
@@ -72,6 +74,9 @@ class WhisperDecoder:
 
     def __init__(self, learner: WhisperLearner, spec: dict[str, Any]):
         self._learner, self.spec = learner, spec
+        # The board's table, not the tokenizer's decode: that takes letters of added tokens for bytes.
+        vocab_size = plain_model(learner.model).config.vocab_size
+        self._detokenizer = Detokenizer(detokenizer_table(learner.tokenizer, vocab_size))
         self.language: str | None = spec["language"]
         self.collate = partial(collate, prompt_ids=spec["prompt_ids"], pad_id=spec["eos_id"])
         self.rules = {key: spec[key] for key in ("prompt_ids", "language", "task", "max_new_tokens")}
@@ -83,10 +88,7 @@ class WhisperDecoder:
         refuse_streams(states)
         limit = self.spec["max_new_tokens"][str(float(window_s))]
         tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit)
-        decode = self._learner.tokenizer.decode
-        return [
-            Transcription(decode(ids, skip_special_tokens=True).strip(), is_complete=len(ids) < limit) for ids in tokens
-        ]
+        return [Transcription(self._detokenizer(ids), is_complete=len(ids) < limit) for ids in tokens]
 
 
 def collate(samples: Sequence[dict[str, Any]], prompt_ids: list[int], pad_id: int) -> dict[str, Any]:

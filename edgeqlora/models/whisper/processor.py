@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,16 @@ import numpy as np
 
 from edgeqlora.data.audio import SAMPLE_RATE_HZ
 from edgeqlora.data.label_rules import LabelRules
-from edgeqlora.data.text import UNSPACED, first_script, scripts_of_language
+from edgeqlora.data.text import scripts_of_language
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, cannot_load
+from edgeqlora_export.whisper.detokenizer import control_tokens
 from edgeqlora_export.whisper.languages import is_multilingual, language_code
+from edgeqlora_jetson.files import write_json
+from edgeqlora_jetson.text import UNSPACED, first_script
+
+SPELLING = "normalizer.json"
+"""British to American spellings, which belong to the tokenizer."""
 
 POSITIONS_PER_S = 50
 """Encoder positions a second: 100 log-mel frames, halved by the second convolution."""
@@ -109,10 +119,21 @@ class WhisperProcessor:
 
         Whisper's own transcripts begin so (" The"): the other spelling would make every first word another token than
         the one the base model knows. An empty text has no ids. Texts are stripped again after decoding.
+        Letters are composed (NFC), as in Whisper's own data. A text that is written as a control token is, such as
+        <|endoftext|>, is a text: the ids of its letters.
         """
-        text = text.strip()
+        text = unicodedata.normalize("NFC", text).strip()
         spaced = text if not text or first_script(text) in UNSPACED else f" {text}"
-        return list(self.tokenizer(spaced, add_special_tokens=False)["input_ids"])
+        # The tokenizer would make one id of it, and split_special_tokens knows only those marked as special.
+        cuts = [0, *(found.start() + 1 for found in self._control.finditer(spaced)), len(spaced)]
+        parts = [spaced[start:end] for start, end in itertools.pairwise(cuts)]
+        return [token for part in parts for token in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
+
+    @functools.cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Finds what the tokenizer would take for a control token."""
+        tokens = sorted((token for token in control_tokens(self.tokenizer) if len(token) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def unwritable(self, text: str) -> set[str]:
         return set()  # its tokens cover every byte
@@ -122,6 +143,8 @@ class WhisperProcessor:
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
+        if self.spelling:  # transformers reads this table, and does not write it
+            write_json(folder / SPELLING, self.spelling)
         self.feature_extractor.save_pretrained(folder)
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from edgeqlora_export.family import Progress, difference_gate, read_part, token_gate
+from edgeqlora_export.family import Progress, difference_gate, read_part, text_gate, token_gate
 from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, Vocabulary, check_task, check_window, read_vocabulary
 from edgeqlora_export.wav2vec2.graphs import export_ctc
 from edgeqlora_jetson.audio.features import WaveformFeatures, n_outputs
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ, window_samples
-from edgeqlora_jetson.decoders import CtcDecoder, collapse
+from edgeqlora_jetson.decoders import CtcDecoder, collapse, spell
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_text
 from edgeqlora_jetson.schema import Gate, Manifest
@@ -100,8 +100,9 @@ class Wav2Vec2Exporter:
     def prove(
         self, bundle: Any, runtime: Any, audios: Sequence[np.ndarray], progress: Progress = lambda message: None
     ) -> list[Gate]:
-        """Samples against the extractor, logits of every batch size, and the tokens of every clip."""
+        """Samples against the extractor, logits of every batch size, tokens and text of every clip."""
         decoder, features = CtcDecoder(runtime, bundle.manifest), WaveformFeatures(bundle)
+        read_board = decoder.read_table(bundle.load_detokenizer())
         gates: list[Gate] = []
         worst = 0.0
         for window_s in bundle.windows_s:
@@ -134,7 +135,11 @@ class Wav2Vec2Exporter:
                 collapse(row[: self._n_valid(n, len(row))].argmax(-1).tolist(), self._vocabulary.blank_id)
                 for row, n in zip(reference, n_samples, strict=True)
             ]
-            gates.append(token_gate(window_s, expected, decoder.decode(batch, n_samples, window_s).tokens))
+            found_tokens = decoder.decode(batch, n_samples, window_s).tokens
+            gates.append(token_gate(window_s, expected, found_tokens))
+            words = self._vocabulary
+            texts = [spell(tokens, words.characters, words.delimiter) for tokens in expected]
+            gates.append(text_gate(window_s, texts, list(map(read_board, found_tokens))))
         detail = f"max difference from the model's extractor, relative to the loudest sample, over {len(audios)} clips, {len(bundle.windows_s)} windows"
         return [difference_gate("samples", worst, FEATURE_LIMIT, detail), *gates]
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtracto
 
 from edgeqlora_export.family import Progress, difference_gate, read_part
 from edgeqlora_export.whisper.decoding import decoding_spec
-from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.languages import is_multilingual
@@ -22,6 +22,7 @@ from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_export.whisper.windowed import model_window_s, window_frames
 from edgeqlora_jetson.audio.logmel import LogMel
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
+from edgeqlora_jetson.decoders import Detokenizer
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
 from edgeqlora_jetson.schema import Gate, Manifest
@@ -84,8 +85,7 @@ class WhisperExporter:
 
     def write_tables(self, folder: Path, manifest: Manifest) -> None:
         np.save(folder / manifest["features"]["mel_filters"], self._filters, allow_pickle=False)
-        table = detokenizer_table(self.tokenizer, self.base_model.config.vocab_size)
-        text = json.dumps(list(table), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(self._table(), ensure_ascii=False, separators=(",", ":"))
         write_text(folder / manifest["decoder"]["detokenizer"], text + "\n")
         spelling = getattr(self.tokenizer, "english_spelling_normalizer", None)
         if spelling:  # so that `whisper-english` scores a bundle as it scores the folder
@@ -102,10 +102,15 @@ class WhisperExporter:
             for audio, mel in zip(audios, batch, strict=True)
         )
         detail = f"max abs difference from the model's extractor over {len(audios)} clips, {len(mels)} windows"
+        read_torch, read_board = Detokenizer(self._table()), Detokenizer(bundle.load_detokenizer())
         return [
             difference_gate("log-mel", worst, MEL_LIMIT, detail),
-            *measure_parity(self.base_model, runtime, mels, bundle.manifest, progress=progress),
+            *measure_parity(self.base_model, runtime, mels, bundle.manifest, read_torch, read_board, progress),
+            added_tokens_gate(self.tokenizer, read_board),
         ]
+
+    def _table(self) -> list[str | None]:
+        return detokenizer_table(self.tokenizer, self.base_model.config.vocab_size)
 
 
 def load_exporter(folder: Path) -> WhisperExporter:

@@ -6,19 +6,21 @@ Measuring and judging are apart: `measure_parity` returns one gate for each wind
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from edgeqlora_export.family import Progress, difference_gate, token_gate
+from edgeqlora_export.family import Progress, difference_gate, text_gate, token_gate
 from edgeqlora_export.onnx_graph import evaluating
 from edgeqlora_export.whisper.decoding import torch_greedy
 from edgeqlora_export.whisper.windowed import base_whisper, windowed
 from edgeqlora_jetson.decoders import KeyValueDecoder
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Decoder, Gate, Manifest
+
+Read = Callable[[Sequence[int]], str]
 
 BATCH_SIZES = (1, 2, 4)
 PAST_LENGTHS = (0, 1, 7, 200)
@@ -49,14 +51,16 @@ def measure_parity(
     runtime: Any,
     mels: Mapping[float, np.ndarray],
     manifest: Manifest,
+    read_torch: Read,
+    read_board: Read,
     progress: Progress = lambda message: None,
 ) -> list[Gate]:
     """Compare `runtime` (of edgeqlora_jetson, holding the exported graphs) with `model`, on real clips.
 
     mels: for each window in seconds, float32 (n_clips, n_mels, 100 x window_s), at least one clip.
-    manifest: the bundle's, of which `model` and `decoder` are read.
-    Three gates a window: encoder outputs, decoder logits after each past length the model can hold, and the
-    tokens of free-running greedy decoding of every clip, which must all be equal.
+    manifest: the bundle's, of which `model` and `decoder` are read. read_torch, read_board: how each side reads tokens.
+    Four gates a window: encoder outputs, decoder logits after each past length the model can hold, and tokens and
+    texts of free-running greedy decoding of every clip, which must all be equal.
     """
     base, spec = base_whisper(model), manifest["decoder"]
     decoder = KeyValueDecoder(runtime, manifest)
@@ -68,7 +72,9 @@ def measure_parity(
             progress(f"parity with torch at {window_s:g} s: {len(clips)} clips")
             with windowed(base, window_s):
                 gates += _tensor_gates(base, decoder, window_s, clips, spec)
-                gates.append(_tokens(base, decoder, window_s, clips, spec))
+                expected, found = _tokens(base, decoder, window_s, clips, spec)
+                gates.append(token_gate(window_s, expected, found))
+                gates.append(text_gate(window_s, list(map(read_torch, expected)), list(map(read_board, found))))
     return gates
 
 
@@ -111,8 +117,10 @@ def _tensor_gates(
     ]
 
 
-def _tokens(model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder) -> Gate:
-    """Greedy tokens of every clip, by torch and by the exported graphs."""
+def _tokens(
+    model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.ndarray, spec: Decoder
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Greedy tokens of every clip: by torch, and by the exported graphs."""
     limit = spec["max_new_tokens"][str(float(window_s))]
     expected: list[list[int]] = []
     found: list[list[int]] = []
@@ -120,7 +128,7 @@ def _tokens(model: Any, decoder: KeyValueDecoder, window_s: float, clips: np.nda
         mel = np.ascontiguousarray(clips[start : start + max(BATCH_SIZES)])
         expected += torch_greedy(model, mel, spec, limit)
         found += decoder.greedy(mel, limit).tokens
-    return token_gate(window_s, expected, found)
+    return expected, found
 
 
 def _cross_projections(model: Any, audio_features: torch.Tensor) -> list[np.ndarray]:

@@ -17,7 +17,8 @@ energy                gross and net energy, mean, peak and idle power, J per aud
 memory                system use over baseline, RSS, PSS, GPU, swap, method; rss_before_load, rss_after_load
 thermal               zones, throttling, clocks
 harness               what the measuring itself cost
-accuracy              per normaliser: wer, cer, with the counts behind them
+accuracy              per normaliser: wer, cer, with the counts behind them (wer null: texts without spaces between words)
+leading               wer or cer: the one of them to read
 clips                 n, audio_s, n_per_window, n_cut, n_incomplete, n_unstable, n_untimed
 utterances            per clip: audio, reference, hypothesis, latency_ms of each repeat, audio_s, window_s, n_pieces
 """
@@ -33,8 +34,9 @@ from ..bundle import Bundle, EvalClip
 from ..figures import figure, nearest_rank, spread
 from ..files import write_json
 from ..machine import measure_peak_rss_mib, read_machine
-from ..schema import Figure, Manifest
-from ..wer import NORMALISERS, corpus_error_rate
+from ..schema import Decoder, Figure, Manifest
+from ..text import NORMALISERS, why_no_words, written_language
+from ..wer import error_figures
 from .table import format_table
 from .validity import judge
 
@@ -109,7 +111,7 @@ def build_report(
         "load_ms": figure(loading.load_ms, "ms"),
         "thermal": sensors.thermal,
         "harness": {"sampler": sensors.telemetry.cost(), "overhead": run.overhead},
-        "accuracy": _accuracy(clips, run.measurements),
+        **_accuracy(clips, run.measurements, manifest["decoder"]),
         "clips": _clips(clips, run.measurements),
         "utterances": _utterances(clips, run.measurements),
     }
@@ -197,23 +199,17 @@ def _rss(mib: Optional[float]) -> Figure:
     return figure(mib, "MiB", "this system has no /proc/self/status")
 
 
-def _accuracy(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[str, Any]:
+def _accuracy(clips: Sequence[EvalClip], measurements: Sequence[Any], decoder: Decoder) -> Dict[str, Any]:
     pairs = [(clips[m.clip].reference, m.transcript.text) for m in measurements if m.repeat == 0]
     known = [(reference, text) for reference, text in pairs if reference is not None]
-    accuracy = {}
-    for name, normalise in NORMALISERS.items():
-        normalised = [(normalise(reference), normalise(text)) for reference, text in known]
-        entry: Dict[str, Any] = {}
-        for rate, unit in (("wer", "word"), ("cer", "char")):
-            counts = corpus_error_rate(normalised, unit)
-            reason = "the clips have no references" if not known else "the references are empty"
-            percent = None if counts["rate"] is None else 100.0 * counts["rate"]
-            entry[rate] = figure(percent, "%", reason)
-            entry[rate].update(
-                (key, counts[key]) for key in ("substitutions", "deletions", "insertions", "n_reference")
-            )
-        accuracy[name] = entry
-    return accuracy
+    language = written_language(decoder.get("language"), decoder.get("task"))
+    no_words = why_no_words([reference for reference, _ in known], language)
+    empty = "the references are empty" if known else "the clips have no references"
+    accuracy = {
+        name: error_figures([(apply(left, language), apply(right, language)) for left, right in known], no_words, empty)
+        for name, apply in NORMALISERS.items()
+    }
+    return {"accuracy": accuracy, "leading": "cer" if no_words else "wer"}
 
 
 def _clips(clips: Sequence[EvalClip], measurements: Sequence[Any]) -> Dict[str, Any]:

@@ -205,19 +205,19 @@ def _thermal(thermal: Dict[str, Any]) -> List[Any]:
 def _accuracy(report: Dict[str, Any]) -> List[str]:
     lines = []
     for name, entry in sorted(report["accuracy"].items()):
-        for rate, unit in (("wer", "words"), ("cer", "characters")):
+        for rate in sorted(("wer", "cer"), key=lambda rate: rate != report["leading"]):
             fig = entry[rate]
             text = format_figure(fig, 2)
             if fig["value"] is not None:
                 text += " of {:,} {}: {} wrong, {} missing, {} too many".format(
-                    fig["n_reference"], unit, fig["substitutions"], fig["deletions"], fig["insertions"]
+                    fig["n_reference"], fig["counted"], fig["substitutions"], fig["deletions"], fig["insertions"]
                 )
-            lines.append("{:<18}{}".format("{} ({})".format(rate.upper(), name), text))
+            lines.append("{:<22}{}".format("{} ({})".format(rate.upper(), name), text))
     clips = report["clips"]
     for key, text in (("n_cut", "clips were longer than the largest window and were cut at quiet places"),):
         if clips[key]:
             lines.append("Note: {} of {} {}".format(clips[key], clips["n"], text))
-    lines.append('Text normaliser: "none" compares as written; "basic" ignores case and punctuation.')
+    lines.append('Text normaliser: "none" compares as written; "basic-unicode" ignores case and punctuation.')
     return lines
 
 

@@ -139,7 +139,28 @@ def test_scripts(clip):
     report = check_data({"train": rows})
     assert found(report) == {"wrong_script": 1, "mixed_script": 1}
     assert finding(report, "wrong_script").examples[0].endswith("a.wav: CYRILLIC: привет")
-    assert found(check_data({"train": rows}, rules=LATIN))["wrong_script"] == 2
+    assert finding(report, "wrong_script").severity == "warning"  # training keeps it
+    report = check_data({"train": rows, "dev": [clip("e.wav", text="\u043f\u0430")]}, rules=LATIN)
+    assert found(report)["wrong_script"] == 3
+    assert finding(report, "wrong_script").severity == "error"  # all of dev
+
+
+def test_what_is_wrong_with_characters(clip):
+    rows = [
+        clip("a.wav", text="caf\u00c3\u00a9"),
+        clip("b.wav", text="so \ufffd"),
+        clip("c.wav", text="cafe\u0301"),
+        clip("d.wav", text="stop <|endoftext|>"),
+        clip("e.wav", text="\u266a \u2026"),
+    ]
+    report = check_data({"train": rows}, rules=LATIN)
+    assert found(report) == {"broken_encoding": 2, "control_text": 1, "no_words": 1, "not_nfc": 1}
+    assert [f.severity for f in report.findings] == ["warning", "warning", "warning", "note"]
+    assert finding(report, "control_text").examples[0].endswith("d.wav: <|endoftext|>")
+    # A split that was written otherwise has no other characters for it.
+    assert "unseen_characters" not in found(
+        check_data({"train": [clip("f.wav", text="\u00e9")], "dev": [clip("g.wav", text="e\u0301")]})
+    )
 
 
 def test_tokens(clip):

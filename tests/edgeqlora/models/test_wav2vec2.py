@@ -86,15 +86,34 @@ def test_text_is_spelled_in_the_case_and_the_characters_of_the_vocabulary(tiny_c
 
 def test_labels_split_where_scoring_splits(tiny_ctc):
     """A hyphen, a dash or a slash stands between words; a sign that is spoken cannot be written; Turkish keeps its i."""
-    from edgeqlora_jetson.wer import NORMALISERS
+    from edgeqlora_jetson.text import normalise_unicode
 
     processor = load_processor(str(tiny_ctc))
     words = processor.vocabulary
     for text in ("the well-known half-open door", "AND/OR", "stop — now", "don't! \u201cwait\u201d"):
         written = spell(processor.text_ids(text), words.characters, words.delimiter)
-        assert NORMALISERS["basic"](written) == NORMALISERS["basic"](text), text
+        assert normalise_unicode(written) == normalise_unicode(text), text
     assert processor.unwritable("five \u20ac and a+b") == {"\u20ac", "+"}
     assert processor.unwritable("\u0130stanbul") == set()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("letters", [["\u00e9"], ["e", "\u0301"], ["\u0958"], ["\u0915", "\u093c"]])
+def test_the_vocabulary_decides_how_accents_are_written(tiny_ctc, tmp_path, letters, form):
+    """Composed letters, accents as tokens of their own, and letters that Unicode never composes."""
+    import unicodedata
+
+    shutil.copytree(tiny_ctc, tmp_path / "model")
+    path = tmp_path / "model" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    plain = [token for token in vocabulary if len(token) == 1 and token.isalpha()]
+    for old, new in zip(reversed(plain), (letter for letter in letters if letter not in vocabulary), strict=False):
+        vocabulary[new] = vocabulary.pop(old)
+    path.write_text(json.dumps(vocabulary))
+    processor = load_processor(str(tmp_path / "model"))
+    text = unicodedata.normalize(form, "".join(letters))
+    assert processor.unwritable(text) == set()
+    assert processor.text_ids(text) == [vocabulary[letter] for letter in letters]
 
 
 def broken(model: Path, folder: Path, vocabulary=None, **tokenizer) -> Path:
@@ -279,7 +298,7 @@ def test_the_line_from_training_to_evaluation(tiny_ctc, clips, tmp_path, method)
     assert scored.exit_code == 0, scored.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["decoding"]["blank_id"] == 0
-    assert report["wer"]["basic"]["n_reference"] == 12
+    assert report["wer"]["basic-unicode"]["n_reference"] == 12
     assert report["perplexity"]["value"] > 1
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["dev_wer"]["value"] is not None
@@ -343,7 +362,8 @@ def test_the_embedded_model_goes_the_whole_line(tmp_path):
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert (manifest["features"], manifest["decoder"]["kind"]) == ({"kind": "waveform", "normalise": True}, "ctc")
     assert [gate["name"] for gate in manifest["gates"]] == [
-        "samples", "logits at 2 s", "greedy tokens at 2 s", "logits at 3 s", "greedy tokens at 3 s",
+        "samples", "logits at 2 s", "greedy tokens at 2 s", "texts at 2 s",
+        "logits at 3 s", "greedy tokens at 3 s", "texts at 3 s",
     ]  # fmt: skip
     profiles = manifest["engine_request"]["graphs"]["ctc"]["optimization_profiles"]
     assert [(p["name"], p["inputs"]["audio"]["max"]) for p in profiles] == [
@@ -357,7 +377,7 @@ def test_the_embedded_model_goes_the_whole_line(tmp_path):
         rows = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
         texts.append([row["hypothesis"] for row in rows])
     assert texts[0] == texts[1]
-    assert json.loads((tmp_path / "report.json").read_text())["wer"]["basic"]["value"] < 75
+    assert json.loads((tmp_path / "report.json").read_text())["wer"]["basic-unicode"]["value"] < 75
     refused = run("evaluate", bundle, *test, "--language", "de", "--window-s", "3")
     with pytest.raises(UserError, match="--window-s, --language: fixed in a bundle by its export"):
         raise refused.exception
@@ -365,7 +385,7 @@ def test_the_embedded_model_goes_the_whole_line(tmp_path):
     bench = subprocess.run([*runner, "bench", "--output", tmp_path / "bench.json"], capture_output=True, text=True)
     assert bench.returncode == 0, bench.stdout + bench.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert report["accuracy"]["basic"]["wer"]["value"] < 75
+    assert report["accuracy"]["basic-unicode"]["wer"]["value"] < 75
     assert set(report["latency_ms"]) == {"query", "waiting", "total", "features", "ctc", "collapse"}
     assert "  collapse" in bench.stdout
 

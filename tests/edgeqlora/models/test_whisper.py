@@ -1,5 +1,6 @@
 """Whisper: log-mels equal the extractor's own, labels hold prompt, text and end in the places the model expects."""
 
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import WhisperFeatureExtractor
 
 from edgeqlora.data.cache import FeatureCache
 from edgeqlora.data.row import Row
+from edgeqlora.demo import model_dir
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import load_processor
 from edgeqlora.models.whisper.learner import collate
@@ -77,6 +79,41 @@ def test_labels_are_prompt_text_end():
     assert batch["decoder_input_ids"].tolist() == [[1, 2, 7, 8], [1, 2, 9, 0]]
     # The prompt is given in decoding, so nothing is learnt there; the end of text is learnt once.
     assert batch["labels"].tolist() == [[-100, 7, 8, 0], [-100, 9, 0, -100]]
+
+
+def is_written_as_it_is(model: WhisperProcessor, text: str) -> None:
+    """Its ids are of no control token, and give the same text."""
+    from edgeqlora_export.whisper.detokenizer import control_tokens, detokenizer_table
+    from edgeqlora_jetson.decoders import Detokenizer
+
+    ids = model.text_ids(text)
+    assert not set(control_tokens(model.tokenizer).values()) & set(ids)
+    assert Detokenizer(detokenizer_table(model.tokenizer, len(model.tokenizer)))(ids) == text
+
+
+CONTROL_LIKE = ["stop <|endoftext|> now", "<|en|>go", "a<|startoftranscript|>", "<|<|en|>|>", "<|0.00|> <|xx|>"]
+
+
+@pytest.mark.parametrize("text", CONTROL_LIKE)
+def test_text_like_a_control_token_is_text(text):
+    model = load_processor(str(model_dir()))
+    assert isinstance(model, WhisperProcessor)
+    model.tokenizer.add_tokens(["<|0.00|>"])  # a time stamp, which released tokenizers do not mark as special
+    is_written_as_it_is(model, text)
+
+
+def test_letters_are_composed():
+    model = load_processor(str(model_dir()))
+    for text in ("caf\u00e9 \u00e0 No\u00ebl", "\uc548\ub155 \ud558\uc138\uc694", "\u0110\u00e0 N\u1eb5ng"):
+        assert model.text_ids(unicodedata.normalize("NFD", text)) == model.text_ids(text)
+
+
+@pytest.mark.real
+def test_real_text_like_a_control_token(shared):
+    tiny = load_processor(str(shared / "models" / "whisper-tiny.en"))
+    assert isinstance(tiny, WhisperProcessor)
+    for text in CONTROL_LIKE:
+        is_written_as_it_is(tiny, text)
 
 
 @pytest.mark.real

@@ -27,7 +27,7 @@ REPORT: dict[str, Any] = {
     "throughput": {"rtf": fig(0.0213, "processing s / audio s")},
     "energy": {"energy_per_audio_s": fig(0.4321, "J/audio s"), "energy_scope": "module_input"},
     "memory": {"peak_over_baseline": fig(612.3, "MiB"), "peak_rss": fig(402.0, "MiB")},
-    "accuracy": {"basic": {"wer": fig(3.456, "%")}, "none": {"wer": fig(9.0, "%")}},
+    "accuracy": {"basic-unicode": {"wer": fig(3.456, "%"), "cer": fig(1.5, "%")}, "none": {"wer": fig(9.0, "%")}},
 }  # fmt: skip
 
 
@@ -81,6 +81,11 @@ def test_a_run_that_is_not_valid_says_why():
     text = format_comparison([result("a", report, ok=False, error="a: the runner says that it is not valid")])
     assert row(text, "Verdict").split() == ["Verdict", "NOT", "VALID", "(1)"]
     assert "(1) a: swap grew by 120 MiB" in text
+
+
+def test_texts_without_spaces_are_compared_by_characters():
+    report = {**REPORT, "leading": "cer"}
+    assert row(format_comparison([result("a", report)]), "WER, %").endswith("1.50 CER")
 
 
 def test_a_report_of_the_first_schema():

@@ -39,7 +39,7 @@ def test_a_bench_brings_its_report_home_and_the_next_copies_nothing(bundle: Path
     assert (far_folder(server) / "eval" / "0001.wav").read_bytes() == (bundle / "eval" / "0001.wav").read_bytes()
     assert not list(server.home.rglob("*.part"))
     assert all(line.startswith(server.host + ": ") for line in said)
-    assert any(line.startswith(f"{server.host}: WER (basic)") for line in said)
+    assert any(line.startswith(f"{server.host}: WER (basic-unicode)") for line in said)
     assert "WER, %              14.29\n" in format_comparison([result])
 
     again, said = bench(bundle, server, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,6 +304,26 @@ def test_equal_wers_are_decided_by_loss(tiny_model, clips, tmp_path, monkeypatch
     card = train(settings_of(tiny_model, clips, tmp_path / "out", learning_rate=1e-6))  # WER stays what it is
     assert card["best_step"] == 4
     assert card["dev_wer"]["value"] > 0
+    assert (card["choose_by"], card["dev_loss"]["value"]) == ("wer", 0.1)
+
+
+@pytest.mark.parametrize(("asked", "best_step"), [("wer", 2), ("cer", 4), ("loss", 6)])
+def test_the_best_checkpoint_is_chosen_by_what_is_asked_for(tiny_model, clips, tmp_path, monkeypatch, asked, best_step):
+    import edgeqlora.training.dev_score as module
+    from edgeqlora.evaluation.recognise import Recogniser
+
+    figures = iter([(10.0, 90.0, 0.9), (50.0, 5.0, 0.8), (20.0, 20.0, 0.1)])
+
+    def measured_now(pairs, no_words):
+        wer, cer, _ = now[-1]
+        return {"wer": {"value": wer}, "cer": {"value": cer}}
+
+    now: list = []
+    monkeypatch.setattr(Recogniser, "cross_entropy", lambda self, rows: (now.append(next(figures)) or now[-1][2], 1))
+    monkeypatch.setattr(module, "error_figures", measured_now)
+    card = train(settings_of(tiny_model, clips, tmp_path / "out", choose_by=asked))
+    assert (card["best_step"], card["choose_by"]) == (best_step, asked)
+    assert [card[f"dev_{name}"]["value"] for name in ("wer", "cer", "loss")] == list(now[best_step // 2 - 1])
 
 
 def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, tmp_path, monkeypatch):
@@ -310,7 +331,7 @@ def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, t
 
     wers = iter([10.0, 90.0, 95.0, 1.0, 1.0, 1.0])
     figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_seconds": 0.0}
-    monkeypatch.setattr(module, "_evaluator", lambda *args: lambda: with_rank(next(wers), figures))
+    monkeypatch.setattr(module.DevScore, "__call__", lambda self: with_rank(next(wers), figures))
     settings = settings_of(tiny_model, clips, tmp_path / "out", steps=12, patience=2)
     real_write = module._write_output
     monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -337,14 +358,46 @@ def test_resume_with_other_data_is_refused(tiny_model, clips, tmp_path, monkeypa
         train(settings, resume=True)
 
 
-def test_text_in_the_wrong_script_names_the_file(tiny_model, clips, tmp_path):
+def in_cyrillic(clips: Path, path: Path, n: int) -> str:
+    """The manifest of clips with n of its 8 texts in another script."""
     rows = [json.loads(line) for line in clips.read_text().splitlines()]
-    rows[2]["text"] = "выключи свет"
-    for row in rows:
+    for i, row in enumerate(rows):
         row["audio"] = str(clips.parent / row["audio"])
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"another script.*2\.wav has CYRILLIC"):
-        train(settings_of(tiny_model, clips, tmp_path / "out", train=str(tmp_path / "m.jsonl")))
+        row["text"] = "\u0432\u044b\u043a\u043b\u044e\u0447\u0438" if i < n else row["text"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("n", "asked", "n_train"),
+    [
+        (1, "auto", 8),
+        (4, "auto", 8),
+        (5, "auto", None),
+        (1, "error", None),
+        (8, "keep", 8),
+        (5, "skip", 3),
+        (8, "skip", None),
+    ],
+)
+def test_texts_in_another_script(tiny_model, clips, tmp_path, capsys, n, asked, n_train):
+    from rich.console import Console
+
+    from edgeqlora.models.family import load_processor
+    from edgeqlora.training.training_data import prepare
+
+    data = in_cyrillic(clips, tmp_path / "m.jsonl", n)
+    settings = settings_of(tiny_model, clips, tmp_path / "out", train=data, other_script=asked)
+    told = rf"{n} of 8 texts are in another script than the model writes: \S*0\.wav has CYRILLIC"
+    if n_train is None:
+        with pytest.raises(UserError, match=told):
+            train(settings)
+        return
+    prepared = prepare(settings, load_processor(str(tiny_model)), Console(stderr=True, soft_wrap=True))
+    assert (len(prepared.rows), prepared.n_other_script) == (n_train, n)
+    said = capsys.readouterr().err
+    assert len(re.findall(told, said)) == 1
+    assert said.count(" has CYRILLIC") == min(n, 2)
 
 
 def test_existing_output_is_not_touched(tiny_model, clips, tmp_path):

@@ -96,10 +96,10 @@ def test_figures_by_hand(fixture_folder):
     assert report["throughput"]["clips_per_s"]["value"] == pytest.approx(20.0)
     assert report["throughput"]["audio_s_per_s"]["value"] == pytest.approx(40.0)
     # Accuracy is of the first repeat: "one too" for "one two", "three" for "Three".
-    assert report["accuracy"]["basic"]["wer"]["value"] == pytest.approx(100.0 / 3)
+    assert report["accuracy"]["basic-unicode"]["wer"]["value"] == pytest.approx(100.0 / 3)
     assert report["accuracy"]["none"]["wer"]["value"] == pytest.approx(200.0 / 3)
-    assert report["accuracy"]["basic"]["wer"]["substitutions"] == 1
-    assert report["accuracy"]["basic"]["cer"]["value"] == pytest.approx(100.0 / 12)
+    assert report["accuracy"]["basic-unicode"]["wer"]["substitutions"] == 1
+    assert report["accuracy"]["basic-unicode"]["cer"]["value"] == pytest.approx(100.0 / 12)
     assert report["clips"]["n_unstable"] == 1
     assert report["utterances"][1] == {
         "audio": "b.wav",
@@ -111,6 +111,18 @@ def test_figures_by_hand(fixture_folder):
         "n_tokens": 1,
         "latency_ms": [20.0, 40.0],
     }
+
+
+def test_texts_without_spaces_are_scored_by_characters(fixture_folder):
+    clips = [EvalClip("a.wav", "今天，天气", "a.wav")]
+    report = report_of(fixture_folder, clips, [measured(0, 0, 0, transcript("今天天汽", 10.0))])
+    assert report["leading"] == "cer"
+    assert report["accuracy"]["basic-unicode"]["wer"]["value"] is None
+    assert "without spaces between words" in report["accuracy"]["basic-unicode"]["wer"]["reason"]
+    assert report["accuracy"]["basic-unicode"]["cer"]["value"] == 25.0
+    table = format_table(report)
+    assert table.index("CER (basic-unicode)") < table.index("WER (basic-unicode)")
+    assert "25.00 % of 4 characters without spaces: 1 wrong" in table
 
 
 def test_a_batch_counts_once(fixture_folder):
@@ -144,11 +156,11 @@ def test_missing_is_null_with_a_reason_never_zero(fixture_folder):
         report["energy"]["net_energy_per_audio_s"],
         report["energy"]["mean_power"],
         report["memory"]["rss_before_load"],
-        report["accuracy"]["basic"]["wer"],
+        report["accuracy"]["basic-unicode"]["wer"],
     ):
         assert fig["value"] is None
         assert fig["reason"]
-    assert report["accuracy"]["basic"]["wer"]["reason"] == "the clips have no references"
+    assert report["accuracy"]["basic-unicode"]["wer"]["reason"] == "the clips have no references"
     figures = list(figures_in(report))
     assert len(figures) > 40
     assert all("unit" in fig and ("reason" in fig) == (fig["value"] is None) for fig in figures if "passed" not in fig)
@@ -196,8 +208,8 @@ def test_real_run(fixture_folder, expected, tmp_path):
     assert [len(row["latency_ms"]) for row in report["utterances"]] == [2, 2, 2]
     assert calls == [(n, 6) for n in range(1, 7)]
     # The last reference has one word more than the model says.
-    assert report["accuracy"]["basic"]["wer"]["deletions"] == 1
-    assert report["accuracy"]["basic"]["wer"]["substitutions"] == 0
+    assert report["accuracy"]["basic-unicode"]["wer"]["deletions"] == 1
+    assert report["accuracy"]["basic-unicode"]["wer"]["substitutions"] == 0
     assert report["clips"]["n_per_window"] == {"0.5": 2, "1.0": 1}
     assert report["method"]["warmup"]["n_calls"] >= 4
     assert report["method"]["scenario"] == "single-stream"

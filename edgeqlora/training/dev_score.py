@@ -1,0 +1,94 @@
+"""Figures of dev data while a model is trained: what is logged, and what the best checkpoint is chosen by."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from edgeqlora.card import measured, missing
+from edgeqlora.data.row import Row
+from edgeqlora.data.text import common_language
+from edgeqlora.evaluation import scores
+from edgeqlora.evaluation.recognise import Recogniser
+from edgeqlora.settings import TrainSettings
+from edgeqlora_jetson.text import why_no_words, written_language
+from edgeqlora_jetson.wer import error_figures
+
+MOST_LOSS = 50.0
+"""Nats per token at which a loss is cut off in the rank: no finite one of a model that learns is near."""
+
+
+def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
+    """Before weights are loaded: UserError for choose_by=wer where dev is written without spaces between words."""
+    language = written_language(settings.language, settings.task) or common_language(dev_rows)
+    scores.choose_by(settings.choose_by, [row.text for row in dev_rows], language)
+
+
+class DevScore:
+    """Scores a recogniser's model, as it is at the time of the call, on dev clips.
+
+    dev_rows: all of them, which decide whether words are counted. rows: those that are scored at each call.
+    """
+
+    def __init__(self, recogniser: Recogniser, dev_rows: Sequence[Row], rows: Sequence[Row], settings: TrainSettings):
+        self.recogniser, self.rows, self.normaliser = recogniser, rows, settings.scored_by()
+        language, texts = recogniser.written_language or common_language(dev_rows), [row.text for row in dev_rows]
+        self.no_words = why_no_words(texts, language)
+        self.chosen_by = scores.choose_by(settings.choose_by, texts, language)
+        self._apply = scores.normaliser(self.normaliser, recogniser.learner.processor.spelling, language)
+
+    def __call__(self) -> dict[str, float]:
+        """Figures named eval_*, of which eval_rank is the one to choose by, the lowest first.
+
+        Each process scores its share of the clips, and all return the figures of the whole. eval_wer is left out where
+        the texts have no words to count.
+        """
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        start_s, process = time.perf_counter(), PartialState()
+        mine = self.rows[process.process_index :: process.num_processes]
+        result = self.recogniser.recognise(mine)
+        apply = self._apply
+        pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
+        totals, counts = zip(*gather_object([self.recogniser.cross_entropy(mine)]), strict=True)
+        loss = sum(totals) / max(sum(counts), 1)
+        rates = {
+            name: 100.0 if figure["value"] is None else figure["value"]
+            for name, figure in error_figures(pairs, self.no_words).items()
+            if name != "wer" or not self.no_words
+        }
+        bounded = min(loss if math.isfinite(loss) else MOST_LOSS, MOST_LOSS)
+        return {
+            # An error rate, and where it ties (often at 0) the loss. A word of a million moves the rate by 1e-4 %, more
+            # than the loss can add.
+            "eval_rank": {**rates, "loss": bounded}[self.chosen_by] + 1e-6 * bounded,
+            **{f"eval_{name}": round(rate, 4) for name, rate in rates.items()},
+            "eval_loss": loss,
+            "eval_clips": len(pairs),
+            "eval_incomplete": sum(gather_object([result.n_incomplete])),
+            "eval_seconds": round(time.perf_counter() - start_s, 3),
+        }
+
+    def card_fields(self, log_history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+        """What the card says of dev: the figures at `step`, each null with its reason where there is none."""
+        found = next((row for row in log_history if row["step"] == step and "eval_cer" in row), {})
+        reasons = {"wer": self.no_words} if self.no_words else {}
+        how = {"normaliser": self.normaliser, "n_clips": len(self.rows)}
+        fields: dict[str, Any] = {"choose_by": self.chosen_by if found else None}
+        for name, unit in (("wer", "%"), ("cer", "%"), ("loss", "nats per token")):
+            value = found.get(f"eval_{name}")
+            fields[f"dev_{name}"] = (
+                missing(reasons.get(name, "this step was not scored"), **how)
+                if value is None
+                else measured(value, unit, **(how if unit == "%" else {"n_clips": len(self.rows)}))
+            )
+        return fields
+
+
+def no_dev() -> dict[str, Any]:
+    """What the card says of dev where none was given."""
+    reason = missing("no dev data was given")
+    return {"choose_by": None, "dev_wer": reason, "dev_cer": reason, "dev_loss": reason}
