@@ -16,6 +16,8 @@ from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_tex
 from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
 
 SCHEMA = "edgeqlora.evaluation/1"
+_MOST_WINDOWS = 3
+"""Places of an utterance that are shown where it differs."""
 
 
 def kind_of(source: str) -> str:
@@ -138,8 +140,10 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         lines += ["", f"  worst of {len(worst)} utterances with errors:"]
         for u in worst[:n_worst]:
             lines.append(f"    {u['errors']} errors  {u['audio']}")
-            lines.append(f"      said {u['reference']!r}")
-            lines.append(f"      got  {u['hypothesis']!r}")
+            for window in u["differences"][:_MOST_WINDOWS]:
+                lines += [f"      said {window['said']}", f"      got  {window['got']}"]
+            if (more := len(u["differences"]) - _MOST_WINDOWS) > 0:
+                lines.append(f"      and {more} more places: pass -o, the texts are in the .jsonl")
     return "\n".join(lines)
 
 
@@ -249,14 +253,16 @@ def _spelling_of(bundle: Any) -> dict[str, str] | None:
 
 
 def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """One dict an utterance, with its own errors under the first normaliser."""
+    """One dict an utterance, with its own errors under the first normaliser, and where they are."""
+    from edgeqlora.evaluation.differences import differences
     from edgeqlora.evaluation.scores import normaliser
     from edgeqlora_jetson.wer import align_counts
 
     apply = normaliser(name, outcome["spelling"])
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
-        substitutions, deletions, insertions, n = align_counts(apply(row.text).split(), apply(text).split())
+        said, got = apply(row.text), apply(text)
+        substitutions, deletions, insertions, n = align_counts(said.split(), got.split())
         found.append(
             {
                 "audio": row.name,
@@ -265,6 +271,7 @@ def _utterances(rows: Sequence[Row], outcome: dict[str, Any], name: str) -> list
                 "errors": substitutions + deletions + insertions,
                 "n_reference": n,
                 "normaliser": name,
+                "differences": differences(said, got),
             }
         )
     return found

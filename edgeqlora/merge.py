@@ -10,7 +10,7 @@ from typing import Any
 from edgeqlora.card import Card, folder_sha256, measured, missing, read_card, verify_parent, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import atomic_folder, sha256_file
+from edgeqlora_jetson.files import atomic_folder, sha256_file, verify_replaceable
 
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
@@ -86,12 +86,16 @@ def merge(
     quantised = card.get("method", "qlora") == "qlora"
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
+    source = dev or (card.get("settings") or {}).get("dev", "")
+    inputs = [adapter, base, source]
+    if output.is_dir():
+        verify_replaceable(output, inputs)
     if candidate == "dequantised" and not quantised:
         raise UserError(
             "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
-    rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
+    rows = _dev_rows(source, needed=len(wanted) > 1, limit=limit)
 
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
@@ -110,7 +114,7 @@ def merge(
             best = (key, name, learner)
     assert best is not None
     _, chosen, learner = best
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite, inputs=inputs) as folder:
         out = Path(folder)
         learner.model.save_pretrained(out)
         learner.processor.save(out)

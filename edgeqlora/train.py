@@ -23,7 +23,7 @@ from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import per_device_batch, training_arguments
-from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
+from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
@@ -36,13 +36,15 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
     """
+    import torch
+
     from edgeqlora.models.family import check_source, load_processor
     from edgeqlora.training.malloc import return_freed_memory
 
-    if settings.low_memory:
+    if settings.low_memory and not torch.cuda.is_available():
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True, markup=False)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -55,7 +57,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     _say_plan(console, settings, data, n_steps, world_size)
 
     from edgeqlora.data.cache import FeatureCache, default_cache_folder
-    from edgeqlora.data.dataset import SpeechDataset, load_recordings
+    from edgeqlora.data.dataset import SpeechDataset
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
 
@@ -63,10 +65,10 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     dataset = SpeechDataset(
         data.rows,
         data.target_ids,
-        FeatureCache(processor, cache_folder),
+        FeatureCache(processor, cache_folder, max_bytes=round(settings.cache_gib * 2**30)),
         augmentation(settings),
-        noises=load_recordings("noise", settings.noise),
-        rooms=load_recordings("room", settings.room),
+        noises=data.noises,
+        rooms=data.rooms,
         seed=settings.seed,
     )
     learner = load_base(settings)
@@ -76,7 +78,8 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     scored = evenly(data.dev_rows, settings.eval_samples)
     run = _Run(settings, data, dataset, recogniser, scored, n_steps, per_device, console)
     if dry_run:
-        return run.estimate()
+        estimate = run.estimate()
+        return estimate if is_first else {}
     resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
     trainer = run.run(partial_folder(output), resume_from, is_first)
     if not is_first:
@@ -272,7 +275,7 @@ def _write_output(
     best_step = int(best.name.rsplit("-", 1)[1])
     wers = {row["step"]: row["eval_wer"] for row in state.log_history if "eval_wer" in row}
     best_wer = wers.get(best_step)
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite, inputs=inputs_of(settings)) as folder:
         out = Path(folder)
         for file in sorted(best.iterdir()):
             if file.name in (

@@ -11,13 +11,15 @@ from rich.console import Console
 from edgeqlora.card import folder_sha256
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
+from edgeqlora.data.dataset import Recordings, load_recordings
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
 from edgeqlora.settings import TrainSettings, parse_windows
-from edgeqlora_jetson.files import sha256_file
+from edgeqlora_jetson.screen import visible
+from edgeqlora.training.partial_run import data_hashes
 
 
 @dataclass
@@ -33,7 +35,9 @@ class Prepared:
     n_cut: int
     padding: dict[str, Any]
     sources: dict[str, Any]
-    """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
+    """sha256 of the base model's files, and those of partial_run.data_hashes."""
+    noises: Recordings
+    rooms: Recordings
 
 
 def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:
@@ -41,7 +45,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     from edgeqlora.data.audio import probe
     from edgeqlora.data.manifest import load_rows
 
-    rows = load_rows(settings.train, limit=settings.limit)
+    every = rows = load_rows(settings.train, limit=settings.limit)
     dev_rows = load_rows(settings.dev) if settings.dev else []
     if not any(row.text.strip() for row in rows):
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
@@ -95,9 +99,9 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         )
     cut = [row for row, ids in zip(rows, texts, strict=True) if len(ids) > room]
     if long:
-        console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {long[0][0].name}")
+        console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {visible(long[0][0].name)}")
     if cut:
-        console.print(f"  {len(cut)} texts cut to {room} tokens, e.g. {cut[0].name}")
+        console.print(f"  {len(cut)} texts cut to {room} tokens, e.g. {visible(cut[0].name)}")
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
@@ -105,10 +109,11 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     }
     base = Path(settings.base_model)
     sources: dict[str, Any] = {"base_model": folder_sha256(base) if base.is_dir() else settings.base_model}
-    for name in ("train", "dev", "noise", "room"):
-        source = getattr(settings, name)
-        sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
-    return Prepared(rows, target_ids, dev_rows, windows, durations, len(long), len(cut), padding, sources)
+    noises, rooms = load_recordings("noise", settings.noise), load_recordings("room", settings.room)
+    sources |= data_hashes(settings, {"train": every, "dev": dev_rows, "noise": noises.rows, "room": rooms.rows})
+    return Prepared(
+        rows, target_ids, dev_rows, windows, durations, len(long), len(cut), padding, sources, noises, rooms
+    )
 
 
 def _verify_writable(rows: list[Row], processor: Processor) -> None:
