@@ -37,7 +37,9 @@ def settings_flags(
                 default=None,
                 annotation=_flag(field, hints[field.name], docs[field.name], panel_of.get(field.name, "More")),
             )
-            for field in sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
+            for field in sorted(
+                fields, key=lambda field: order.index(field.name) if field.name in order else len(order)
+            )
         ]
 
         def run(**given: Any) -> None:
@@ -74,7 +76,8 @@ def _flag(field: dataclasses.Field[Any], hint: Any, doc: str, panel: str) -> Any
     names = [f"--{name}/--no-{name}" if hint is bool else f"--{name}", *field.metadata.get("flags", ())]
     taken = str if hint == list[float] else hint
     option: Any = Annotated[
-        taken if isinstance(taken, types.UnionType) else taken | None, typer.Option(*names, help=doc, rich_help_panel=panel)
+        taken if isinstance(taken, types.UnionType) else taken | None,
+        typer.Option(*names, help=doc, rich_help_panel=panel),
     ]
     return option
 

@@ -84,7 +84,9 @@ class FeatureCache:
     writes itself and looks at the whole folder after every twentieth part of `max_bytes`.
     """
 
-    def __init__(self, extractor: FeatureExtractor, folder: str | Path | None = None, max_bytes: int = 20 << 30) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, folder: str | Path | None = None, max_bytes: int = 20 << 30
+    ) -> None:
         self.extractor = extractor
         self.folder = None if folder is None else Path(folder)
         self.max_bytes = max_bytes

@@ -57,7 +57,12 @@ def run_demo(
     train_data, dev, test = (str(speech / f"{split}.jsonl") for split in ("train", "dev", "test"))
     adapter, merged, bundle = output / "adapter", output / "merged", output / "bundle"
 
-    _step(say, 1, "WER before", command_line("edgeqlora", "evaluate", model, "-d", test, "--window-s", training["window_s"]))
+    _step(
+        say,
+        1,
+        "WER before",
+        command_line("edgeqlora", "evaluate", model, "-d", test, "--window-s", training["window_s"]),
+    )
     before = _evaluate(model, test, output / "before.json", [float(training["window_s"])])
     say(f"  {_wer_line(before)}")
 
@@ -82,7 +87,12 @@ def run_demo(
     chosen = merge(adapter, merged, overwrite=True, say=say)["chosen"]
     say(f"  kept: adapter on the {chosen} base")
 
-    _step(say, 4, "export", command_line("edgeqlora", "export", merged, "--target", "cpu", "-d", test, "--eval-clips", 100, "-o", bundle))
+    _step(
+        say,
+        4,
+        "export",
+        command_line("edgeqlora", "export", merged, "--target", "cpu", "-d", test, "--eval-clips", 100, "-o", bundle),
+    )
     from edgeqlora.export import export
 
     summary = export(str(merged), bundle, target="cpu", data=test, n_eval=100, overwrite=True, say=lambda text: None)

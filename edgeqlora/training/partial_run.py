@@ -93,7 +93,9 @@ def open_partial(settings: TrainSettings, output: Path, sources: dict[str, Any],
             )
         return checkpoint.last_complete(partial)
     if partial.exists() and not (partial / CONFIG).exists() and (not partial.is_dir() or any(partial.iterdir())):
-        raise UserError(f"{partial}, where checkpoints go, holds something else: choose another output, or move it away")
+        raise UserError(
+            f"{partial}, where checkpoints go, holds something else: choose another output, or move it away"
+        )
     try:
         if partial.exists():
             shutil.rmtree(partial)

@@ -18,8 +18,8 @@ from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
 from edgeqlora.settings import TrainSettings, parse_windows
-from edgeqlora_jetson.screen import visible
 from edgeqlora.training.partial_run import data_hashes
+from edgeqlora_jetson.screen import visible
 
 
 @dataclass
