@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def export(
         )
     check_output_folder(output, overwrite, [merged, source, target])
     rows = evenly(load_rows(source), max(n_eval, N_PARITY))
+    check_output_folder(output, overwrite, {os.path.dirname(row.audio) for row in rows})
     clips = [(load_audio(row), row.text) for row in rows]
 
     plain = _plain_profile(profile, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def merge(
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
     rows = _dev_rows(source, needed=len(wanted) > 1, limit=limit)
 
+    if output.is_dir():
+        verify_replaceable(output, {os.path.dirname(row.audio) for row in rows})
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
     best: tuple[tuple[float, float], str, Any] | None = None

@@ -26,7 +26,7 @@ from edgeqlora.training.arguments import per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
-from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
+from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
 from edgeqlora_jetson.machine import measure_peak_rss_mib
 
 
@@ -53,6 +53,8 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     check_source(settings.base_model)
     processor = load_processor(settings.base_model)
     data = prepare(settings, processor, console)
+    if not dry_run and output.is_dir():
+        verify_replaceable(output, data.audio_folders)
     n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
     _say_plan(console, settings, data, n_steps, world_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class Prepared:
     """sha256 of the base model's files, and those of partial_run.data_hashes."""
     noises: Recordings
     rooms: Recordings
+
+    @property
+    def audio_folders(self) -> set[str]:
+        """Folders that the run reads audio from."""
+        rows = (*self.rows, *self.dev_rows, *self.noises.rows, *self.rooms.rows)
+        return {os.path.dirname(row.audio) for row in rows}
 
 
 def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:

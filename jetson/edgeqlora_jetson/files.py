@@ -140,14 +140,20 @@ def verify_replaceable(path: Any, inputs: Iterable[Any] = ()) -> None:
     reads; names that are no path are passed over) nor the current folder, the home folder or the root.
     """
     folder = os.path.realpath(os.fspath(path))
-    places = [("the current folder", os.getcwd()), ("the home folder", os.path.expanduser("~")), ("the root", os.sep)]
-    places += [("what this command reads,", os.fspath(item)) for item in inputs if item and os.path.exists(item)]
+    places = [("the current folder", os.curdir), ("the home folder", os.path.expanduser("~")), ("the root", os.sep)]
+    places += [("what this command reads,", os.fspath(item)) for item in inputs if item]
     for what, place in places:
-        real = os.path.realpath(place)
-        if real == folder or real.startswith(folder.rstrip(os.sep) + os.sep):
-            raise UserError(
-                "{} cannot be replaced: it is or holds {} {}. Choose another output folder".format(path, what, place)
-            )
+        if not os.path.exists(place):
+            continue
+        parent, name = os.path.split(os.path.abspath(place))
+        for real in (
+            os.path.realpath(place),
+            os.path.join(os.path.realpath(parent), name),
+        ):  # a link, and what it means
+            if (real + os.sep).startswith(folder.rstrip(os.sep) + os.sep):
+                raise UserError(
+                    "{} cannot be replaced: it is or holds {} {}. Choose another output folder".format(path, what, real)
+                )
     if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
         raise UserError(
             "{} is not replaced, since edgeqlora did not write it: there is no {} of ours in it. Choose another output "

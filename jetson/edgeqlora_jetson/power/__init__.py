@@ -101,7 +101,7 @@ def is_jetson(root: str = "/") -> bool:
 
 
 def _try_out(source: PowerSource, scope: Scope) -> Optional[str]:
-    """Why a source is to be passed over: its readings do not change although this processor is kept busy beside it.
+    """Why a source is to be passed over: it dies, or its readings do not change although this processor is kept busy.
 
     Takes two readings where they differ, else up to _PROBE_S. Raises UserError where it does not start.
     """
@@ -116,7 +116,7 @@ def _try_out(source: PowerSource, scope: Scope) -> Optional[str]:
                 pass
     finally:
         source.stop()
-    return watch.problem()
+    return source.error or watch.problem()
 
 
 def _open(name: str, table: Optional[RailTable], interval_s: Optional[float], root: str) -> Tuple[PowerSource, Scope]:

@@ -458,6 +458,10 @@ def test_overwrite_replaces_what_we_wrote_and_nothing_else(tiny_model, clips, tm
     data = other_manifest(clips, output / "m.jsonl")
     with pytest.raises(UserError, match=r"it is or holds what this command reads, .*m\.jsonl"):
         train(settings_of(tiny_model, clips, output, train=str(data)), overwrite=True)
+    (output / "clip.wav").write_bytes((clips.parent / "0.wav").read_bytes())
+    outside = other_manifest(clips, tmp_path / "m.jsonl", audio=str(output / "clip.wav"))
+    with pytest.raises(UserError, match="it is or holds what this command reads"):
+        train(settings_of(tiny_model, clips, output, train=str(outside)), overwrite=True)
     partial_folder(output).mkdir()
     (partial_folder(output) / "notes.txt").write_text("mine")
     data.unlink()
