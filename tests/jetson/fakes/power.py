@@ -156,7 +156,7 @@ def run_with(source, table=None, seconds=0.6):
     from edgeqlora_jetson.board.detect import detect_board
     from edgeqlora_jetson.sensors.session import Sensors
 
-    sensors = Sensors(detect_board(boards={}), source, source.resolve_scope(table), [], "/")
+    sensors = Sensors(detect_board(boards={}), source, source.resolve_scope(table), [], "/nowhere")
     sensors.was_named = True
     with sensors:
         sensors.rest(0.1)
