@@ -26,6 +26,7 @@ from edgeqlora_jetson.files import sha256_file, user_cache_folder
 # Raise it whenever the same audio would give other features: decoding, resampling, padding or file format.
 CACHE_SCHEMA = "edgeqlora.mel/1"
 CHECKSUM_BYTES = 4
+_FILE_OVERHEAD_BYTES = 128 + CHECKSUM_BYTES  # numpy's header before the features
 _OURS = re.compile(r"[0-9a-f]{64}\.npy|\.tmp-\w+")
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,10 @@ class FeatureCache:
                 os.utime(path)
             return features
         features = self._compute(row, window_s)
+        if features.nbytes > self.max_bytes:
+            return features
         try:
-            self._make_room(self.folder, features.nbytes)
+            self._make_room(self.folder, features.nbytes + _FILE_OVERHEAD_BYTES)
             write_cached(path, features)
         except OSError as error:
             log.warning(
