@@ -401,7 +401,7 @@ def test_resume_with_other_data_is_refused_by_name(tiny_model, clips, straight, 
 
 
 def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips, tmp_path, monkeypatch):
-    """A powercap tree whose counter of 10 J takes 100 W: it starts again from 0 ten times a second."""
+    """A made-up powercap tree whose counter of 100 J takes 1 J every 5 ms: it starts again from 0 all the time."""
     import threading
 
     from edgeqlora.training import resources
@@ -410,35 +410,47 @@ def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips,
 
     zone = tmp_path / "root/sys/class/powercap/intel-rapl:0"
     zone.mkdir(parents=True)
-    for name, text in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", "10000000")):
+    for name, text in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", "100000000")):
         (zone / name).write_text(text)
-    start_s, ended = time.monotonic(), threading.Event()
+    spent_j, ended = [0], threading.Event()
 
     def spend() -> None:
         while not ended.wait(0.005):
-            (zone / "new").write_text(str(int((time.monotonic() - start_s) * 1e8) % 10_000_000))
+            (zone / "new").write_text(str((spent_j[0] + 1) % 100 * 1_000_000))
             (zone / "new").rename(zone / "energy_uj")
+            spent_j[0] += 1
 
-    thread = threading.Thread(target=spend)
-    thread.start()
-    source = RaplSource(0.02, str(tmp_path / "root"))
-    answer = (source, Scope("cpu_package", source.rails), [])
-    monkeypatch.setattr(resources, "open_power_source", lambda *args, **kwargs: answer)
-    real = train_module._evaluator
-    monkeypatch.setattr(train_module, "_evaluator", lambda *args: slowed(real(*args)))
+    def open_source(*args, **kwargs):
+        source = RaplSource(0.02, str(tmp_path / "root"))
+        thread.start()
+        return source, Scope("cpu_package", source.rails), []
+
+    def read(meter):
+        at_read_j.append(spent_j[0])
+        return real_read(meter)
+
+    thread, at_read_j, real_read = threading.Thread(target=spend), [], resources.EnergyMeter.read
+    monkeypatch.setattr(resources, "open_power_source", open_source)
+    monkeypatch.setattr(resources.EnergyMeter, "read", read)
+    evaluator, in_evaluation_j = train_module._evaluator, []
+    monkeypatch.setattr(
+        train_module, "_evaluator", lambda *args: slowed(evaluator(*args), lambda: in_evaluation_j.append(spent_j[0]))
+    )
     try:
         figure = train(settings_of(tiny_model, clips, tmp_path / "out", steps=2))["figures"]["energy"]
     finally:
         ended.set()
         thread.join()
-    assert figure["duration_s"] > 1.0  # the evaluation alone
-    assert figure["value"] == pytest.approx(100 * figure["duration_s"], rel=0.1)
+    assert in_evaluation_j[1] - in_evaluation_j[0] > 100  # more than once around where no step was taken
+    assert figure["value"] == pytest.approx(at_read_j[0], abs=20)
     assert figure["coverage"] > 0.9
 
 
-def slowed(evaluate):
+def slowed(evaluate, look):
     def evaluate_slowly():
-        time.sleep(1.0)
+        look()
+        time.sleep(1.5)
+        look()
         return evaluate()
 
     return evaluate_slowly
