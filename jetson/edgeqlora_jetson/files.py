@@ -156,7 +156,7 @@ def verify_replaceable(path: Any, inputs: Iterable[Any] = ()) -> None:
                 )
     if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
         raise UserError(
-            "{} is not replaced, since edgeqlora did not write it: there is no {} of ours in it. Choose another output "
+            "{} is not replaced, since this program did not write it: there is no {} of ours in it. Choose another output "
             "folder, or remove this one yourself".format(path, " or ".join(sorted(MARKS)))
         )
 

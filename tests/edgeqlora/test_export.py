@@ -57,6 +57,6 @@ def test_nothing_is_replaced_that_we_did_not_write_or_that_is_read(tiny_model, c
     for output, text in ((".", "it is or holds the current folder"), (str(clips.parent), "what this command reads")):
         assert text in str(CliRunner().invoke(app, [*line, output]).exception)
     monkeypatch.chdir(tmp_path.parent)
-    assert "edgeqlora did not write it" in str(CliRunner().invoke(app, [*line, str(tmp_path)]).exception)
+    assert "this program did not write it" in str(CliRunner().invoke(app, [*line, str(tmp_path)]).exception)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     assert clips.exists()

@@ -123,10 +123,10 @@ def test_atomic_folder_refuses_a_full_folder_before_any_work(tmp_path):
     write_text(target / "mine.txt", "x")
     with pytest.raises(UserError, match="exists and is not empty"), atomic_folder(target):
         pytest.fail("the block must not run")
-    with pytest.raises(UserError, match="edgeqlora did not write it"), atomic_folder(target, overwrite=True):
+    with pytest.raises(UserError, match="this program did not write it"), atomic_folder(target, overwrite=True):
         pytest.fail("the block must not run")
     write_json(target / "card.json", {"schema": "others/1"})
-    with pytest.raises(UserError, match="edgeqlora did not write it: there is no card"):
+    with pytest.raises(UserError, match="this program did not write it: there is no card"):
         verify_replaceable(target)
     write_json(target / "card.json", {"schema": "edgeqlora.card/1"})
     with atomic_folder(target, overwrite=True) as folder:

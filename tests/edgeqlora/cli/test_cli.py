@@ -268,7 +268,7 @@ def test_a_demo_of_an_unknown_model_names_those_that_are_there(tmp_path):
 def test_a_demo_does_not_write_into_a_folder_of_others(tmp_path):
     (tmp_path / "report.json").write_text("mine")
     done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--overwrite"])
-    assert "edgeqlora did not write it" in str(done.exception)
+    assert "this program did not write it" in str(done.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 

@@ -460,7 +460,7 @@ def test_overwrite_replaces_what_we_wrote_and_nothing_else(tiny_model, clips, tm
     output = tmp_path / "out"
     output.mkdir()
     (output / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="edgeqlora did not write it"):
+    with pytest.raises(UserError, match="this program did not write it"):
         train(settings_of(tiny_model, clips, output), overwrite=True)
     (output / "card.json").write_text('{"schema": "edgeqlora.card/1"}')
     monkeypatch.chdir(output)
