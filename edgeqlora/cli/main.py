@@ -301,7 +301,7 @@ def cache(
     show(f"folder   {folder}\nsize     {size}")
     if clear:
         remove_entries(entries)
-        done(f"{size} removed from {folder}", "edgeqlora train computes the features again")
+        done(f"{size} removed from {folder}", "nothing to do, training computes features again")
     else:
         done("nothing written", command_line("edgeqlora", "cache", "--cache", folder, "--clear"))
 

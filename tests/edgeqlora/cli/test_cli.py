@@ -111,7 +111,11 @@ print(len(calls), [name for name in ("torch", "transformers", "peft", "onnxrunti
 
 
 def test_the_flags_of_train_are_in_panels_with_their_defaults():
-    text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "600", "TERMINAL_WIDTH": "600", "NO_COLOR": "1"}).output
+    text = (
+        CliRunner()
+        .invoke(app, ["train", "--help"], env={"COLUMNS": "600", "TERMINAL_WIDTH": "600", "NO_COLOR": "1"})
+        .output
+    )
     fields = {field.name for field in dataclasses.fields(TrainSettings)}
     for panel, names in PANELS.items():
         assert f" {panel} " in text
