@@ -20,6 +20,8 @@ from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import COUNTED, align_counts, items
 
 SCHEMA = "edgeqlora.evaluation/1"
+_MOST_WINDOWS = 3
+"""Places of an utterance that are shown where it differs."""
 
 
 def kind_of(source: str) -> str:
@@ -155,8 +157,10 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         lines += ["", f"  worst of {len(worst)} utterances with errors:"]
         for u in worst[:n_worst]:
             lines.append(f"    {u['errors']} errors  {u['audio']}")
-            lines.append(f"      said {u['reference']!r}")
-            lines.append(f"      got  {u['hypothesis']!r}")
+            for window in u["differences"][:_MOST_WINDOWS]:
+                lines += [f"      said {window['said']}", f"      got  {window['got']}"]
+            if (more := len(u["differences"]) - _MOST_WINDOWS) > 0:
+                lines.append(f"      and {more} more places: pass -o, the texts are in the .jsonl")
     return "\n".join(lines)
 
 
@@ -276,13 +280,15 @@ def _utterances(
     rows: Sequence[Row], outcome: dict[str, Any], name: str, language: str | None, leading: str
 ) -> list[dict[str, Any]]:
     """One dict an utterance, with its own errors (of words, or of characters where CER leads) under one normaliser."""
+    from edgeqlora.evaluation.differences import differences
     from edgeqlora.evaluation.scores import normaliser
 
     apply = normaliser(name, outcome["spelling"], language)
     unit = "word" if leading == "wer" else "letter"
     found = []
     for row, text in zip(rows, outcome["texts"], strict=True):
-        substitutions, deletions, insertions, n = align_counts(items(apply(row.text), unit), items(apply(text), unit))
+        said, got = apply(row.text), apply(text)
+        substitutions, deletions, insertions, n = align_counts(items(said, unit), items(got, unit))
         found.append(
             {
                 "audio": row.name,
@@ -292,6 +298,7 @@ def _utterances(
                 "n_reference": n,
                 "counted": COUNTED[unit],
                 "normaliser": name,
+                "differences": differences(said, got, unit == "letter"),
             }
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgeqlora.card import dev_data, folder_sha256, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.settings import parse_windows
+from edgeqlora_jetson.files import check_output_folder
+from edgeqlora_jetson.screen import command_line
 
 if TYPE_CHECKING:
     from edgeqlora.profiles.load import Profile
@@ -46,7 +49,7 @@ def export(
     profile = load_profile(target, jetpack)
     check_source(merged)
     if (Path(merged) / "adapter_config.json").is_file():
-        raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {merged} -o merged)")
+        raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged)")
     card = read_card(Path(merged)) or {}
     windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [30.0]
     if max(windows_s) > profile.max_window_s:
@@ -62,7 +65,9 @@ def export(
             "export proves the graphs on real clips, and there are none"
             f"{f' ({data} is not here)' if data else ''}: pass --data with a manifest or folder"
         )
+    check_output_folder(output, overwrite, [merged, data, target])
     rows = evenly(load_for(role, data, split), max(n_eval, N_PARITY))
+    check_output_folder(output, overwrite, {os.path.dirname(row.audio) for row in rows})
     clips = [(load_audio(row), row.text) for row in rows]
 
     plain = _plain_profile(profile, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, rea
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import atomic_folder, sha256_file
+from edgeqlora_jetson.files import atomic_folder, sha256_file, verify_replaceable
 from edgeqlora_jetson.text import written_language
 
 CANDIDATES = ("dequantised", "original")
@@ -91,20 +92,25 @@ def merge(
     quantised = card.get("method", "qlora") == "qlora"
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
+    if not dev:
+        dev, of_training = dev_data(card)
+        dev_split = dev_split or of_training
+    inputs = [adapter, base, dev]
+    if output.is_dir():
+        verify_replaceable(output, inputs)
     if candidate == "dequantised" and not quantised:
         raise UserError(
             "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
-    if not dev:
-        dev, of_training = dev_data(card)
-        dev_split = dev_split or of_training
     rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
     trained = card.get("settings") or {}
     language = written_language(card.get("language"), card.get("task")) or common_language(rows)
     asked = choose_by or trained.get("choose_by", "auto")
     chosen_by = scores.choose_by(asked, [row.text for row in rows], language)
 
+    if output.is_dir():
+        verify_replaceable(output, {os.path.dirname(row.audio) for row in rows})
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
     best: tuple[tuple[float, float], str, Any] | None = None
@@ -119,7 +125,7 @@ def merge(
             best = (key, name, learner)
     assert best is not None
     _, chosen, learner = best
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite, inputs=inputs) as folder:
         out = Path(folder)
         learner.model.save_pretrained(out)
         learner.processor.save(out)

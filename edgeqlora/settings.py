@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,8 @@ class TrainSettings:
     """Share of the clips that are put into a room."""
     cache: str = "auto"
     """Folder for cached features; auto: the user's cache folder; none: off."""
+    cache_gib: float = _setting(20.0, 0.01, 1e6)
+    """Most GiB of cached features; beyond it those not used for longest go first."""
     workers: int = _setting(0, 0, 256)
     """Data loader processes."""
     limit: int | None = _setting(None, 1, 10**9)
@@ -143,9 +146,44 @@ class TrainSettings:
 
 _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
+PANELS: dict[str, tuple[str, ...]] = {
+    "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
+    "Adapter": ("method", "ranks", "lora_alpha", "lora_dropout"),
+    "Length and optimiser": (
+        "steps",
+        "epochs",
+        "batch_size",
+        "gradient_accumulation",
+        "learning_rate",
+        "optimizer",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+    ),
+    "Windows and labels": ("window_s", "long_clips", "max_label_tokens"),
+    "Evaluation": ("eval_every", "eval_samples", "patience", "normaliser", "report_to"),
+    "Memory and speed": ("precision", "gradient_checkpointing", "low_memory", "cache", "cache_gib", "workers"),
+    "Augmentation": (
+        "spec_augment",
+        "speed_perturb",
+        "noise",
+        "noise_snr_db",
+        "noise_probability",
+        "room",
+        "room_probability",
+    ),
+}
+"""Fields by the panel of `train --help` that shows them."""
+
+_PATHS = ("base_model", "train", "dev", "output", "noise", "room", "ranks", "cache")
+
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Fields given in a TOML file; unknown names are an error that suggests the nearest known one."""
+    """Fields given in a TOML file; unknown names are an error that suggests the nearest known one.
+
+    A relative path means the file's own folder, also where nothing is there yet.
+    """
     import sys
 
     if sys.version_info >= (3, 11):
@@ -166,11 +204,19 @@ def read_settings(path: Path) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
             raise UserError(f"{path}: unknown setting {name!r}; {hint}")
     folder = Path(path).resolve().parent
-    for name in ("base_model", "train", "dev", "output", "noise", "room", "ranks"):
-        value = given.get(name)
-        if isinstance(value, str) and value and not value.startswith("hf:") and (folder / value).exists():
-            given[name] = str(folder / value)  # paths in a config file are relative to the file
-    return given
+    return {name: _in_folder(name, value, folder) for name, value in given.items()}
+
+
+def _in_folder(name: str, value: Any, folder: Path) -> Any:
+    """A setting with the path in it, if it is one, taken from `folder`."""
+    if name not in _PATHS or not isinstance(value, str) or not value or value.startswith("hf:"):
+        return value
+    if (name == "ranks" and value.startswith("uniform:")) or (name == "cache" and value in ("auto", "none")):
+        return value
+    path = os.path.normpath(folder / os.path.expanduser(value))
+    if name == "base_model" and not os.path.exists(path) and value[0] not in "./~":
+        return value  # a name on the hub
+    return path
 
 
 def make_settings(given: dict[str, Any]) -> TrainSettings:
@@ -228,11 +274,11 @@ def parse_windows(text: str) -> list[float] | None:
 
 
 def write_settings(settings: TrainSettings, path: Path) -> None:
-    """Write the settings as TOML, None and empty values left out, each with its docstring's order of fields."""
+    """Write the settings as TOML, None and empty values left out, in order of the fields; paths are absolute."""
     import tomli_w
 
     given = {
-        name: value
+        name: _in_folder(name, value, Path.cwd())
         for name in _FIELDS
         if (value := getattr(settings, name)) is not None and value != "" and value != []
     }

@@ -22,10 +22,10 @@ from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import per_device_batch, training_arguments
 from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
-from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
+from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
-from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
+from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
 from edgeqlora_jetson.machine import measure_peak_rss_mib
 
 
@@ -35,13 +35,15 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
     """
+    import torch
+
     from edgeqlora.models.family import check_source, load_processor
     from edgeqlora.training.malloc import return_freed_memory
 
-    if settings.low_memory:
+    if settings.low_memory and not torch.cuda.is_available():
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True, markup=False)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -50,11 +52,13 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     check_source(settings.base_model)
     processor = load_processor(settings.base_model)
     data = prepare(settings, processor, console)
+    if not dry_run and output.is_dir():
+        verify_replaceable(output, data.audio_folders)
     n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
     _say_plan(console, settings, data, n_steps, world_size)
 
     from edgeqlora.data.cache import FeatureCache, default_cache_folder
-    from edgeqlora.data.dataset import SpeechDataset, load_recordings
+    from edgeqlora.data.dataset import SpeechDataset
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
 
@@ -63,10 +67,10 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     dataset = SpeechDataset(
         data.rows,
         data.target_ids,
-        FeatureCache(processor, cache_folder),
+        FeatureCache(processor, cache_folder, max_bytes=round(settings.cache_gib * 2**30)),
         augmentation(settings),
-        noises=load_recordings("noise", settings.noise),
-        rooms=load_recordings("room", settings.room),
+        noises=data.noises,
+        rooms=data.rooms,
         seed=settings.seed,
     )
     learner = load_base(settings)
@@ -77,7 +81,8 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     dev_score = DevScore(recogniser, data.dev_rows, scored, settings) if scored else None
     run = _Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console)
     if dry_run:
-        return run.estimate()
+        estimate = run.estimate()
+        return estimate if is_first else {}
     resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
     trainer = run.run(partial_folder(output), resume_from, is_first)
     if not is_first:
@@ -240,7 +245,7 @@ def _write_output(
     )
     assert best is not None, "a finished run has a checkpoint"
     best_step = int(best.name.rsplit("-", 1)[1])
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite, inputs=inputs_of(settings)) as folder:
         out = Path(folder)
         for file in sorted(best.iterdir()):
             if file.name in (

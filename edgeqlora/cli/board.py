@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeqlora.cli.messages import done, say
+from edgeqlora.cli.messages import done, say, show
 from edgeqlora.errors import UserError
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -56,7 +56,7 @@ def bench(context: typer.Context) -> None:
         before=[["build", *building]] if ssh.build else [],
         say=say,
     )
-    typer.echo(format_comparison(results))
+    show(format_comparison(results))
     n_good = sum(result.ok for result in results)
     done(f"{n_good} of {len(results)} reports in {folder} are good", "the same command again resumes what failed")
     if n_good < len(results):
@@ -84,7 +84,7 @@ def doctor(
 
     opened = Bundle.load(bundle) if bundle is not None else None
     findings = examine(opened) if detect_board().is_jetson else examine_workstation(opened)
-    typer.echo(format_findings(findings))
+    show(format_findings(findings))
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
 

@@ -15,12 +15,16 @@ import typer
 from edgeqlora.errors import UserError
 
 
-def settings_flags(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def settings_flags(
+    settings: type, panels: dict[str, tuple[str, ...]]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each field of `settings`; the command gets those that were given as a dict, first.
 
     A field's docstring is the flag's help; metadata `flags` are more names for it. Lists of numbers are given as
-    0.9,1.1; lists of texts by repeating the flag.
+    0.9,1.1; lists of texts by repeating the flag. panels: fields by the panel of the help that shows them; others follow.
     """
+    panel_of = {name: panel for panel, names in panels.items() for name in names}
+    order = list(panel_of)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints, docs = typing.get_type_hints(settings), field_docs(settings)
@@ -31,9 +35,11 @@ def settings_flags(settings: type) -> Callable[[Callable[..., None]], Callable[.
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=_flag(field, hints[field.name], docs[field.name]),
+                annotation=_flag(field, hints[field.name], docs[field.name], panel_of.get(field.name, "More")),
             )
-            for field in fields
+            for field in sorted(
+                fields, key=lambda field: order.index(field.name) if field.name in order else len(order)
+            )
         ]
 
         def run(**given: Any) -> None:
@@ -60,16 +66,18 @@ def field_docs(settings: type) -> dict[str, str]:
     return docs
 
 
-def _flag(field: dataclasses.Field[Any], hint: Any, doc: str) -> Any:
+def _flag(field: dataclasses.Field[Any], hint: Any, doc: str, panel: str) -> Any:
     default = field.default_factory() if callable(field.default_factory) else field.default
-    if default not in (None, "", []) and default is not False:
-        shown = ",".join(map(str, default)) if isinstance(default, list) else default
-        doc += f" Default: {'yes' if shown is True else shown}."
+    if isinstance(default, bool):
+        doc += f" Default: {'yes' if default else 'no'}."
+    elif default not in (None, "", []):
+        doc += f" Default: {','.join(map(str, default)) if isinstance(default, list) else default}."
     name = field.name.replace("_", "-")
     names = [f"--{name}/--no-{name}" if hint is bool else f"--{name}", *field.metadata.get("flags", ())]
     taken = str if hint == list[float] else hint
     option: Any = Annotated[
-        taken if isinstance(taken, types.UnionType) else taken | None, typer.Option(*names, help=doc)
+        taken if isinstance(taken, types.UnionType) else taken | None,
+        typer.Option(*names, help=doc, rich_help_panel=panel),
     ]
     return option
 

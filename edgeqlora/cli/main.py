@@ -10,9 +10,18 @@ import typer
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
 from edgeqlora.cli.flags import settings_flags
-from edgeqlora.cli.messages import done, say
+from edgeqlora.cli.messages import done, say, show
 from edgeqlora.errors import UserError
-from edgeqlora.settings import NORMALISERS, TrainSettings, make_settings, parse_windows, read_settings, write_settings
+from edgeqlora.settings import (
+    NORMALISERS,
+    PANELS,
+    TrainSettings,
+    make_settings,
+    parse_windows,
+    read_settings,
+    write_settings,
+)
+from edgeqlora_jetson.screen import command_line
 
 app = typer.Typer(
     name="edgeqlora",
@@ -41,7 +50,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-@settings_flags(TrainSettings)
+@settings_flags(TrainSettings, PANELS)
 def train(
     flags: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
@@ -59,8 +68,12 @@ def train(
     settings = make_settings(given)
     if save_config is not None:
         write_settings(settings, save_config)
-        done(f"settings written to {save_config}", f"edgeqlora train --config {save_config}")
+        done(f"settings written to {save_config}", command_line("edgeqlora", "train", "--config", save_config))
         return
+    if overwrite and config is not None and Path(settings.output).is_dir():
+        from edgeqlora_jetson.files import verify_replaceable
+
+        verify_replaceable(settings.output, [config])
     from edgeqlora.train import train as run
 
     card = run(settings, resume=resume, dry_run=dry_run, overwrite=overwrite)
@@ -80,9 +93,9 @@ def train(
         + f", peak memory {(card['figures']['peak_rss']['value'] or 0) / 1024:.2f} GiB{best}"
     )
     if settings.method == "full":
-        done(f"model in {settings.output}", f"edgeqlora export {settings.output} --target cpu -o bundle")
+        done(f"model in {settings.output}", _export_command(settings.output))
     else:
-        done(f"adapter in {settings.output}", f"edgeqlora merge {settings.output} -o merged")
+        done(f"adapter in {settings.output}", command_line("edgeqlora", "merge", settings.output, "-o", "merged"))
 
 
 @app.command()
@@ -122,11 +135,11 @@ def evaluate(
             output=output,
             progress=progress,
         )
-    typer.echo(format_evaluation(report, worst))
+    show(format_evaluation(report, worst))
     following = {
-        "adapter": f"edgeqlora merge {source} -o merged",
-        "model": f"edgeqlora export {source} --target cpu -o bundle",
-        "bundle": f"edgeqlora bench {source}",
+        "adapter": command_line("edgeqlora", "merge", source, "-o", "merged"),
+        "model": _export_command(source),
+        "bundle": command_line("edgeqlora", "bench", source),
     }[report["kind"]]
     written = (
         f"report in {output}, utterances in {output.with_suffix('.jsonl')}" if output else "nothing written (pass -o)"
@@ -165,7 +178,7 @@ def merge(
         overwrite=overwrite,
         say=say,
     )
-    done(f"merged model ({card['chosen']} base) in {output}", f"edgeqlora export {output} --target cpu -o bundle")
+    done(f"merged model ({card['chosen']} base) in {output}", _export_command(output))
 
 
 @app.command()
@@ -206,7 +219,7 @@ def export(
         say=say,
     )
     say(f"{len(summary['gates'])} gates passed, {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']:.0f} s")
-    done(f"bundle in {output}", f"edgeqlora bench {output}")
+    done(f"bundle in {output}", command_line("edgeqlora", "bench", output))
 
 
 @data_app.command("check")
@@ -238,17 +251,21 @@ def data_check(
             chosen={"train": split, "dev": dev_split, "test": test_split},
             language=language,
         )
-    typer.echo(format_report(report))
+    show(format_report(report))
     if output is not None:
         from edgeqlora_jetson.files import write_json
 
         write_json(output, report.to_json())
-    model = base_model or "MODEL"
-    following = f"--train {train_data or data or 'TRAIN'}" + (f" --split {split}" if split else "")
-    following += (f" --dev {dev}" if dev else "") + (f" --dev-split {dev_split}" if dev_split else "")
+    words = ["edgeqlora", "train", "-m", base_model or "MODEL", "--train", train_data or data or "TRAIN"]
+    words += [
+        part
+        for flag, value in (("--split", split), ("--dev", dev), ("--dev-split", dev_split))
+        if value
+        for part in (flag, value)
+    ]
     done(
         f"report in {output}" if output else "nothing written (pass -o)",
-        f"edgeqlora train -m {model} {following} -o adapter --dry-run",
+        command_line(*words, "-o", "adapter", "--dry-run"),
     )
     if report.n_errors:
         raise typer.Exit(1)
@@ -260,7 +277,7 @@ def profiles_list() -> None:
     from edgeqlora.profiles.load import list_profiles, load_profile
     from edgeqlora.profiles.text import format_profiles
 
-    typer.echo(format_profiles(load_profile(name) for name in list_profiles()))
+    show(format_profiles(load_profile(name) for name in list_profiles()))
     done("nothing written", "edgeqlora profiles show NAME")
 
 
@@ -272,7 +289,7 @@ def profiles_check(
     from edgeqlora.profiles.check import run_checks
 
     text, is_good = run_checks(profiles or [])
-    typer.echo(text)
+    show(text)
     done("nothing written", "edgeqlora profiles show NAME")
     if not is_good:
         raise typer.Exit(1)
@@ -291,13 +308,32 @@ def profiles_show(
 
     if toml:
         typer.echo(profile_toml(name, new_name), nl=False)
-        done("nothing written", f"edgeqlora profiles check {new_name or 'MINE'}.toml")
+        done("nothing written", command_line("edgeqlora", "profiles", "check", f"{new_name or 'MINE'}.toml"))
         return
     if new_name is not None:
         raise UserError(f"--name {new_name} renames the file that --toml prints: add --toml")
 
-    typer.echo(format_profile(load_profile(name, jetpack)))
-    done("nothing written", f"edgeqlora export MERGED --target {name} -o bundle")
+    show(format_profile(load_profile(name, jetpack)))
+    done("nothing written", command_line("edgeqlora", "export", "MERGED", "--target", name, "-o", "bundle"))
+
+
+@app.command()
+def cache(
+    folder: Annotated[Path | None, typer.Option("--cache", help="Folder; default: the one of the user.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all features in it.")] = False,
+) -> None:
+    """The cached features of training: where, how many, how much; --clear removes them."""
+    from edgeqlora.data.cache import default_cache_folder, entries_of, remove_entries
+
+    folder = folder or default_cache_folder()
+    entries = list(entries_of(folder))
+    size = f"{len(entries):,} entries, {sum(entry.n_bytes for entry in entries) / 2**20:,.1f} MiB"
+    show(f"folder   {folder}\nsize     {size}")
+    if clear:
+        remove_entries(entries)
+        done(f"{size} removed from {folder}", "nothing to do, training computes features again")
+    else:
+        done("nothing written", command_line("edgeqlora", "cache", "--cache", folder, "--clear"))
 
 
 cli_board.register(app)
@@ -315,7 +351,7 @@ def demo(
     run_demo(output, model, overwrite=overwrite, say=say)
     done(
         f"adapter, merged model, bundle and reports in {output}",
-        f"copy {output}/bundle to a board and run python3 edgeqlora-jetson.pyz bench in it",
+        f"copy {command_line(output / 'bundle')} to a board and run python3 edgeqlora-jetson.pyz bench in it",
     )
 
 
@@ -344,8 +380,12 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     rank = int(os.environ.get("RANK", "0"))
     typer.secho("error: " if rank == 0 else f"error (process {rank}): ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    say(message)
     sys.exit(code)
+
+
+def _export_command(model: object) -> str:
+    return command_line("edgeqlora", "export", model, "--target", "cpu", "-o", "bundle")
 
 
 def _progress(title: str) -> Any:

@@ -5,14 +5,21 @@ import os
 
 import typer
 
+from edgeqlora_jetson.screen import visible
+
 
 def say(message: str) -> None:
     """A line for the user; stdout is kept for results."""
-    typer.echo(message, err=True)
+    typer.echo(visible(message), err=True)
+
+
+def show(result: str) -> None:
+    """A result on stdout; names and texts of files in it cannot steer the terminal."""
+    typer.echo(visible(result))
 
 
 def done(wrote: str, following: str) -> None:
-    """The last line of every command."""
+    """The last line of every command; following: a command of screen.command_line, or what to do in words."""
     say(f"Done: {wrote}. Next: {following}")
 
 

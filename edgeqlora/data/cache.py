@@ -6,10 +6,14 @@ import hashlib
 import io
 import logging
 import os
+import re
 import tempfile
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +21,45 @@ import numpy.typing as npt
 from edgeqlora.data.audio import load_audio, probe
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import sha256_file
+from edgeqlora_jetson.files import sha256_file, user_cache_folder
 
 # Raise it whenever the same audio would give other features: decoding, resampling, padding or file format.
 CACHE_SCHEMA = "edgeqlora.mel/2"
 CHECKSUM_BYTES = 4
+_FILE_OVERHEAD_BYTES = 128 + CHECKSUM_BYTES  # numpy's header before the features
+_OURS = re.compile(r"[0-9a-f]{64}\.npy|\.tmp-\w+")
 
 log = logging.getLogger(__name__)
 
 
 def default_cache_folder() -> Path:
     """`$XDG_CACHE_HOME/edgeqlora/features`, or the same below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path here.
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "edgeqlora" / "features"
+    return Path(user_cache_folder("features"))
+
+
+class Entry(NamedTuple):
+    """A file of features in a cache."""
+
+    path: Path
+    n_bytes: int
+    used_ns: int
+    """When it was written or last read."""
+
+
+def entries_of(folder: Path) -> Iterator[Entry]:
+    """The features in a cache folder, and what interrupted writes left there; other files are not ours."""
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        if _OURS.fullmatch(path.name):
+            with suppress(OSError):  # another process may have removed it
+                status = path.stat()
+                yield Entry(path, status.st_size, status.st_mtime_ns)
+
+
+def remove_entries(entries: Iterable[Entry]) -> None:
+    """Remove files of features; those that are gone already do no harm."""
+    for entry in entries:
+        with suppress(OSError):
+            entry.path.unlink()
 
 
 class FeatureExtractor(Protocol):
@@ -52,11 +80,19 @@ class FeatureCache:
     The key is the sha256 of the audio bytes, the cut, the extractor's settings, the window and the cache
     schema, so that a changed file is never served old features. A damaged cache file is computed again; a
     folder that cannot be written (disk full, no permission) is given up with one warning.
+
+    Beyond `max_bytes` the features not used for longest go first. Each data loader process counts what it
+    writes itself and looks at the whole folder after every twentieth part of `max_bytes`.
     """
 
-    def __init__(self, extractor: FeatureExtractor, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, folder: str | Path | None = None, max_bytes: int = 20 << 30
+    ) -> None:
         self.extractor = extractor
         self.folder = None if folder is None else Path(folder)
+        self.max_bytes = max_bytes
+        self._room_bytes = 0
+        """What may be written before the folder is looked at again."""
         self.n_read = 0
         """Features served from disk."""
         self.n_computed = 0
@@ -77,9 +113,14 @@ class FeatureCache:
         features = read_cached(path, shape)
         if features is not None:
             self.n_read += 1
+            with suppress(OSError):  # a cache that others may only read
+                os.utime(path)
             return features
         features = self._compute(row, window_s)
+        if features.nbytes > self.max_bytes:
+            return features
         try:
+            self._make_room(self.folder, features.nbytes + _FILE_OVERHEAD_BYTES)
             write_cached(path, features)
         except OSError as error:
             log.warning(
@@ -122,6 +163,16 @@ class FeatureCache:
         if stamp not in self._hashes:
             self._hashes[stamp] = sha256_file(row.audio)
         return self._hashes[stamp]
+
+    def _make_room(self, folder: Path, n_bytes: int) -> None:
+        if n_bytes > self._room_bytes:
+            oldest = sorted(entries_of(folder), key=lambda entry: entry.used_ns)
+            step = max(self.max_bytes // 20, n_bytes)
+            excess = sum(entry.n_bytes for entry in oldest) + step - self.max_bytes
+            sums = accumulate((entry.n_bytes for entry in oldest), initial=0)
+            remove_entries(entry for entry, before in zip(oldest, sums, strict=False) if before < excess)
+            self._room_bytes = step
+        self._room_bytes -= n_bytes
 
     def _compute(self, row: Row, window_s: float) -> npt.NDArray[np.float32]:
         self.n_computed += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
+from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio, probe
 from edgeqlora.data.augment import AugmentConfig, augment_audio, augment_mel
 from edgeqlora.data.batching import SampleKey
 from edgeqlora.data.cache import FeatureCache
@@ -30,7 +31,7 @@ class SpeechDataset:
     ):
         """rows and target_ids (text ids + eos) belong together; noises, rooms: float32 arrays of shape (n_samples,)."""
         self.rows, self.target_ids, self.cache = rows, target_ids, cache
-        self.augment, self.noises, self.rooms, self.seed = augment, list(noises), list(rooms), seed
+        self.augment, self.noises, self.rooms, self.seed = augment, noises, rooms, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,13 +59,35 @@ class SpeechDataset:
         return {"features": features, "n_valid": n_valid, "target_ids": self.target_ids[key.row]}
 
 
-def load_recordings(setting: str, source: str) -> list[np.ndarray]:
-    """Recordings of a manifest or a folder of audio files, each float32 (n_samples,) at 16 kHz; none for "".
+class Recordings(Sequence[np.ndarray]):
+    """Noise or rooms as float32 arrays of shape (n_samples,) at 16 kHz, read when they are drawn; the last few are kept."""
 
-    setting: its name, for the message. Raises UserError for a folder without audio files.
+    KEPT = 8
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = rows
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in self._kept:
+            self._kept[index] = load_audio(self.rows[index])
+        self._kept.move_to_end(index)
+        if len(self._kept) > self.KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[index]
+
+
+def load_recordings(setting: str, source: str) -> Recordings:
+    """Recordings of a manifest or a folder of audio files; none for "".
+
+    setting: its name, for the message. Raises UserError for a folder without audio files, and for a file whose header
+    cannot be read.
     """
     if not source:
-        return []
+        return Recordings([])
     from edgeqlora.data.manifest import load_rows
     from edgeqlora.errors import UserError
 
@@ -75,5 +98,9 @@ def load_recordings(setting: str, source: str) -> list[np.ndarray]:
             raise UserError(
                 f"{setting}={source!r}: no wav, flac, ogg or mp3 file in this folder; give another one, or a manifest"
             )
-        return [load_audio(file) for file in files]
-    return [load_audio(row) for row in load_rows(source)]
+        rows = [Row(audio=str(file), text="") for file in files]
+    else:
+        rows = load_rows(source)
+    for row in rows:
+        probe(row)
+    return Recordings(rows)

@@ -11,8 +11,11 @@ from typing import Any
 
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import write_json
+from edgeqlora_jetson.files import check_output_folder, write_json
 from edgeqlora_jetson.pyz import PYZ_NAME
+from edgeqlora_jetson.screen import command_line
+
+SCHEMA, SUMMARY = "edgeqlora.demo/1", "summary.json"
 
 TRAINING: dict[str, dict[str, Any]] = {
     "whisper": {"steps": 240, "ranks": "uniform:8", "eval_every": 80},
@@ -42,9 +45,10 @@ def run_demo(
     """
     if name not in TRAINING:
         raise UserError(f"--model {name}: allowed is {' or '.join(TRAINING)}")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise UserError(f"{output} exists and is not empty: pass --overwrite, or -o with another folder")
-    output.mkdir(parents=True, exist_ok=True)
+    if not output.is_dir() or any(output.iterdir()):
+        check_output_folder(output, overwrite)
+    # The mark by which a later --overwrite knows the folder as a demo's.
+    write_json(output / SUMMARY, {"schema": SCHEMA, "is_complete": False})
     start_s = time.monotonic()
     say(
         f"EdgeQLoRA demo: a tiny {name} model, pre-trained on some synthetic voices, learns other voices and noise.\n"
@@ -55,12 +59,18 @@ def run_demo(
     train_data, dev, test = (str(speech / f"{split}.jsonl") for split in ("train", "dev", "test"))
     adapter, merged, bundle = output / "adapter", output / "merged", output / "bundle"
 
-    _step(say, 1, "WER before", f"edgeqlora evaluate {model} -d {test} --window-s {training['window_s']}")
+    _step(
+        say,
+        1,
+        "WER before",
+        command_line("edgeqlora", "evaluate", model, "-d", test, "--window-s", training["window_s"]),
+    )
     before = _evaluate(model, test, output / "before.json", [float(training["window_s"])])
     say(f"  {_wer_line(before)}")
 
     flags = " ".join(f"--no-{_flag(k)}" if v is False else f"--{_flag(k)} {v}" for k, v in training.items())
-    _step(say, 2, "train", f"edgeqlora train -m {model} --train {train_data} --dev {dev} -o {adapter} {flags}")
+    command = command_line("edgeqlora", "train", "-m", model, "--train", train_data, "--dev", dev, "-o", adapter)
+    _step(say, 2, "train", f"{command} {flags}")
     from edgeqlora.settings import make_settings
     from edgeqlora.train import train
 
@@ -73,34 +83,41 @@ def run_demo(
         f"{(figures['peak_rss']['value'] or 0) / 1024:.2f} GiB"
     )
 
-    _step(say, 3, "merge", f"edgeqlora merge {adapter} -o {merged}")
+    _step(say, 3, "merge", command_line("edgeqlora", "merge", adapter, "-o", merged))
     from edgeqlora.merge import merge
 
     chosen = merge(adapter, merged, overwrite=True, say=say)["chosen"]
     say(f"  kept: adapter on the {chosen} base")
 
-    _step(say, 4, "export", f"edgeqlora export {merged} --target cpu -d {test} --eval-clips 100 -o {bundle}")
+    _step(
+        say,
+        4,
+        "export",
+        command_line("edgeqlora", "export", merged, "--target", "cpu", "-d", test, "--eval-clips", 100, "-o", bundle),
+    )
     from edgeqlora.export import export
 
     summary = export(str(merged), bundle, target="cpu", data=test, n_eval=100, overwrite=True, say=lambda text: None)
     for gate in summary["gates"]:
         say(f"  gate {gate['name']}: {gate['measured']:.2g} (limit {gate['limit']:.2g})")
 
-    _step(say, 5, "WER after, with the bundle's own runner", f"edgeqlora evaluate {bundle} -d {test}")
+    _step(say, 5, "WER after, with the bundle's own runner", command_line("edgeqlora", "evaluate", bundle, "-d", test))
     after = _evaluate(str(bundle), test, output / "after.json", None)
     say(f"  {_wer_line(after)}")
 
-    _step(say, 6, "bench", f"python {bundle / PYZ_NAME} bench --repeats 2 --output {output / 'report.json'}")
+    words = ["bench", "--repeats", "2", "--output", str(output / "report.json")]
+    _step(say, 6, "bench", command_line("python", bundle / PYZ_NAME, *words))
     # As on the board: the runner in the bundle, in a process of its own (its memory is then its own, too).
-    pyz = [sys.executable, str(bundle / PYZ_NAME), "bench", "--repeats", "2", "--output", str(output / "report.json")]
-    if subprocess.run(pyz, check=False).returncode:
+    if subprocess.run([sys.executable, str(bundle / PYZ_NAME), *words], check=False).returncode:
         raise UserError("bench failed: see the message above")
     result = {
+        "schema": SCHEMA,
+        "is_complete": True,
         "wer_before": before["wer"][NORMALISER],
         "wer_after": after["wer"][NORMALISER],
         "seconds": round(time.monotonic() - start_s, 1),
     }
-    write_json(output / "summary.json", result)
+    write_json(output / SUMMARY, result)
     say(
         f"\nWER {result['wer_before']['value']:.1f} % before, {result['wer_after']['value']:.1f} % after "
         f"({result['wer_after']['n_reference']} words of {after['data']['n_clips']} held-out clips, normaliser {NORMALISER}), "

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback
 
 from edgeqlora.training.resources import EnergyMeter, rss_mib
+from edgeqlora_jetson.files import write_text
 
 
 class Throughput:
@@ -73,7 +74,7 @@ class RunLog(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.throughput.step()
-        self.energy.poll()
+        self.energy.add_up()
         text = self._line(state)
         self._bar.update(self._task, completed=state.global_step, text=text)
         if self._bar.disable and time.monotonic() - self._said_s > 30:
@@ -143,4 +144,4 @@ def truncate_log(path: Path, last_step: int) -> None:
             continue
         if row.get("step", 0) <= last_step:
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in kept))

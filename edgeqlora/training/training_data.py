@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from edgeqlora.card import folder_sha256
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields, verify_apart
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
+from edgeqlora.data.dataset import Recordings, load_recordings
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import load_for
 from edgeqlora.data.row import Row
@@ -19,7 +21,8 @@ from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
 from edgeqlora.settings import TrainSettings, parse_windows
-from edgeqlora_jetson.files import sha256_file
+from edgeqlora.training.partial_run import data_hashes
+from edgeqlora_jetson.screen import visible
 
 
 @dataclass
@@ -41,12 +44,20 @@ class Prepared:
     """Rows in another script than the language's, kept or skipped."""
     padding: dict[str, Any]
     sources: dict[str, Any]
-    """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
+    """sha256 of the base model's files, and those of partial_run.data_hashes."""
+    noises: Recordings
+    rooms: Recordings
+
+    @property
+    def audio_folders(self) -> set[str]:
+        """Folders that the run reads audio from."""
+        rows = (*self.rows, *self.dev_rows, *self.noises.rows, *self.rooms.rows)
+        return {os.path.dirname(row.audio) for row in rows}
 
 
 def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:
     """Read and check the data; raises UserError with file names before any weights are loaded."""
-    rows = load_for("train", settings.train, settings.split, settings.limit)
+    every = rows = load_for("train", settings.train, settings.split, settings.limit)
     dev_rows = load_for("dev", settings.dev, settings.dev_split) if settings.dev else []
     if not any(row.text.strip() for row in rows):
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
@@ -110,9 +121,9 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         len(ids) / max(duration, 1.0) for ids, duration in zip(labels, [*durations, *dev_durations], strict=True)
     )
     if long:
-        console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {long[0][0].name}")
+        console.print(f"  {len(long)} clips longer than {windows[-1]:g} s skipped, e.g. {visible(long[0][0].name)}")
     if cut:
-        console.print(f"  {len(cut)} texts cut to {room} tokens, e.g. {cut[0].name}")
+        console.print(f"  {len(cut)} texts cut to {room} tokens, e.g. {visible(cut[0].name)}")
     padding = {
         "share_at_30_s": round(padding_share(durations, [30.0]), 4),
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
@@ -120,9 +131,8 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
     }
     base = Path(settings.base_model)
     sources: dict[str, Any] = {"base_model": folder_sha256(base) if base.is_dir() else settings.base_model}
-    for name in ("train", "dev", "noise", "room"):
-        source = getattr(settings, name)
-        sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
+    noises, rooms = load_recordings("noise", settings.noise), load_recordings("room", settings.room)
+    sources |= data_hashes(settings, {"train": every, "dev": dev_rows, "noise": noises.rows, "room": rooms.rows})
     return Prepared(
         rows,
         target_ids,
@@ -136,6 +146,8 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         n_other_script,
         padding,
         sources,
+        noises,
+        rooms,
     )
 
 

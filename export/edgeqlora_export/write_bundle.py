@@ -120,7 +120,7 @@ def write_bundle(
     final["files"] = hash_files(folder)
     write_json(folder / MANIFEST, final)
     # The runner's own reading of what it will be given.
-    Bundle.load(folder)
+    Bundle.load(folder, verify=True)
     return final
 
 

@@ -10,8 +10,10 @@ from typing import Any, List, Optional
 
 from . import __version__
 from .commands.setup import run_build, run_doctor
-from .commands.transcribe import command_name, run_info, run_transcribe
+from .commands.transcribe import run_info, run_transcribe
 from .errors import UserError
+from .pyz import command_name
+from .screen import show
 
 _BUNDLE_HELP = "bundle folder (default: the folder of the .pyz that is running)"
 
@@ -34,15 +36,15 @@ def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
     commands.required = True
 
     info = commands.add_parser("info", help="say what the bundle holds and check its files")
-    info.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    _add_bundle(info)
 
     doctor = commands.add_parser(
         "doctor", help="say what stands in the way of a sound measurement, and what corrects it"
     )
-    doctor.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    _add_bundle(doctor)
 
     build = commands.add_parser("build", help="build the bundle's TensorRT engines on this board")
-    build.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    _add_bundle(build)
     build.add_argument("--precision", help="fp16 or fp32 (default: what the bundle asks for first)")
     build.add_argument("--workspace-mib", type=int, help="most scratch memory (default: as the bundle says)")
     build.add_argument("--cache", help="folder for engines (default ~/.cache/edgeqlora/engines)")
@@ -52,6 +54,7 @@ def build_parser(prog: Optional[str] = None) -> argparse.ArgumentParser:
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV file (FLAC, Ogg, MP3 if soundfile is here)")
     transcribe.add_argument("--bundle", help=_BUNDLE_HELP)
+    _add_verify(transcribe)
     transcribe.add_argument("--json", action="store_true", help="one JSON object a file, with times")
     _add_runtime(transcribe)
 
@@ -105,8 +108,21 @@ def _add_soak(commands: Any) -> None:
     _add_how(soak)
 
 
-def _add_clips(command: Any) -> None:
+def _add_bundle(command: Any) -> None:
     command.add_argument("bundle", nargs="?", help=_BUNDLE_HELP)
+    _add_verify(command)
+
+
+def _add_verify(command: Any) -> None:
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash every file of the bundle again (default: once; then sizes and times are compared)",
+    )
+
+
+def _add_clips(command: Any) -> None:
+    _add_bundle(command)
     command.add_argument(
         "--manifest", help='clips: one {"audio": file, "text": what is said} a line (default: the clips in the bundle)'
     )
@@ -146,10 +162,10 @@ def main(argv: Optional[List[str]] = None, prog: Optional[str] = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print("error: {}".format(error), file=sys.stderr)
+        show("error: {}".format(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        show("\nstopped", sys.stderr)
         return 130
     except BrokenPipeError:
         # Python flushes stdout once more at exit: give it somewhere to go.
@@ -159,7 +175,7 @@ def main(argv: Optional[List[str]] = None, prog: Optional[str] = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
-        return run_info(args.bundle)
+        return run_info(args.bundle, args.verify)
     if args.command == "transcribe":
         runtime = {
             "name": args.runtime,
@@ -168,9 +184,9 @@ def _run(args: argparse.Namespace) -> int:
             "precision": args.precision,
             "cache_dir": args.cache,
         }
-        return run_transcribe(args.files, args.bundle, args.json, runtime)
+        return run_transcribe(args.files, args.bundle, args.json, runtime, args.verify)
     if args.command == "doctor":
-        return run_doctor(args.bundle)
+        return run_doctor(args.bundle, args.verify)
     if args.command == "build":
         return run_build(
             args.bundle,
@@ -179,6 +195,7 @@ def _run(args: argparse.Namespace) -> int:
             args.cache,
             force=args.force,
             check_memory=not args.no_memory_check,
+            verify=args.verify,
         )
     if args.command == "bench":
         return _bench(args)
@@ -211,7 +228,7 @@ def _bench(args: argparse.Namespace) -> int:
         precision=args.precision,
         cache_dir=args.cache,
     )
-    return run_bench_command(args.bundle, args.manifest, args.limit, args.output, settings)
+    return run_bench_command(args.bundle, args.manifest, args.limit, args.output, settings, args.verify)
 
 
 def _soak(args: argparse.Namespace) -> int:
@@ -233,7 +250,7 @@ def _soak(args: argparse.Namespace) -> int:
         precision=args.precision,
         cache_dir=args.cache,
     )
-    return run_soak_command(args.bundle, args.manifest, args.limit, args.output, settings)
+    return run_soak_command(args.bundle, args.manifest, args.limit, args.output, settings, args.verify)
 
 
 def _stop_like_ctrl_c() -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import stat
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
 
 from .errors import UserError
 
@@ -25,6 +25,10 @@ _NEXT_STEP = {
 }
 # These mean "writing failed" whichever file they name; EACCES and the like may come from a file being read.
 _ALWAYS_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+MARKS = {"card.json": "edgeqlora.card/", "manifest.json": "edgeqlora.bundle/", "summary.json": "edgeqlora.demo/"}
+"""Files by which a folder is known as one that we wrote, and how the schema in them begins."""
 
 
 def write_bytes(path: Any, data: bytes) -> None:
@@ -86,14 +90,15 @@ def write_json(path: Any, obj: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Any, overwrite: bool = False) -> Iterator[str]:
+def atomic_folder(path: Any, overwrite: bool = False, inputs: Iterable[Any] = ()) -> Iterator[str]:
     """Give a temporary folder beside `path`; rename it onto `path` when the block ends well, else remove it.
 
-    Raises UserError when `path` is there already (not empty) and `overwrite` is False, before any work is done,
-    and when the disk is full or read-only. What an earlier killed run left of its temporary folder is removed.
+    Raises UserError when `path` is there already (not empty) and `overwrite` is False, or it may not be replaced (see
+    verify_replaceable), before any work is done, and when the disk is full or read-only. What an earlier killed run left
+    of its temporary folder is removed.
     """
-    path = os.path.abspath(os.fspath(path))
-    _refuse_existing(path, overwrite)
+    path, inputs = os.path.realpath(os.fspath(path)), list(inputs)
+    check_output_folder(path, overwrite, inputs)
     temporary = _temporary_name(path)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -104,7 +109,7 @@ def atomic_folder(path: Any, overwrite: bool = False) -> Iterator[str]:
     try:
         yield temporary
         _sync_tree(temporary)
-        _refuse_existing(path, overwrite)
+        check_output_folder(path, overwrite, inputs)
         _move_onto(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,6 +120,65 @@ def atomic_folder(path: Any, overwrite: bool = False) -> Iterator[str]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_output_folder(path: Any, overwrite: bool = False, inputs: Iterable[Any] = ()) -> None:
+    """Raise UserError if a folder may not be written at `path`; inputs: paths that the command reads (verify_replaceable)."""
+    if not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
+        raise UserError("cannot write the folder {}: there is a file of that name".format(path))
+    if not overwrite and os.listdir(path):
+        raise UserError("{} exists and is not empty: choose another folder, or pass --overwrite".format(path))
+    verify_replaceable(path, inputs)
+
+
+def verify_replaceable(path: Any, inputs: Iterable[Any] = ()) -> None:
+    """Raise UserError unless the folder `path`, with all that is in it, may be removed for a new one.
+
+    It may where it is empty or carries a mark of ours (MARKS), and holds neither one of `inputs` (paths that the command
+    reads; names that are no path are passed over) nor the current folder, the home folder or the root.
+    """
+    folder = os.path.realpath(os.fspath(path))
+    places = [("the current folder", os.curdir), ("the home folder", os.path.expanduser("~")), ("the root", os.sep)]
+    places += [("what this command reads,", os.fspath(item)) for item in inputs if item]
+    for what, place in places:
+        if not os.path.exists(place):
+            continue
+        parent, name = os.path.split(os.path.abspath(place))
+        for real in (
+            os.path.realpath(place),
+            os.path.join(os.path.realpath(parent), name),
+        ):  # a link, and what it means
+            if (real + os.sep).startswith(folder.rstrip(os.sep) + os.sep):
+                raise UserError(
+                    "{} cannot be replaced: it is or holds {} {}. Choose another output folder".format(path, what, real)
+                )
+    if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
+        raise UserError(
+            "{} is not replaced, since this program did not write it: there is no {} of ours in it. Choose another output "
+            "folder, or remove this one yourself".format(path, " or ".join(sorted(MARKS)))
+        )
+
+
+def is_ours(folder: str) -> bool:
+    """Whether a folder carries a mark of ours (MARKS)."""
+    for name, schema in MARKS.items():
+        try:
+            mark = read_json(os.path.join(folder, name), "mark")
+        except UserError:
+            continue
+        if isinstance(mark, dict) and str(mark.get("schema", "")).startswith(schema):
+            return True
+    return False
+
+
+def user_cache_folder(name: str) -> str:
+    """Folder for what can be made again: $XDG_CACHE_HOME/edgeqlora/NAME, else ~/.cache/edgeqlora/NAME; not made here."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification says to ignore a relative path here
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "edgeqlora", name)
 
 
 def sha256_file(path: Any) -> str:
@@ -224,15 +288,6 @@ def _is_device(path: str) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _refuse_existing(path: str, overwrite: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if not os.path.isdir(path):
-        raise UserError("cannot write the folder {}: there is a file of that name".format(path))
-    if not overwrite and os.listdir(path):
-        raise UserError("{} exists and is not empty: choose another folder, or ask to overwrite it".format(path))
 
 
 def _move_onto(temporary: str, path: str) -> None:

@@ -6,6 +6,7 @@ import zipfile
 from typing import Any, List, Optional, Tuple
 
 from .files import write_bytes
+from .screen import command_line
 
 PYZ_NAME = "edgeqlora-jetson.pyz"
 _SHEBANG = b"#!/usr/bin/env python3\n"
@@ -37,6 +38,15 @@ def find_pyz() -> Optional[str]:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path if os.path.isfile(path) else None
+
+
+def command_name() -> str:
+    """How this program is called, for hints that can be pasted: a .pyz below the current folder by its relative path."""
+    pyz = find_pyz()
+    if pyz is None:
+        return "python3 -m edgeqlora_jetson"
+    relative = os.path.relpath(pyz)
+    return command_line("python3", pyz if relative.startswith(os.pardir + os.sep) else relative)
 
 
 def _sources() -> List[Tuple[str, bytes]]:

@@ -23,12 +23,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "jetson"))
 
-RECORDED = (
-    "05-05-2025 06:05:39 RAM 2639/7620MB (lfb 9x4MB) SWAP 0/3810MB (cached 0MB) CPU [1%@729,4%@729,8%@729,4%@729,5%@729,"
-    "4%@729] GR3D_FREQ 0% cpu@44.156C soc2@43.781C soc0@44.687C gpu@45.968C tj@45.968C soc1@45.312C "
-    "VDD_IN 5263mW/5263mW VDD_CPU_GPU_CV 717mW/717mW VDD_SOC 1794mW/1794mW"
-)
-
+ORIN_NANO = 19
+"""Recorded line that tegrastats repeats here."""
 
 TIMES = 10
 """How much more often sensors are read to measure what reading costs."""
@@ -37,7 +33,7 @@ TIMES = 10
 def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> list[dict[str, Any]]:
     """Share of the throughput that sensors take, for each source, and with none but memory and heat, in %."""
     from fakes.boards import write_board_tree
-    from fakes.power import write_tegrastats
+    from fakes.power import recorded_lines, write_tegrastats
 
     from edgeqlora_jetson.bench.overhead import measure_overhead
     from edgeqlora_jetson.bench.run import first_calls, transcribe
@@ -55,7 +51,7 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
     bundle = Bundle.load(bundle_dir)
     with tempfile.TemporaryDirectory() as temporary:
         write_board_tree(temporary + "/root", "orin-nano-r36")
-        program = write_tegrastats(temporary + "/bin", [RECORDED])
+        program = write_tegrastats(temporary + "/bin", [recorded_lines()[ORIN_NANO]])
         os.environ["PATH"] = os.path.dirname(program) + os.pathsep + os.environ["PATH"]
         transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
         workload = load_workload(bundle.read_eval_clips(), transcriber, 0)
@@ -87,13 +83,14 @@ def measure_overheads(bundle_dir: Path, n_pairs: int, threads: int | None) -> li
 def measure_polls(n: int = 2000) -> dict[str, float]:
     """Median microseconds of one reading of each sensor, and of parsing one line."""
     from fakes.boards import write_board_tree
+    from fakes.power import recorded_lines
 
     from edgeqlora_jetson.power.ina import InaSource
     from edgeqlora_jetson.power.tegrastats_line import parse_line
     from edgeqlora_jetson.sensors.memory import MemoryMonitor
     from edgeqlora_jetson.sensors.thermal import ThermalMonitor
 
-    medians = {}
+    medians, line = {}, recorded_lines()[ORIN_NANO]
     with tempfile.TemporaryDirectory() as root:
         write_board_tree(root, "orin-nano-r36")
         memory, thermal = MemoryMonitor(), ThermalMonitor(root)
@@ -103,7 +100,7 @@ def measure_polls(n: int = 2000) -> dict[str, float]:
             "memory (this machine)": memory.poll,
             "thermal (made-up tree)": thermal.poll,
             "ina (made-up tree)": InaSource(root=root).poll,
-            "tegrastats line": lambda: parse_line(RECORDED),
+            "tegrastats line": lambda: parse_line(line),
         }
         for name, read in readings.items():
             times_s = []

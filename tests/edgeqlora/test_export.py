@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from edgeqlora.cli.main import app
 from edgeqlora.errors import UserError
 from edgeqlora.export import export
 from edgeqlora.profiles.load import profiles_dir
@@ -46,3 +48,15 @@ def test_unsourced_values_that_are_used_are_said_and_recorded(tiny_model, clips,
 def test_a_jetpack_the_board_has_not_stops_before_any_model_is_read(tmp_path):
     with pytest.raises(UserError, match=r"jetpack='6' is not known for jetson-nano; its releases are 4\.6\.6"):
         export(str(tmp_path / "no-model"), tmp_path / "b", target="jetson-nano", jetpack="6")
+
+
+def test_nothing_is_replaced_that_we_did_not_write_or_that_is_read(tiny_model, clips, tmp_path, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    line = ["export", str(tiny_model), "--overwrite", "-d", str(clips), "-o"]
+    for output, text in ((".", "it is or holds the current folder"), (str(clips.parent), "what this command reads")):
+        assert text in str(CliRunner().invoke(app, [*line, output]).exception)
+    monkeypatch.chdir(tmp_path.parent)
+    assert "this program did not write it" in str(CliRunner().invoke(app, [*line, str(tmp_path)]).exception)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert clips.exists()

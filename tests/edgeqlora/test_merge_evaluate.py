@@ -1,5 +1,6 @@
 """Merging and scoring on a tiny model: the two candidates, what is refused, and one table for every kind of input."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -93,6 +94,51 @@ def test_table_names_normaliser_and_worst_utterances(tiny_model, clips):
     assert "normaliser whisper-english" in table
     assert table.count("      said ") == 2
     assert "batches of 16" in table
+
+
+def test_worst_shows_where_an_utterance_differs_and_not_all_of_it(tiny_model, clips, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgeqlora.cli.main import app
+    from edgeqlora.evaluation.recognise import Recogniser
+
+    words = [f"word{i}" for i in range(600)]
+    said, got = " ".join(words), " ".join([*words[:300], "lamp", *words[301:500], *words[501:], "end"])
+    rows = [json.loads(line) for line in clips.read_text().splitlines()][:1]
+    manifest = clips.parent / "long.jsonl"
+    manifest.write_text(json.dumps({**rows[0], "text": said}) + "\n")
+    recognise = Recogniser.recognise
+
+    def recognise_long(self, rows, *args):
+        return dataclasses.replace(recognise(self, rows, *args), texts=[got])
+
+    monkeypatch.setattr(Recogniser, "recognise", recognise_long)
+    monkeypatch.setattr(Recogniser, "cross_entropy", lambda self, *args: (1.0, 1))
+    done = CliRunner().invoke(
+        app, ["evaluate", str(tiny_model), "-d", str(manifest), "--window-s", "1", "--worst", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    shown = done.output[done.output.index("worst of") :].splitlines()[1:8]
+    assert shown[0].startswith("    3 errors")
+    assert shown[1:] == [
+        "      said ... word297 word298 word299 [word300] word301 word302 word303 ...",
+        "      got  ... word297 word298 word299 [lamp] word301 word302 word303 ...",
+        "      said ... word497 word498 word499 [word500] word501 word502 word503 ...",
+        "      got  ... word497 word498 word499 [] word501 word502 word503 ...",
+        "      said ... word597 word598 word599 []",
+        "      got  ... word597 word598 word599 [end]",
+    ]
+
+
+def test_a_merge_does_not_replace_what_it_reads(adapter, tmp_path):
+    import shutil
+
+    shutil.copytree(adapter, tmp_path / "out" / "adapter")
+    (tmp_path / "out" / "card.json").write_text('{"schema": "edgeqlora.card/1"}')
+    with pytest.raises(UserError, match="it is or holds what this command reads"):
+        merge(tmp_path / "out" / "adapter", tmp_path / "out", candidate="original", overwrite=True)
+    with pytest.raises(UserError, match="it is or holds what this command reads"):
+        merge(tmp_path / "out" / "adapter", tmp_path / "out" / "adapter", candidate="original", overwrite=True)
 
 
 def test_base_model_that_is_not_the_one_trained_on_is_refused(adapter, tiny_model, clips, tmp_path):

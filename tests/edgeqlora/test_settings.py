@@ -43,8 +43,9 @@ def test_bad_values_name_value_and_range(change, text):
 
 
 def test_written_settings_read_back_the_same(tmp_path: Path):
+    needed = {"base_model": "owner/m", "train": str(tmp_path / "t"), "output": str(tmp_path / "o")}
     settings = make_settings(
-        {**NEEDED, "steps": 7, "window_s": "2,5", "speed_perturb": [0.9, 1.1], "spec_augment": True}
+        {**needed, "steps": 7, "window_s": "2,5", "speed_perturb": [0.9, 1.1], "spec_augment": True}
     )
     write_settings(settings, tmp_path / "c.toml")
     assert make_settings(read_settings(tmp_path / "c.toml")) == settings
@@ -64,12 +65,31 @@ def test_broken_toml_and_missing_file(tmp_path: Path):
         read_settings(tmp_path / "none.toml")
 
 
-def test_paths_in_a_config_are_relative_to_it(tmp_path: Path):
-    (tmp_path / "data.jsonl").write_text("{}\n")
-    (tmp_path / "c.toml").write_text('train = "data.jsonl"\nbase_model = "openai/whisper-tiny"\n')
-    given = read_settings(tmp_path / "c.toml")
-    assert given["train"] == str(tmp_path / "data.jsonl")
-    assert given["base_model"] == "openai/whisper-tiny"
+def test_paths_in_a_config_mean_its_folder_whether_they_are_there_or_not(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "c.toml").write_text(
+        'train = "data.jsonl"\ndev = "../dev.jsonl"\noutput = "out"\nnoise = "/noise"\nroom = "~/rooms"\n'
+        'ranks = "ranks.json"\ncache = "features"\nbase_model = "model"\n'
+    )
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(Path("run/c.toml")) == {
+        "train": str(folder / "data.jsonl"),
+        "dev": str(tmp_path / "dev.jsonl"),
+        "output": str(folder / "out"),
+        "noise": "/noise",
+        "room": "/home/me/rooms",
+        "ranks": str(folder / "ranks.json"),
+        "cache": str(folder / "features"),
+        "base_model": str(folder / "model"),
+    }
+
+
+def test_names_in_a_config_are_no_paths(tmp_path: Path):
+    names = {"train": "hf:a/b", "dev": "", "ranks": "uniform:4", "cache": "none", "base_model": "openai/whisper-tiny"}
+    (tmp_path / "c.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in names.items()))
+    assert read_settings(tmp_path / "c.toml") == names
 
 
 def test_windows():

@@ -58,3 +58,9 @@ def clips(fixture_folder):
     from edgeqlora_jetson.audio.load import load_audio
 
     return [load_audio(os.path.join(fixture_folder, "eval", name)) for name in ("0000.wav", "0001.wav", "0002.wav")]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Engines and records of a test are its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -16,6 +16,7 @@ from edgeqlora_jetson.files import (
     read_json,
     read_json_lines,
     sha256_file,
+    verify_replaceable,
     write_bytes,
     write_json,
     write_text,
@@ -122,16 +123,41 @@ def test_atomic_folder_refuses_a_full_folder_before_any_work(tmp_path):
     write_text(target / "mine.txt", "x")
     with pytest.raises(UserError, match="exists and is not empty"), atomic_folder(target):
         pytest.fail("the block must not run")
+    with pytest.raises(UserError, match="this program did not write it"), atomic_folder(target, overwrite=True):
+        pytest.fail("the block must not run")
+    write_json(target / "card.json", {"schema": "others/1"})
+    with pytest.raises(UserError, match="this program did not write it: there is no card"):
+        verify_replaceable(target)
+    write_json(target / "card.json", {"schema": "edgeqlora.card/1"})
     with atomic_folder(target, overwrite=True) as folder:
         write_text(os.path.join(folder, "new.txt"), "y")
     assert os.listdir(str(target)) == ["new.txt"]
     assert os.listdir(str(tmp_path)) == ["adapter"]
 
 
+@pytest.mark.parametrize("output", [".", "..", "~", "/", "link", "data", "data/.."])
+def test_places_that_are_never_replaced(tmp_path, monkeypatch, output):
+    """The current folder, home, root, an input, and what holds one of them, also through a link, marks or not."""
+    here = tmp_path / "work" / "here"
+    (here / "data").mkdir(parents=True)
+    write_text(here / "data" / "train.jsonl", "{}")
+    (here / "link").symlink_to(str(tmp_path / "work"))
+    monkeypatch.setenv("HOME", str(tmp_path / "work"))
+    for folder in (here, here / "data", tmp_path / "work"):
+        write_json(folder / "card.json", {"schema": "edgeqlora.card/1"})
+    monkeypatch.chdir(str(here))
+    path = os.path.expanduser(output)
+    with pytest.raises(UserError, match="cannot be replaced: it is or holds"):
+        with atomic_folder(path, overwrite=True, inputs=["hf:a/b", "", os.path.join("data", "train.jsonl")]):
+            pytest.fail("the block must not run")
+    assert (here / "data" / "train.jsonl").exists()
+
+
 def test_atomic_folder_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     target = tmp_path / "adapter"
     target.mkdir()
     write_text(target / "old.txt", "x")
+    write_json(target / "card.json", {"schema": "edgeqlora.card/1"})
 
     def write_half(error):
         with atomic_folder(target, overwrite=True) as folder:
@@ -141,7 +167,7 @@ def test_atomic_folder_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     for error in (RuntimeError("x"), KeyboardInterrupt()):
         with pytest.raises(type(error)):
             write_half(error)
-    assert os.listdir(str(target)) == ["old.txt"]
+    assert sorted(os.listdir(str(target))) == ["card.json", "old.txt"]
     assert os.listdir(str(tmp_path)) == ["adapter"]
 
 

@@ -2,14 +2,20 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+from fakes.power import assert_no_energy, recorded_lines, write_tegrastats
 
 import edgeqlora_jetson
 from edgeqlora_jetson import __main__ as cli
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.bundle import folder as folder_module
 from edgeqlora_jetson.files import write_bytes, write_text
+from edgeqlora_jetson.pyz import command_name
 
 ROOT = os.path.dirname(os.path.dirname(edgeqlora_jetson.__file__))
 
@@ -106,6 +112,110 @@ def test_bench_writes_a_report_and_a_table(fixture_folder, tmp_path, capsys):
     assert "Wrote " + output in out
     with open(output, encoding="utf-8") as file:
         assert len(json.load(file)["utterances"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("power_mw", "reason"), [(0, "the sensor reads 0: VDD_IN"), (4046, "the sensor does not move")]
+)
+def test_bench_with_a_tegrastats_that_is_dead_or_stuck_is_not_valid(
+    fixture_folder, tmp_path, monkeypatch, capsys, power_mw, reason
+):
+    pytest.importorskip("onnxruntime")
+    line = recorded_lines()[21].replace("VDD_IN 4046mW", "VDD_IN {}mW".format(power_mw))
+    program = write_tegrastats(str(tmp_path / "bin"), [line])
+    monkeypatch.setenv("PATH", os.path.dirname(program) + os.pathsep + os.environ["PATH"])
+    args = [
+        "--power",
+        "tegrastats",
+        "--power-interval",
+        "0.02",
+        "--idle",
+        "0.2",
+        "--min-duration",
+        "0.6",
+        "--repeats",
+        "1",
+    ]
+    assert cli.main(["bench", fixture_folder, "-o", str(tmp_path / "r.json")] + args) == 3
+    captured = capsys.readouterr()
+    assert "Energy            not measured (" + reason in captured.out
+    assert "error: this run is not valid: no energy: " + reason in captured.err
+    with open(str(tmp_path / "r.json"), encoding="utf-8") as file:
+        report = json.load(file)
+    assert report["validity"]["is_valid"] is False
+    assert_no_energy(report["energy"], report["validity"]["problems"], reason)
+    assert report["energy"]["energy_per_audio_s"]["value"] is None
+    assert report["method"]["min_duration_s"] == 0.6
+
+
+def test_bench_records_the_default_least_duration(fixture_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    args = ["bench", fixture_folder, "--power", "none", "--repeats", "1", "--min-count", "1", "-o"]
+    assert cli.main(args + [str(tmp_path / "r.json")]) == 0
+    with open(str(tmp_path / "r.json"), encoding="utf-8") as file:
+        assert json.load(file)["method"]["min_duration_s"] == 0.0
+
+
+def test_files_are_hashed_once_and_again_with_verify(bundle_copy, capsys, monkeypatch):
+    hashed = []
+    real = folder_module.sha256_file
+    monkeypatch.setattr(folder_module, "sha256_file", lambda path: hashed.append(os.path.basename(path)) or real(path))
+
+    def run_info(*flags):
+        del hashed[:]
+        code = cli.main(["info", bundle_copy] + list(flags))
+        return code, set(hashed) - {"manifest.json"}
+
+    every = {name.split("/")[-1] for name in Bundle.load(bundle_copy, verify=True).manifest["files"]}
+    assert run_info() == (0, every)
+    assert "all hashes as in the manifest" in capsys.readouterr().out
+    assert run_info() == (0, set())
+    assert "sizes and times as when all were hashed (--verify hashes them again)" in capsys.readouterr().out
+    assert run_info("--verify") == (0, every)
+    path = os.path.join(bundle_copy, "mel_filters.npy")
+    status = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(500)
+        file.write(b"x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as old as before, but for the kernel's own time
+    assert run_info()[0] == 2
+    assert "mel_filters.npy: expected sha256" in capsys.readouterr().err
+
+
+def test_a_bundle_on_a_read_only_disk_without_a_place_for_records(bundle_copy, tmp_path, monkeypatch):
+    write_text(tmp_path / "file", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = sorted(os.listdir(bundle_copy))
+    assert cli.main(["info", bundle_copy]) == 0
+    assert cli.main(["info", bundle_copy]) == 0
+    assert sorted(os.listdir(bundle_copy)) == before
+
+
+def test_the_next_command_can_be_pasted(bundle_copy, tmp_path, monkeypatch, capsys):
+    folder = str(tmp_path / "a b; c")
+    os.rename(bundle_copy, folder)
+    assert cli.main(["info", folder]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert shlex.split(line)[-2:] == ["--bundle", folder]
+    monkeypatch.setattr("edgeqlora_jetson.pyz.find_pyz", lambda: os.path.join(folder, "x.pyz"))
+    monkeypatch.chdir(folder)
+    assert command_name() == "python3 x.pyz"
+    monkeypatch.chdir(os.path.dirname(ROOT))
+    assert shlex.split(command_name()) == ["python3", os.path.join(folder, "x.pyz")]
+
+
+def test_control_characters_of_files_are_not_printed(fixture_folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    name = str(tmp_path / "a\x1b]0;title\x07\x9b2J.wav")
+    assert cli.main(["transcribe", name, "--bundle", fixture_folder]) == 2
+    shutil.copyfile(clip(fixture_folder, 0), name)
+    assert cli.main(["transcribe", name, name, "--bundle", fixture_folder]) == 0
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+        assert "\x9b" not in text
+        assert "a\\u001b]0;title\\u0007\\u009b2J.wav" in text
 
 
 def test_bench_over_another_manifest(fixture_folder, tmp_path, capsys):

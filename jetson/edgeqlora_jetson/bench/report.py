@@ -80,7 +80,7 @@ def build_report(
             "scenario": run.scenario,
             "warmup": dict(run.warm_up._asdict()),
             "repeats": settings.repeats,
-            "min_duration_s": settings.min_duration_s,
+            "min_duration_s": run.min_duration_s,
             "min_count": settings.min_count,
             "batch_size": run.batch_size,
             "rate_per_s": run.rate_per_s,

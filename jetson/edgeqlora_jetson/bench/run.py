@@ -88,6 +88,7 @@ class Run(NamedTuple):
     rate_per_s: Optional[float]
     offered_per_s: Optional[float]  # the rate that was really drawn
     overhead: Optional[Figure]
+    min_duration_s: float = 0.0  # as given, or the default for this machine
 
 
 def run_bench(
@@ -244,7 +245,7 @@ def measure(
         sensors.problems.append("cut short by Ctrl-C or a signal after {:,} clips".format(len(measurements)))
     end_s = time.monotonic()
     sensors.end_run(start_s, end_s)
-    return Run(start_s, end_s, measurements, warmed, scenario, batch_size, rate_per_s, offered_per_s, overhead)
+    return Run(start_s, end_s, measurements, warmed, scenario, batch_size, rate_per_s, offered_per_s, overhead, min_s)
 
 
 def _kept(measurement: Measurement, first: Dict[int, Transcript]) -> Measurement:

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..files import read_json, read_json_lines, sha256_file
 from ..schema import Manifest
 from .manifest import DECODERS, check_manifest
+from .verified import remember, stamps_of, was_verified
 
 MANIFEST = "manifest.json"
 
@@ -24,17 +25,19 @@ class EvalClip(NamedTuple):
 class Bundle(object):
     """An opened bundle.
 
-    folder: its path. manifest: the whole manifest.
+    folder: its path. manifest: the whole manifest. is_hashed: every file was hashed now, not at an earlier start.
     """
 
-    def __init__(self, folder: str, manifest: Manifest) -> None:
+    def __init__(self, folder: str, manifest: Manifest, is_hashed: bool = True) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.is_hashed = is_hashed
 
     @classmethod
-    def load(cls, folder: Any) -> "Bundle":
-        """Open a bundle folder and check it: schema, fields, and the SHA-256 of every file.
+    def load(cls, folder: Any, verify: bool = False) -> "Bundle":
+        """Open a bundle folder and check it: schema, fields, and every file.
 
+        The first time by SHA-256; afterwards sizes and times are compared with those of that time, unless `verify`.
         Raises UserError when it is no bundle, of another schema, or a file is missing or changed (names the file).
         """
         folder = os.fspath(folder)
@@ -49,7 +52,12 @@ class Bundle(object):
             )
         manifest = read_json(path, "bundle manifest")
         check_manifest(manifest, path)
+        stamps, manifest_sha256 = stamps_of(folder, sorted(manifest["files"])), sha256_file(path)
+        if not verify and was_verified(folder, manifest_sha256, stamps):
+            return cls(folder, manifest, is_hashed=False)
         verify_files(folder, manifest)
+        if not verify and stamps is not None:
+            remember(folder, manifest_sha256, stamps)
         return cls(folder, manifest)
 
     @property

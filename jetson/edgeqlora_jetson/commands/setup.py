@@ -4,21 +4,22 @@ import sys
 from typing import Optional
 
 from ..bundle import Bundle
-from ..pyz import find_pyz
+from ..pyz import command_name, find_pyz
+from ..screen import command_line, show
 from .progress import Elapsed
-from .transcribe import bundle_flag, command_name, open_bundle
+from .transcribe import open_bundle
 
 HAS_PROBLEM = 1
 """Exit code of a doctor that found something that must be corrected."""
 
 
-def run_doctor(folder: Optional[str]) -> int:
+def run_doctor(folder: Optional[str], verify: bool = False) -> int:
     """Print what stands in the way of a sound measurement. A bundle is looked at where there is one."""
     from ..doctor.run import examine, format_findings
 
-    bundle = open_bundle(folder) if folder is not None or find_pyz() is not None else None
+    bundle = open_bundle(folder, verify) if folder is not None or find_pyz() is not None else None
     findings = examine(bundle)
-    print(format_findings(findings))
+    show(format_findings(findings))
     return HAS_PROBLEM if any(finding.level == "problem" for finding in findings) else 0
 
 
@@ -29,11 +30,12 @@ def run_build(
     cache: Optional[str],
     force: bool = False,
     check_memory: bool = True,
+    verify: bool = False,
 ) -> int:
     """Build the bundle's TensorRT engines and show how long it takes."""
     from ..engine_build.run import build_engines, format_engines
 
-    bundle: Bundle = open_bundle(folder)
+    bundle: Bundle = open_bundle(folder, verify)
     elapsed = Elapsed()
     try:
         records = build_engines(
@@ -45,9 +47,10 @@ def run_build(
             force=force,
             check_memory=check_memory,
         )
-        print(format_engines(records))
+        show(format_engines(records))
     finally:
         elapsed.close()
     sys.stdout.flush()
-    print("Next: {} bench --runtime tensorrt{}".format(command_name(), bundle_flag(folder).replace(" --bundle", "")))
+    words = ["bench", "--runtime", "tensorrt"] + ([folder] if folder else [])
+    show("Next: {} {}".format(command_name(), command_line(*words)))
     return 0

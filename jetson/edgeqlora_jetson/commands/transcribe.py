@@ -8,10 +8,11 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 from ..bundle import Bundle
 from ..errors import UserError
 from ..machine import read_machine
-from ..pyz import find_pyz
+from ..pyz import command_name, find_pyz
+from ..screen import command_line, show
 
 
-def open_bundle(folder: Optional[str]) -> Bundle:
+def open_bundle(folder: Optional[str], verify: bool = False) -> Bundle:
     """The bundle given, else the one that the running .pyz lies in, checked. Raises UserError without either."""
     if folder is None:
         pyz = find_pyz()
@@ -21,26 +22,18 @@ def open_bundle(folder: Optional[str]) -> Bundle:
                 "or run the .pyz that lies in a bundle"
             )
         folder = os.path.dirname(pyz)
-    return Bundle.load(folder)
+    return Bundle.load(folder, verify)
 
 
-def command_name() -> str:
-    """How this program is called, for hints that can be pasted."""
-    pyz = find_pyz()
-    if pyz is not None:
-        return "python3 " + os.path.relpath(pyz)
-    return "python3 -m edgeqlora_jetson"
-
-
-def run_info(folder: Optional[str]) -> int:
+def run_info(folder: Optional[str], verify: bool = False) -> int:
     """Print what the bundle holds and whether this machine can run it."""
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, verify)
     from ..doctor.run import examine, format_findings
 
-    print(format_info(bundle))
-    print()
-    print(format_findings(examine(bundle)))
-    print("Next: {} transcribe speech.wav{}".format(command_name(), bundle_flag(folder)))
+    show(format_info(bundle))
+    show()
+    show(format_findings(examine(bundle)))
+    show("Next: {} transcribe speech.wav{}".format(command_name(), bundle_flag(folder)))
     return 0
 
 
@@ -77,7 +70,13 @@ def format_info(bundle: Bundle) -> str:
             )
         )
     lines += [
-        "Files       {}, {:.1f} MiB, all hashes as in the manifest".format(len(manifest["files"]), n_bytes / 2.0**20),
+        "Files       {}, {:.1f} MiB, {}".format(
+            len(manifest["files"]),
+            n_bytes / 2.0**20,
+            "all hashes as in the manifest"
+            if bundle.is_hashed
+            else "sizes and times as when all were hashed (--verify hashes them again)",
+        ),
         "Evaluation  {}".format("{} clips inside".format(evaluation["n_clips"]) if evaluation else "no clips inside"),
         "Made        {} by edgeqlora {}".format(
             manifest.get("created_utc"), (manifest.get("versions") or {}).get("edgeqlora")
@@ -94,31 +93,33 @@ def _window(bundle: Bundle, window_s: float) -> str:
     return "{:g} s".format(window_s) + ("" if limit is None else " (at most {} tokens)".format(limit))
 
 
-def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, runtime: Mapping[str, Any]) -> int:
+def run_transcribe(
+    files: Sequence[str], folder: Optional[str], as_json: bool, runtime: Mapping[str, Any], verify: bool = False
+) -> int:
     """Print the text of each file, by open_runtime(bundle, **runtime); a file that cannot be read is named on stderr and the others go on (exit code 2)."""
     from ..audio.load import load_audio
     from ..runtimes import open_runtime
     from ..transcribe import Transcriber
 
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, verify)
     transcriber = Transcriber(bundle, open_runtime(bundle, **runtime))
     exit_code = 0
     for path in files:
         try:
             transcript = transcriber.transcribe(load_audio(path, transcriber.sample_rate_hz))
         except UserError as error:
-            print("error: {}".format(error), file=sys.stderr)
+            show("error: {}".format(error), file=sys.stderr)
             exit_code = 2
             continue
         if transcript.n_pieces > 1:
-            print(
+            show(
                 "{}: {:.1f} s is longer than the largest window of {:g} s: cut into {} pieces at quiet places".format(
                     path, transcript.audio_s, transcript.window_s, transcript.n_pieces
                 ),
                 file=sys.stderr,
             )
         if transcript.n_incomplete:
-            print(
+            show(
                 "{}: ran into the limit of {} tokens: the text may be cut off or looping".format(
                     path, bundle.max_new_tokens(transcript.window_s)
                 ),
@@ -127,15 +128,15 @@ def run_transcribe(files: Sequence[str], folder: Optional[str], as_json: bool, r
         if as_json:
             row: Dict[str, Any] = {"audio": path}
             row.update(transcript._asdict())
-            print(json.dumps(row, ensure_ascii=False))
+            show(json.dumps(row, ensure_ascii=False))
         elif len(files) > 1:
-            print("{}: {}".format(path, transcript.text))
+            show("{}: {}".format(path, transcript.text))
         else:
-            print(transcript.text)
+            show(transcript.text)
         sys.stdout.flush()
     return exit_code
 
 
 def bundle_flag(folder: Optional[str]) -> str:
     """The --bundle flag for a hint, where the bundle is not the one the .pyz lies in."""
-    return " --bundle {}".format(folder) if folder else ""
+    return " " + command_line("--bundle", folder) if folder else ""

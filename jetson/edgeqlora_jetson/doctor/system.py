@@ -192,6 +192,12 @@ def examine_power(table: Optional[Mapping[str, Any]], root: str = "/", is_jetson
         "Power from {}: {} ({})".format(source.name, " + ".join(scope.rails), scope.energy_scope),
         "Energy covers {}. Compare Joules only with figures of the same scope.".format(covers),
     )
+    for text in notes:
+        if text.startswith(source.name + ": "):
+            yield warning(
+                "Power sensor {}".format(text),
+                "A processor was kept busy beside it. Where they do not change in a run either, its Joules are null.",
+            )
     if source.averaging_s:
         yield note(
             "This sensor averages over {:.0f} ms".format(source.averaging_s * 1e3),

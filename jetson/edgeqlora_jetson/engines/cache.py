@@ -11,8 +11,9 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from ..errors import UserError
-from ..files import read_json, sha256_file, write_json
-from ..pyz import find_pyz
+from ..files import read_json, sha256_file, user_cache_folder, write_json
+from ..pyz import command_name, find_pyz
+from ..screen import command_line
 from .request import PRECISIONS
 
 SCHEMA = "edgeqlora.engine/1"
@@ -56,8 +57,7 @@ def read_power_mode(root: str = "/") -> Optional[str]:
 
 def default_cache_dir() -> str:
     """Folder of the engines: $XDG_CACHE_HOME/edgeqlora/engines, else ~/.cache/edgeqlora/engines."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "edgeqlora", "engines")
+    return user_cache_folder("engines")
 
 
 def engine_key(bundle: Any, graph: str, place: Place, precision: str) -> Dict[str, Any]:
@@ -183,16 +183,11 @@ def explain_missing(key: Dict[str, Any], records: List[Dict[str, Any]]) -> str:
 def build_command(bundle: Any, precision: Optional[str] = None, cache_dir: Optional[str] = None) -> str:
     """The command that builds a bundle's engines, to be pasted."""
     pyz = find_pyz()
-    program = "python3 -m edgeqlora_jetson"
-    folder = " {}".format(bundle.folder)
-    if pyz is not None:
-        program = "python3 " + os.path.relpath(pyz)
-        if os.path.realpath(os.path.dirname(pyz)) == os.path.realpath(bundle.folder):
-            folder = ""
-    options = " --precision {}".format(precision) if precision else ""
-    if cache_dir not in (None, default_cache_dir()):
-        options += " --cache {}".format(cache_dir)
-    return "{} build{}{}".format(program, folder, options)
+    is_inside = pyz is not None and os.path.realpath(os.path.dirname(pyz)) == os.path.realpath(bundle.folder)
+    words = ["build"] + ([] if is_inside else [bundle.folder])
+    words += ["--precision", precision] if precision else []
+    words += ["--cache", cache_dir] if cache_dir not in (None, default_cache_dir()) else []
+    return "{} {}".format(command_name(), command_line(*words))
 
 
 def _difference(word: str, built: Any, here: Any) -> str:

@@ -2,12 +2,14 @@
 
 import importlib
 import os
+import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..board.sysfs import read_text
 from ..errors import UserError
 from .sample import RailTable, Sample, Scope, rail_table, resolve_scope
 from .source import PowerSource, Unavailable
+from .watch import MIN_READINGS, SensorWatch
 
 __all__ = [
     "MAX_INTERVAL_S",
@@ -36,6 +38,7 @@ _CLASSES: Dict[str, Tuple[str, str]] = {
     "rapl": ("rapl", "RaplSource"),
     "nvml+rapl": ("combined", "CombinedSource"),
 }
+_PROBE_EVERY_S, _PROBE_S = 0.05, 5.0
 _ON_JETSON = ("tegrastats", "ina", "jtop")
 _ELSEWHERE = ("nvml+rapl", "nvml", "rapl")
 
@@ -46,8 +49,9 @@ def open_power_source(
     """Find a source that works here and gives something that may be counted.
 
     name: "auto", "none", or one of SOURCES or "nvml+rapl". table: rails of this board, from its profile.
-    Returns (source, not started; what to count; notes: for every source tried, why not). With "auto" and nothing
-    usable, source and scope are None.
+    Returns (source, not started; what to count; notes: for every source tried, why not). With "auto" a source whose
+    readings do not change is passed over (taken only where no other works: the run then tells), and with nothing usable
+    source and scope are None.
 
     Raises UserError for an unknown name, for an interval outside 0.02 to 2 s, and for a named source that does not
     work here.
@@ -68,14 +72,20 @@ def open_power_source(
                 "power source {} cannot be used here: {}. Choose another with --power, or auto".format(name, error)
             ) from error
     notes: List[str] = []
+    still: Tuple[Optional[PowerSource], Optional[Scope]] = (None, None)
     for candidate in _ON_JETSON if table is not None or is_jetson(root) else _ELSEWHERE:
         try:
             source, scope = _open(candidate, table, interval_s, root)
-            return source, scope, notes
+            problem = _try_out(source, scope)
         except UserError as error:
             if "+" not in candidate:  # its parts say the same, each for itself
                 notes.append("{}: {}".format(candidate, error))
-    return None, None, notes
+            continue
+        if problem is None:
+            return source, scope, notes
+        notes.append("{}: {}".format(candidate, problem))
+        still = (source, scope) if still[0] is None else still
+    return still[0], still[1], notes
 
 
 def is_jetson(root: str = "/") -> bool:
@@ -88,6 +98,25 @@ def is_jetson(root: str = "/") -> bool:
     # A container hides /proc/device-tree, as Docker masks /sys/firmware; /sys/devices/soc0 is the host's.
     about = (read_text(root, "proc/device-tree/compatible"), read_text(root, "sys/devices/soc0/family"))
     return "nvidia,tegra" in (about[0] or "") or "tegra" in (about[1] or "").lower()
+
+
+def _try_out(source: PowerSource, scope: Scope) -> Optional[str]:
+    """Why a source is to be passed over: it dies, or its readings do not change although this processor is kept busy.
+
+    Takes two readings where they differ, else up to _PROBE_S. Raises UserError where it does not start.
+    """
+    watch = SensorWatch(scope.rails)
+    end_s = time.monotonic() + _PROBE_S
+    source.start()
+    try:
+        while watch.stuck and watch.n_readings < MIN_READINGS and source.error is None and time.monotonic() < end_s:
+            watch.add(source.poll())
+            busy_until_s = time.monotonic() + min(source.interval_s, _PROBE_EVERY_S)
+            while time.monotonic() < busy_until_s:
+                pass
+    finally:
+        source.stop()
+    return source.error or watch.problem()
 
 
 def _open(name: str, table: Optional[RailTable], interval_s: Optional[float], root: str) -> Tuple[PowerSource, Scope]:

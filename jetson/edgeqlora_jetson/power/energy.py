@@ -53,7 +53,7 @@ def measure_energy(
     samples = sorted(samples, key=lambda sample: sample.time_s)
     duration_s = end_s - start_s
     inside = [sample for sample in samples if start_s <= sample.time_s <= end_s]
-    _check_rails(inside, start_s, scope)
+    check_rails(inside, start_s, scope)
     integrals = {rail: integrate_rail(samples, rail, start_s, end_s, MAX_GAP_S) for rail in scope.rails}
     covered_s = min([integral.covered_s for integral in integrals.values()] or [0.0])
     coverage = covered_s / duration_s if duration_s > 0 else 0.0
@@ -71,7 +71,8 @@ def measure_energy(
         result.update(_figures(energies_j, duration_s, idle_power_mw))
         result["peak_power"] = _peak_power(inside, scope)
     else:
-        result.update(_missing(scope, reason, idle_power_mw))
+        result = without_figures(result, reason)
+        result["idle_power"] = figure(idle_power_mw, "mW", "no idle baseline was measured")
     result["warnings"] = _warnings(result, idle_power_mw, averaging_s, source_error)
     return result
 
@@ -112,7 +113,8 @@ def _largest_gap_s(times_s: Sequence[float], start_s: float, end_s: float) -> fl
     return max(b - a for a, b in _pairs(times_s))
 
 
-def _check_rails(inside: Sequence[Sample], start_s: float, scope: Scope) -> None:
+def check_rails(inside: Sequence[Sample], start_s: float, scope: Scope) -> None:
+    """Raise RailVanished where a rail that is counted is missing from a sample."""
     for sample in inside:
         for rail in scope.rails:
             if rail not in sample.rails_mw and rail not in sample.counters_j:
@@ -152,15 +154,11 @@ def _figures(energies_j: Dict[str, float], duration_s: float, idle_power_mw: Opt
     }
 
 
-def _missing(scope: Scope, reason: str, idle_power_mw: Optional[float]) -> Dict[str, Any]:
-    return {
-        "energy": figure(None, "J", reason),
-        "net_energy": figure(None, "J", reason),
-        "mean_power": figure(None, "mW", reason),
-        "peak_power": figure(None, "mW", reason),
-        "idle_power": figure(idle_power_mw, "mW", "no idle baseline was measured"),
-        "per_rail": {rail: figure(None, "J", reason) for rail in scope.rails},
-    }
+def without_figures(energy: Dict[str, Any], reason: str) -> Dict[str, Any]:
+    """What measure_energy gave with every figure null for `reason`, the idle power too: the sensor cannot be believed."""
+    units = {"energy": "J", "net_energy": "J", "mean_power": "mW", "peak_power": "mW", "idle_power": "mW"}
+    missing: Dict[str, Any] = {name: figure(None, unit, reason) for name, unit in units.items()}
+    return dict(energy, per_rail={rail: figure(None, "J", reason) for rail in energy["rails"]}, **missing)
 
 
 def _peak_power(inside: Sequence[Sample], scope: Scope) -> Figure:

@@ -7,8 +7,9 @@ from ..board.detect import Board, detect_board, load_boards, set_power_mode
 from ..errors import UserError
 from ..figures import figure
 from ..power import open_power_source
-from ..power.energy import RailVanished, measure_energy
+from ..power.energy import RailVanished, measure_energy, without_figures
 from ..power.sample import rail_table
+from ..power.watch import SensorWatch, reads_nothing
 from .memory import MemoryMonitor
 from .telemetry import Telemetry
 from .thermal import ThermalMonitor
@@ -37,6 +38,7 @@ class Sensors(object):
         self.thermal: Dict[str, Any] = {}
         self.problems: List[str] = []
         self.warnings: List[str] = []
+        self.sensor_problem: Optional[str] = None  # why readings of the run are no measurement
         self.was_named = False  # a power source asked for by name must give energy
         self._memory = MemoryMonitor(root)
         self._memory.start()
@@ -44,6 +46,7 @@ class Sensors(object):
         self.telemetry = Telemetry(source, self._memory, period_s=source.interval_s if source else 0.25)
         self._idle = figure(None, "mW", "no idle baseline was taken")
         self._idle_s = 0.0
+        self._watch = SensorWatch(scope.rails if scope is not None else ())
 
     @classmethod
     def open(
@@ -93,7 +96,7 @@ class Sensors(object):
         time.sleep(idle_s)
         end_s = time.monotonic()
         self.telemetry.wait_for_sample_after(end_s)
-        self._idle = measure_energy(self.telemetry.samples(), start_s, end_s, self.scope)["mean_power"]
+        self._idle = self.measure_energy(start_s, end_s, is_run=False)["mean_power"]
         self._idle_s = end_s - start_s
 
     def start_run(self) -> None:
@@ -127,6 +130,45 @@ class Sensors(object):
         for name, text in sorted(self.telemetry.errors.items()):
             self.problems.append("the {} sensors failed during the run: {}".format(name, text))
 
+    def measure_energy(self, start_s: float, end_s: float, is_run: bool = True) -> Dict[str, Any]:
+        """power.energy.measure_energy of a window, null where the sensor reads 0 or, in a run, does not move.
+
+        Looks at all readings since the sensors were opened, and at those of the window: a sensor that stopped moving
+        before the run is stuck as well. At rest equal readings are possible. Raises RailVanished.
+        """
+        samples = self.telemetry.samples()
+        self._watch.add(samples)
+        energy = measure_energy(
+            samples,
+            start_s,
+            end_s,
+            self.scope,
+            idle_power_mw=self._idle["value"],
+            averaging_s=self.source.averaging_s,
+            source_error=self.telemetry.power_error,
+        )
+        inside = SensorWatch(self.scope.rails)
+        inside.add(sample for sample in samples if start_s <= sample.time_s <= end_s)
+        reason = None
+        if energy["energy"]["value"] is not None:
+            energies_j = {rail: fig["value"] for rail, fig in energy["per_rail"].items()}
+            reason = reads_nothing(energies_j, self._watch.counters, energy["duration_s"])
+        if is_run:
+            reason = reason or inside.problem() or self._watch.problem()
+            self.sensor_problem = reason or self.sensor_problem
+        if reason is None:
+            return energy
+        return dict(without_figures(energy, reason + ". Choose another source with --power"), warnings=[])
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether no reading so far differed from the others."""
+        return self._watch.problem() is not None
+
+    def doubt(self, text: str) -> None:
+        """A fault of the power source: a problem where it was asked for by name, else a warning."""
+        (self.problems if self.was_named else self.warnings).append(text)
+
     def _finish(self, name: str, monitor: Any) -> Dict[str, Any]:
         try:
             part: Dict[str, Any] = monitor.finish()
@@ -139,15 +181,7 @@ class Sensors(object):
         if self.source is None:
             return missing_energy("no power source: " + ("; ".join(self.notes) or "none was asked for"))
         try:
-            energy = measure_energy(
-                self.telemetry.samples(),
-                start_s,
-                end_s,
-                self.scope,
-                idle_power_mw=self._idle["value"],
-                averaging_s=self.source.averaging_s,
-                source_error=self.telemetry.power_error,
-            )
+            energy = self.measure_energy(start_s, end_s)
         except RailVanished as error:
             self.problems.append(str(error))
             energy = missing_energy(str(error))
@@ -156,8 +190,7 @@ class Sensors(object):
         if self._idle["value"] is None:
             energy["idle_power"] = self._idle
         if energy["energy"]["value"] is None:
-            text = "no energy: {}".format(energy["energy"]["reason"])
-            (self.problems if self.was_named else self.warnings).append(text)
+            self.doubt("no energy: {}".format(energy["energy"]["reason"]))
         energy["source"] = self.source.describe()
         energy["idle_s"] = self._idle_s
         energy["notes"] = self.notes

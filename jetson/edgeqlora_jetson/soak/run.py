@@ -14,9 +14,9 @@ from ..bench.workload import load_workload
 from ..bundle import Bundle, EvalClip
 from ..errors import UserError
 from ..machine import measure_rss_mib
-from ..power.energy import RailVanished, measure_energy
+from ..power.energy import RailVanished
 from ..runtimes import open_runtime
-from ..sensors.session import Sensors, missing_energy
+from ..sensors.session import Sensors
 from ..sensors.thermal import ThermalMonitor
 from ..transcribe import Transcriber
 from .histogram import LatencyHistogram
@@ -136,6 +136,10 @@ def run_soak(
         except KeyboardInterrupt:
             pass
         sensors.end_run(start_s, time.monotonic(), with_energy=False)
+    if sensors.sensor_problem:
+        sensors.doubt("no energy: {}".format(sensors.sensor_problem))
+    if sensors.is_stuck:  # the first rows were too short to tell
+        soak.rows[:] = [row._replace(energy_j=None, energy_j_per_audio_s=None) for row in soak.rows]
     soak.thermal = sensors.thermal
     soak.problems += [text for text in sensors.problems if text not in soak.problems]
     return soak, opened, sensors
@@ -239,10 +243,10 @@ def _energy_j(soak: Soak, sensors: Sensors, begun_s: float, end_s: float) -> Opt
         return None
     sensors.telemetry.wait_for_sample_after(end_s)
     try:
-        energy = measure_energy(sensors.telemetry.samples(), begun_s, end_s, sensors.scope)["energy"]
+        energy_j: Optional[float] = sensors.measure_energy(begun_s, end_s)["energy"]["value"]
     except RailVanished as error:
         if str(error) not in soak.problems:
             soak.problems.append(str(error))
-        energy = missing_energy(str(error))["energy"]
+        energy_j = None
     sensors.telemetry.forget_before(end_s)
-    return energy["value"]
+    return energy_j

@@ -1,12 +1,20 @@
 """The command line as a user meets it: exit codes, messages without tracebacks, and what is imported when."""
 
+import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from edgeqlora.cli.main import app
+from edgeqlora.settings import PANELS, TrainSettings, read_settings
+
+BUNDLE = Path(__file__).resolve().parents[2] / "jetson" / "fixtures" / "bundle"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -65,6 +73,94 @@ def test_config_file_is_written_and_flags_win(tmp_path: Path):
     done = run("train", "--config", str(path), "--batch-size", "0")
     assert done.returncode == 2
     assert "batch_size=0 is out of range" in done.stderr
+
+
+def test_a_config_saved_elsewhere_means_the_same_paths(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["train", "-m", "owner/m", "--train", "t.jsonl", "-o", "my out", "--save-config", "sub folder/c.toml"]
+    done = CliRunner().invoke(app, flags)
+    assert done.exit_code == 0
+    assert shlex.split(done.output.rsplit("Next: ", 1)[1]) == ["edgeqlora", "train", "--config", "sub folder/c.toml"]
+    given = read_settings(Path("sub folder/c.toml"))
+    assert (given["train"], given["output"]) == (str(tmp_path / "t.jsonl"), str(tmp_path / "my out"))
+    assert given["base_model"] == "owner/m"
+
+
+def test_every_help_is_shown_without_torch():
+    code = """
+import sys
+from typer.main import get_command
+from typer.testing import CliRunner
+from edgeqlora.cli.main import app
+
+def walk(command, words):
+    for name, child in command.commands.items():
+        yield [*words, name]
+        yield from walk(child, [*words, name]) if hasattr(child, "commands") else ()
+
+calls = [[], *walk(get_command(app), [])]
+for words in calls:
+    done = CliRunner().invoke(app, [*words, "--help"])
+    assert done.exit_code == 0, (words, done.output)
+print(len(calls), [name for name in ("torch", "transformers", "peft", "onnxruntime") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    n_calls, loaded = done.stdout.split(" ", 1)
+    assert int(n_calls) > 12
+    assert loaded.strip() == "[]"
+
+
+def test_the_flags_of_train_are_in_panels_with_their_defaults():
+    text = (
+        CliRunner()
+        .invoke(app, ["train", "--help"], env={"COLUMNS": "600", "TERMINAL_WIDTH": "600", "NO_COLOR": "1"})
+        .output
+    )
+    fields = {field.name for field in dataclasses.fields(TrainSettings)}
+    for panel, names in PANELS.items():
+        assert f" {panel} " in text
+        assert set(names) <= fields
+    for default in ("Default: 20.0.", "Default: uniform:8.", "Default: no.", "Default: 5.0,20.0."):
+        assert default in text
+
+
+NASTY = "a\x1b]0;title\x07 \x9b2J'; $(touch x).wav"
+
+
+def test_control_characters_of_data_are_not_printed(tmp_path, clips):
+    """Names and texts of files go through data check's report, errors and the next command."""
+    audio = tmp_path / NASTY
+    audio.write_bytes((clips.parent / "0.wav").read_bytes())
+    manifest = tmp_path / f"{NASTY}.jsonl"
+    rows = [{"audio": NASTY, "text": "stop \x1b[2J now"}, {"audio": NASTY + "gone", "text": "stop"}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("data", "check", str(manifest))
+    assert done.returncode == 1
+    assert "touch x" in done.stdout
+    for text in (done.stdout, done.stderr):
+        assert not [c for c in text if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160]
+    following = done.stderr.rsplit("Next: ", 1)[1]
+    assert shlex.split(following)[4:6] == [
+        "--train",
+        str(manifest).replace("\x1b", "\\u001b").replace("\x07", "\\u0007").replace("\x9b", "\\u009b"),
+    ]
+
+
+def test_bench_takes_its_output_by_the_short_flag(tmp_path):
+    line = [
+        "bench",
+        str(BUNDLE),
+        "--power",
+        "none",
+        "--repeats",
+        "1",
+        "--min-count",
+        "1",
+        "-o",
+        str(tmp_path / "r.json"),
+    ]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["schema"] == "edgeqlora.report/2"
 
 
 def test_data_check_finds_what_is_wrong_and_writes_json(clips, tmp_path):
@@ -171,3 +267,17 @@ def test_a_demo_of_an_unknown_model_names_those_that_are_there(tmp_path):
     assert done.returncode == 2
     assert "--model conformer: allowed is whisper or wav2vec2" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_does_not_write_into_a_folder_of_others(tmp_path):
+    (tmp_path / "report.json").write_text("mine")
+    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--overwrite"])
+    assert "this program did not write it" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_training_does_not_replace_the_folder_of_its_config(tmp_path):
+    (tmp_path / "card.json").write_text('{"schema": "edgeqlora.card/1"}')
+    (tmp_path / "c.toml").write_text(f'base_model = "a/b"\ntrain = "t"\noutput = "{tmp_path}"\n')
+    done = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "c.toml"), "--overwrite"])
+    assert "it is or holds what this command reads" in str(done.exception)

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import shlex
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 from transformers import WhisperFeatureExtractor
+from typer.testing import CliRunner
 
-from edgeqlora.data import cache
-from edgeqlora.data.cache import FeatureCache, default_cache_folder, read_cached, write_cached
+from edgeqlora.cli.main import app
+from edgeqlora.data import cache, dataset
+from edgeqlora.data.cache import FeatureCache, default_cache_folder, entries_of, read_cached, write_cached
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.models.whisper.processor import WhisperProcessor
@@ -148,3 +152,61 @@ def test_default_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_cache_folder() == tmp_path / "home" / ".cache" / "edgeqlora" / "features"
+
+
+def test_the_bound_is_kept_and_the_oldest_used_go_first(extractor, tmp_path):
+    """Features of 1 s are 32,128 bytes and a checksum: of ten, three fit in 100 kB."""
+    rows = []
+    for number in range(10):
+        soundfile.write(tmp_path / f"{number}.wav", noise(8000, number), 16000)
+        rows.append(Row(str(tmp_path / f"{number}.wav"), "x"))
+    folder = tmp_path / "cache"
+    mels = FeatureCache(extractor, folder, max_bytes=100_000)
+    (folder / "ab").mkdir(parents=True)
+    (folder / "ab" / "notes.txt").write_text("not ours")
+    for number, row in enumerate(rows):
+        mels.features(row, 1.0)
+        mels.features(rows[0], 1.0)  # used all the time: it stays
+        for path in folder.rglob("*.npy"):  # the clock of a file system may stand still for some ms
+            os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9 * (number + 1)))
+        os.utime(folder / mels.key(rows[0], 1.0)[:2] / f"{mels.key(rows[0], 1.0)}.npy")
+        assert sum(entry.n_bytes for entry in entries_of(folder)) <= 100_000
+    kept = {path.stem for path in folder.rglob("*.npy")}
+    assert mels.key(rows[0], 1.0) in kept
+    assert mels.key(rows[9], 1.0) in kept
+    assert mels.key(rows[1], 1.0) not in kept
+    assert (folder / "ab" / "notes.txt").exists()
+    small = FeatureCache(extractor, tmp_path / "small", max_bytes=1000)
+    assert small.features(rows[0], 1.0).shape == (80, 100)
+    assert list(entries_of(tmp_path / "small")) == []
+
+
+def test_the_command_shows_and_clears_only_what_is_ours(extractor, row, tmp_path):
+    folder = tmp_path / "my cache"
+    FeatureCache(extractor, folder).features(row, 1.0)
+    (folder / "mine.npy").write_text("x")
+    done = CliRunner().invoke(app, ["cache", "--cache", str(folder)])
+    assert done.exit_code == 0
+    assert f"folder   {folder}\nsize     1 entries, 0.0 MiB" in done.output
+    following = done.output.rsplit("Next: ", 1)[1].strip()
+    assert shlex.split(following) == ["edgeqlora", "cache", "--cache", str(folder), "--clear"]
+    done = CliRunner().invoke(app, shlex.split(following)[1:])
+    assert done.exit_code == 0
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["mine.npy"]
+
+
+def test_recordings_are_read_when_they_are_drawn_and_few_are_kept(tmp_path, monkeypatch):
+    for number in range(12):
+        soundfile.write(tmp_path / f"{number:02d}.wav", noise(1600, number), 16000)
+    read = []
+    real = dataset.load_audio
+    monkeypatch.setattr(dataset, "load_audio", lambda row: read.append(row.audio) or real(row))
+    recordings = dataset.load_recordings("noise", str(tmp_path))
+    assert (len(recordings), read) == (12, [])
+    for index in (3, 3, *range(12), 3):
+        assert recordings[index].shape == (1600,)
+    assert [int(path[-6:-4]) for path in read] == [3, 0, 1, 2, *range(4, 12), 3]
+    assert len(recordings._kept) == dataset.Recordings.KEPT
+    (tmp_path / "12.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError, match=r"12\.wav"):
+        dataset.load_recordings("noise", str(tmp_path))

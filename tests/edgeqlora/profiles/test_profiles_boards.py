@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -27,19 +28,7 @@ PROFILE_OF = {
 }
 """Head of a block -> profiles whose board prints such lines (8GB and 16GB modules of a family share the sensors)."""
 
-TOTALS_MW = [
-    # Nano, TX2, Xavier NX: the input rail; two Xavier NX lines hide the rails from a user who is not root
-    *(1022, 1750, 1388, 1997), *(3056, 5297, 1876, 1876, 1649, 14025), *(4067, None, None),
-    # AGX Xavier: GPU + CPU + SOC + CV + VDDRQ + SYS5V
-    0 + 311 + 932 + 0 + 621 + 1482, 18401 + 2301 + 4602 + 0 + 2914 + 4632, 0 + 216 + 864 + 0 + 144 + 1889,
-    *(None, None), 467 + 467 + 1245 + 0 + 311 + 2768,
-    # Orin Nano, Orin NX: the input rail
-    *(5263, 2957, 4046, 5608, 5486, 9761), *(5299, 6120, 12673, 8820, 4915),
-    # AGX Orin: VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0, and VDDQ_VDD2_1V8AO where it is printed
-    3205 + 4405 + 4767, 4940 + 988 + 4442, 2390 + 796 + 3522 + 301, None, 5139 + 3268 + 5500,
-    # Thor: VIN; the second line has none: VDD_GPU + VDD_CPU_SOC_MSS + VIN_SYS_5V0
-    19780, 0 + 4165 + 4126, *(16802, 87426, 124486, 15004),
-]  # fmt: skip
+TOTALS_MW = [row["total_mw"] for row in run_path(str(RECORDED.with_name("tegrastats_expected.py")))["EXPECTED"]]
 """By hand, in the order of the file: what each line's board takes, mW; None: its rails are hidden."""
 
 

@@ -2,8 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from edgeqlora.errors import UserError
+from edgeqlora.settings import make_settings
+from edgeqlora.train import train
+from edgeqlora.training import malloc
 
 CODE = """
 import sys
@@ -34,3 +40,13 @@ def test_freed_blocks_go_back_to_the_system():
         pytest.skip("not glibc")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 90  # 49 blocks of 2 MiB, although one block above them is still in use
+
+
+@pytest.mark.parametrize(("has_gpu", "n_calls"), [(True, 0), (False, 1)])
+def test_the_setting_is_for_training_on_a_processor(monkeypatch, tmp_path: Path, has_gpu: bool, n_calls: int):
+    calls: list[bool] = []
+    monkeypatch.setattr(malloc, "return_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    with pytest.raises(UserError, match="no model at"):
+        train(make_settings({"base_model": "/nothing/here", "train": "t", "output": str(tmp_path / "out")}))
+    assert len(calls) == n_calls

@@ -1,13 +1,12 @@
-"""The energy of a training run: RAPL and NVML counters, power of a GPU without a counter, nothing at all."""
+"""The energy of a training run: a thread reads counters and powers; nothing at all; sensors that die or stand still."""
 
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from edgeqlora.training import resources as sensors
+from edgeqlora.training import resources
 from edgeqlora.training.resources import EnergyMeter
 from edgeqlora_jetson.power import PowerSource, Sample, Scope
 
@@ -40,17 +39,6 @@ def test_packages_are_added_and_psys_is_not(tmp_path: Path):
     assert "not the memory, the board or the power supply" in figure["meaning"]
 
 
-def test_a_counter_that_wraps_around_between_polls(tmp_path: Path):
-    write_package(tmp_path, 0, 999_000_000)
-    meter = EnergyMeter(str(tmp_path))
-    write_package(tmp_path, 0, 1_000_000)
-    meter.poll()
-    write_package(tmp_path, 0, 999_500_000)
-    meter.poll()
-    write_package(tmp_path, 0, 500_000)
-    assert meter.read()["value"] == 1001.5
-
-
 def test_nothing_to_measure_with(tmp_path: Path):
     figure = EnergyMeter(str(tmp_path)).read()
     assert figure["value"] is None
@@ -65,33 +53,42 @@ def test_a_counter_that_vanishes(tmp_path: Path):
     assert "package-0 cannot be read any more" in meter.read()["reason"]
 
 
-class Gpu(PowerSource):
-    """A GPU of 50 W without an energy counter, read at given times."""
+def test_a_counter_that_stands_still(tmp_path: Path):
+    write_package(tmp_path, 0, 1_000_000)
+    figure = EnergyMeter(str(tmp_path)).read()
+    assert figure["value"] is None
+    assert "the sensor reads 0: package-0" in figure["reason"]
 
-    name = "nvml"
 
-    def __init__(self, times_s: list[float]):
+class Scripted(PowerSource):
+    """A source of 50 W that gives readings 1 mW apart until it falls asleep, dies or stands still."""
+
+    name, interval_s = "scripted", 0.01
+
+    def __init__(self, ends: str = ""):
         super().__init__()
-        self.times_s = times_s
+        self.rails, self.n, self.ends = ("gpu0",), 0, ends
 
     def poll(self) -> list[Sample]:
-        return [Sample(self.times_s.pop(0), {"gpu0": 50000.0}, {})]
+        self.n += 1
+        if self.ends == "dies" and self.n > 10:
+            self.error = "it died"
+            return []
+        return [Sample(time.monotonic(), {"gpu0": 50000.0 + (self.n % 2 if self.ends != "still" else 0)}, {})]
 
 
-@pytest.mark.parametrize(("times_s", "energy_j"), [([0, 4, 8, 10], 500.0), ([0, 2, 10, 25], None)])
-def test_power_is_integrated_where_the_polls_are_close(
-    monkeypatch: pytest.MonkeyPatch, times_s: list[float], energy_j: float | None
-):
-    answer: Any = (Gpu(list(times_s)), Scope("gpu_board", ("gpu0",)), [])
-    monkeypatch.setattr(sensors, "open_power_source", lambda name, root: answer)
-    clock = iter([0.0, float(times_s[-1])])  # when the meter is made, and when it is read
-    monkeypatch.setattr(sensors, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+@pytest.mark.parametrize(("ends", "reason"), [("", None), ("dies", "it died"), ("still", "the sensor does not move: ")])
+def test_power_is_read_by_a_thread_while_nobody_asks(monkeypatch: pytest.MonkeyPatch, ends: str, reason: str | None):
+    source = Scripted(ends)
+    answer = (source, Scope("gpu_board", source.rails), [])
+    monkeypatch.setattr(resources, "open_power_source", lambda *args, **kwargs: answer)
     meter = EnergyMeter()
-    for _ in times_s[1:-1]:
-        meter.poll()
+    time.sleep(0.4)  # as in an evaluation
     figure = meter.read()
-    assert figure["value"] == energy_j
-    if energy_j is None:
-        assert figure["reason"] == "power was read in 10.0 of 25.0 s, at least 90% needed"
-    else:
-        assert figure["energy_scope"] == "gpu_board"
+    if reason is not None:
+        assert figure["value"] is None
+        assert reason in figure["reason"]
+        return
+    assert figure["value"] == pytest.approx(50 * figure["duration_s"], rel=1e-3)
+    assert 0.35 < figure["duration_s"] < 5
+    assert figure["coverage"] == 1.0

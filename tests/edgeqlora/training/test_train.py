@@ -1,20 +1,26 @@
 """Training for real on a tiny model: output, dry run, resuming, several processes, and every refusal."""
 
+import dataclasses
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from edgeqlora.cli.main import app
 from edgeqlora.errors import UserError
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
 from edgeqlora.training.partial_run import partial_folder
 
+train_module = importlib.import_module("edgeqlora.train")
 RUN = {"window_s": "1", "steps": 6, "batch_size": 4, "eval_every": 2, "cache": "none", "learning_rate": 5e-3, "seed": 1}
 
 
@@ -343,19 +349,194 @@ def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, t
     assert card["steps"] < 12
 
 
-def test_resume_with_other_data_is_refused(tiny_model, clips, tmp_path, monkeypatch):
+def corpus(folder: Path) -> Path:
+    """A LibriSpeech folder of two clips."""
+    chapter = folder / "1" / "2"
+    chapter.mkdir(parents=True)
+    for number in (0, 1):
+        tone(chapter / f"1-2-000{number}.flac", 400 + 100 * number)
+    (chapter / "1-2.trans.txt").write_text("1-2-0000 STOP\n1-2-0001 LIGHTS ON\n")
+    return folder
+
+
+def tone(path: Path, hertz: float) -> None:
+    import numpy as np
+    import soundfile
+
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * np.arange(8000) / 16000), 16000)
+
+
+def ranks_file(path: Path, rank: int, names: list[str]) -> None:
+    path.write_text(json.dumps({"schema": "edgeqlora.lora.ranks/1", "rank_pattern": dict.fromkeys(names, rank)}))
+
+
+def test_resume_with_other_data_is_refused_by_name(tiny_model, clips, straight, tmp_path, monkeypatch):
+    """Every input is changed in its turn: the message names it and no other; put back, the run goes on."""
     from edgeqlora import train as module
 
-    data = other_manifest(clips, tmp_path / "m.jsonl")
-    settings = settings_of(tiny_model, clips, tmp_path / "out", train=str(data))
+    names = list(json.loads((straight / "ranks.json").read_text())["rank_pattern"])
+    data = other_manifest(clips, tmp_path / "m.jsonl", audio=str(tmp_path / "first.wav"))
+    tone(tmp_path / "first.wav", 500)
+    tone(tmp_path / "noise" / "a.wav", 300)
+    tone(tmp_path / "room" / "r.wav", 200)
+    ranks_file(tmp_path / "ranks.json", 2, names)
+    given = {
+        "train": str(data),
+        "dev": str(corpus(tmp_path / "corpus")),
+        "ranks": str(tmp_path / "ranks.json"),
+        "steps": 1,
+    }
+    settings = settings_of(
+        tiny_model, clips, tmp_path / "out", noise=str(tmp_path / "noise"), room=str(tmp_path / "room"), **given
+    )
     real_write = module._write_output
     monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(settings)
     monkeypatch.setattr(module, "_write_output", real_write)
-    other_manifest(clips, data, text="another text")
-    with pytest.raises(UserError, match="train changed since the unfinished run"):
+    monkeypatch.setattr(module, "_say_plan", lambda *args: None)
+    for path, name in (
+        (data, "train"),
+        (tmp_path / "first.wav", "train audio"),
+        (tmp_path / "corpus/1/2/1-2.trans.txt", "dev"),
+        (tmp_path / "corpus/1/2/1-2-0001.flac", "dev audio"),
+        (tmp_path / "noise" / "a.wav", "noise audio"),
+        (tmp_path / "room" / "r.wav", "room audio"),
+        (tmp_path / "ranks.json", "ranks"),
+    ):
+        before, status = path.read_bytes(), path.stat()
+        if path.suffix in (".wav", ".flac"):
+            tone(path, 777)
+        elif path == data:
+            other_manifest(clips, data, audio=str(tmp_path / "first.wav"), text="another text")
+        elif path.name == "ranks.json":
+            ranks_file(path, 3, names)
+        else:
+            path.write_text(path.read_text().replace("STOP", "GO"))
+        with pytest.raises(UserError, match=f"--resume, but {name} changed since the unfinished run"):
+            train(settings, resume=True)
+        path.write_bytes(before)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    tone(tmp_path / "noise" / "b.wav", 300)
+    with pytest.raises(UserError, match="--resume, but noise and noise audio changed since"):
         train(settings, resume=True)
+    (tmp_path / "noise" / "b.wav").unlink()
+    (tmp_path / "noise").rename(tmp_path / "moved")
+    card = train(dataclasses.replace(settings, noise=str(tmp_path / "moved")), resume=True)
+    assert card["steps"] == 1
+
+
+def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips, tmp_path, monkeypatch):
+    """A made-up powercap tree whose counter of 100 J takes 1 J every 5 ms: it starts again from 0 all the time."""
+    import threading
+
+    from edgeqlora.training import resources
+    from edgeqlora_jetson.power import Scope
+    from edgeqlora_jetson.power.rapl import RaplSource
+
+    zone = tmp_path / "root/sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", "100000000")):
+        (zone / name).write_text(text)
+    spent_j, ended = [0], threading.Event()
+
+    def spend() -> None:
+        while not ended.wait(0.005):
+            (zone / "new").write_text(str((spent_j[0] + 1) % 100 * 1_000_000))
+            (zone / "new").rename(zone / "energy_uj")
+            spent_j[0] += 1
+
+    def open_source(*args, **kwargs):
+        source = RaplSource(0.02, str(tmp_path / "root"))
+        thread.start()
+        return source, Scope("cpu_package", source.rails), []
+
+    def read(meter):
+        at_read_j.append(spent_j[0])
+        return real_read(meter)
+
+    thread, at_read_j, real_read = threading.Thread(target=spend), [], resources.EnergyMeter.read
+    monkeypatch.setattr(resources, "open_power_source", open_source)
+    monkeypatch.setattr(resources.EnergyMeter, "read", read)
+    evaluator, in_evaluation_j = train_module._evaluator, []
+    monkeypatch.setattr(
+        train_module, "_evaluator", lambda *args: slowed(evaluator(*args), lambda: in_evaluation_j.append(spent_j[0]))
+    )
+    try:
+        figure = train(settings_of(tiny_model, clips, tmp_path / "out", steps=2))["figures"]["energy"]
+    finally:
+        ended.set()
+        thread.join()
+    assert in_evaluation_j[1] - in_evaluation_j[0] > 100  # more than once around where no step was taken
+    assert figure["value"] == pytest.approx(at_read_j[0], abs=20)
+    assert figure["coverage"] > 0.9
+
+
+def slowed(evaluate, look):
+    def evaluate_slowly():
+        look()
+        time.sleep(1.5)
+        look()
+        return evaluate()
+
+    return evaluate_slowly
+
+
+def test_overwrite_replaces_what_we_wrote_and_nothing_else(tiny_model, clips, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="this program did not write it"):
+        train(settings_of(tiny_model, clips, output), overwrite=True)
+    (output / "card.json").write_text('{"schema": "edgeqlora.card/1"}')
+    monkeypatch.chdir(output)
+    with pytest.raises(UserError, match="it is or holds the current folder"):
+        train(settings_of(tiny_model, clips, Path(".")), overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    data = other_manifest(clips, output / "m.jsonl")
+    with pytest.raises(UserError, match=r"it is or holds what this command reads, .*m\.jsonl"):
+        train(settings_of(tiny_model, clips, output, train=str(data)), overwrite=True)
+    (output / "clip.wav").write_bytes((clips.parent / "0.wav").read_bytes())
+    outside = other_manifest(clips, tmp_path / "m.jsonl", audio=str(output / "clip.wav"))
+    with pytest.raises(UserError, match="it is or holds what this command reads"):
+        train(settings_of(tiny_model, clips, output, train=str(outside)), overwrite=True)
+    partial_folder(output).mkdir()
+    (partial_folder(output) / "notes.txt").write_text("mine")
+    data.unlink()
+    with pytest.raises(UserError, match="where checkpoints go, holds something else"):
+        train(settings_of(tiny_model, clips, output, steps=1), overwrite=True)
+    assert (output / "thesis.txt").read_text() == "precious"
+    (partial_folder(output) / "notes.txt").unlink()
+    train(settings_of(tiny_model, clips, output, steps=1), overwrite=True)
+    assert not (output / "thesis.txt").exists()
+
+
+def test_a_dry_run_of_another_process_has_nothing_to_print(tiny_model, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module._Run, "estimate", lambda self: {"figures": {}})
+    monkeypatch.setenv("RANK", "1")
+    line = ["train", "-m", str(tiny_model), "--train", str(clips), "-o", str(tmp_path / "out"), "--dry-run"]
+    done = CliRunner().invoke(app, [*line, "--cache", "none"])
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_a_log_is_cut_whole_or_not_at_all(tmp_path, monkeypatch):
+    from edgeqlora.training.run_log import truncate_log
+
+    log = tmp_path / "log.jsonl"
+    text = '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st'
+    log.write_text(text)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            truncate_log(log, 2)
+    assert log.read_text() == text
+    truncate_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def in_cyrillic(clips: Path, path: Path, n: int) -> str:

@@ -97,6 +97,8 @@ def test_the_fastest_mode_with_locked_clocks_is_fine(tmp_path):
     power = find(findings, "Power from ")
     assert power.what == "Power from ina: VIN (system_input)"
     assert "carrier included" in power.means
+    still = find(findings, "Power sensor ina: the sensor does not move")  # the made-up tree stands still
+    assert still.level == "warning"
 
 
 def test_a_mode_that_switches_gpu_cores_off(tmp_path):

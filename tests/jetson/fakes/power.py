@@ -4,11 +4,15 @@ The layouts are those that kernel documentation and users of the boards describe
 hwmon, powercap); the values are made up, the first bytes of proc/device-tree/compatible too.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import stat
 import sys
-from typing import Dict, List, NamedTuple, Optional, Sequence
+import threading
+import time
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 KINDS = (
     "nano-r32",
@@ -112,6 +116,70 @@ def set_rail_mw(root: object, label: str, power_mw: float) -> None:
     else:
         write_file(folder, "in{}_input".format(n), "1000")
         write_file(folder, "curr{}_input".format(n), str(int(power_mw)))
+
+
+@contextlib.contextmanager
+def live_rail(root: object, label: str, powers_mw: Sequence[float], every_s: float = 0.02) -> Iterator[None]:
+    """A rail that reads `powers_mw` in turns, as a sensor that lives never stands still."""
+    with _repeating(lambda power_mw: set_rail_mw(root, label, power_mw), itertools.cycle(powers_mw), every_s):
+        yield
+
+
+@contextlib.contextmanager
+def live_package(root: object, number: int, energies_uj: Iterator[int], every_s: float = 0.02) -> Iterator[None]:
+    """An energy counter of powercap that reads one of `energies_uj` after the other."""
+    folder = os.path.join(str(root), "sys/class/powercap/intel-rapl:{}".format(number))
+    with _repeating(lambda energy_uj: write_file(folder, "energy_uj", str(energy_uj)), energies_uj, every_s):
+        yield
+
+
+@contextlib.contextmanager
+def _repeating(write, values, every_s):
+    ended = threading.Event()
+
+    def loop():
+        while not ended.wait(every_s):
+            write(next(values))
+
+    thread = threading.Thread(target=loop)
+    thread.daemon = True
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def run_with(source, table=None, seconds=0.6):
+    """A run of the sensors' session with this source, asked for by name: (energy part of the report, problems)."""
+    from edgeqlora_jetson.board.detect import detect_board
+    from edgeqlora_jetson.sensors.session import Sensors
+
+    sensors = Sensors(detect_board(boards={}), source, source.resolve_scope(table), [], "/nowhere")
+    sensors.was_named = True
+    with sensors:
+        sensors.rest(0.1)
+        sensors.start_run()
+        start_s = time.monotonic()
+        time.sleep(seconds)
+        sensors.end_run(start_s, time.monotonic())
+    return sensors.energy, sensors.problems
+
+
+def assert_no_energy(energy, problems, reason):
+    """Every figure is null with the reason, and the run is not valid."""
+    for name in ("energy", "net_energy", "mean_power", "peak_power", "idle_power"):
+        assert energy[name]["value"] is None, name
+        assert reason in energy[name]["reason"], name
+    assert any(reason in problem and "--power" in problem for problem in problems)
+
+
+def recorded_lines() -> List[str]:
+    """The 41 recorded lines of tegrastats, in the order of the file."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    with open(os.path.join(here, "..", "fixtures", "tegrastats_lines.txt")) as file:
+        return [line.rstrip("\n") for line in file if line.strip() and not line.startswith("#")]
 
 
 def break_rail(root: object, label: str) -> None:

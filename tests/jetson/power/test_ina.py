@@ -4,13 +4,14 @@ import os
 
 import pytest
 from fakes import power as fake_power
+from test_tegrastats import TABLES
 
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.power import RailTable, Unavailable
+from edgeqlora_jetson.power import Unavailable
 from edgeqlora_jetson.power.ina import Channel, InaSource, find_channels, read_averaging_s, read_power_mw
+from edgeqlora_jetson.sensors.session import Sensors
 
-AGX_ORIN = RailTable(None, "sum_of_rails", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("VDDQ_VDD2_1V8AO",))
-THOR = RailTable("VIN", "system_input", ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), ())
+AGX_ORIN, THOR = TABLES["agx-orin"], TABLES["thor"]
 # kind -> rails in mW by hand: mV x mA / 1000, on R32 what the driver says, Thor's VIN uW / 1000; averaging
 TREES = {
     "nano-r32": ({"POM_5V_IN": 2038, "POM_5V_GPU": 121, "POM_5V_CPU": 325}, None),
@@ -209,3 +210,38 @@ def test_units_in_the_file_and_no_number(tmp_path):
         file.write("\n")
     with pytest.raises(ValueError):
         read_power_mw(Channel("VDD", (path,), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("power_mw", "reason"), [(0, "the sensor reads 0: VDD_IN"), (4046, "the sensor does not move")]
+)
+def test_a_monitor_that_is_not_fed_or_asleep_gives_no_energy(tree, power_mw, reason):
+    root = tree("orin-nano-r36")
+    fake_power.set_rail_mw(root, "VDD_IN", power_mw)
+    source = InaSource(interval_s=0.02, root=root)
+    fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), reason)
+
+
+def test_a_monitor_that_stops_moving_before_the_run_gives_no_energy(tree):
+    root = tree("orin-nano-r36")
+    source = InaSource(interval_s=0.02, root=root)
+    rest = Sensors.rest
+
+    def rest_and_fall_asleep(self, idle_s):
+        with fake_power.live_rail(root, "VDD_IN", (4000, 4100)):
+            rest(self, idle_s)
+
+    Sensors.rest = rest_and_fall_asleep
+    try:
+        fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), "the sensor does not move")
+    finally:
+        Sensors.rest = rest
+
+
+def test_two_readings_in_turns_are_a_measurement(tree):
+    root = tree("orin-nano-r36")
+    source = InaSource(interval_s=0.02, root=root)
+    with fake_power.live_rail(root, "VDD_IN", (4000, 4040)):
+        energy, problems = fake_power.run_with(source, TABLES["orin-nano"])
+    assert 4000 <= energy["mean_power"]["value"] <= 4040
+    assert problems == []

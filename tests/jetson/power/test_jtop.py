@@ -6,6 +6,7 @@ import time
 import types
 
 import pytest
+from fakes import power as fake_power
 from test_tegrastats import TABLES
 
 from edgeqlora_jetson.power import Unavailable
@@ -139,3 +140,12 @@ def test_a_board_without_rails(jtop):
     jtop(power={"rail": {}, "tot": {"power": 0, "avg": 0}})
     with pytest.raises(Unavailable, match="the jtop service knows no power rails on this board"):
         JtopSource(interval_s=0.02)
+
+
+@pytest.mark.parametrize(
+    ("power_mw", "reason"), [(0, "the sensor reads 0: VDD_IN"), (5261, "the sensor does not move")]
+)
+def test_a_service_that_gives_0_or_one_value_for_ever_gives_no_energy(jtop, power_mw, reason):
+    jtop(power={"rail": {}, "tot": {"power": power_mw, "name": "VDD_IN"}})
+    source = JtopSource(interval_s=0.02)
+    fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), reason)

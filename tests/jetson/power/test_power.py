@@ -6,21 +6,14 @@ import pytest
 from fakes import power as fake_power
 from test_tegrastats import LINES, TABLES
 
-from edgeqlora_jetson.board.detect import load_boards
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.power import RailTable, is_jetson, open_power_source, rail_table, resolve_scope
 
-SUMMED = {
-    "total_rail": None,
-    "energy_scope": "sum_of_rails",
-    "sum_rails": ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"],
-    "optional_rails": ["VDDQ_VDD2_1V8AO"],
-}
-
 
 def test_rail_table_of_a_profile():
-    table = rail_table(SUMMED)
-    assert table == RailTable(None, "sum_of_rails", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("VDDQ_VDD2_1V8AO",))
+    assert TABLES["agx-orin"] == RailTable(
+        None, "sum_of_rails", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("VDDQ_VDD2_1V8AO",)
+    )
     assert rail_table({"total_rail": "VDD_IN", "energy_scope": "module_input"}) == TABLES["orin-nano"]
 
 
@@ -34,23 +27,6 @@ def test_a_profile_with_wrong_rails():
         rail_table({"energy_scope": "wall"})
     with pytest.raises(UserError, match=r"total_rail='VDD_IN' in the profile contradicts energy_scope='sum_of_rails'"):
         rail_table({"energy_scope": "sum_of_rails", "total_rail": "VDD_IN"})
-
-
-@pytest.mark.parametrize(
-    ("board_id", "name"),
-    [
-        ("jetson-nano", "nano"),
-        ("jetson-tx2", "tx2"),
-        ("jetson-xavier-nx-16gb", "xavier-nx"),
-        ("jetson-agx-xavier-64gb", "agx-xavier"),
-        ("jetson-orin-nano", "orin-nano"),
-        ("jetson-orin-nx-8gb", "orin-nx"),
-        ("jetson-agx-orin-32gb", "agx-orin"),
-        ("jetson-thor-t5000", "thor"),
-    ],
-)
-def test_the_shipped_boards_have_the_rails_of_their_recorded_lines(board_id, name):
-    assert rail_table(load_boards()[board_id]) == TABLES[name]
 
 
 def test_the_total_rail_alone_is_counted():
@@ -131,11 +107,12 @@ def board(tmp_path, kind):
 
 def test_auto_takes_tegrastats_first(tmp_path, monkeypatch, no_path):
     root = board(tmp_path, "orin-nano-r36")
-    program = fake_power.write_tegrastats(tmp_path / "bin", [LINES[21]])
+    program = fake_power.write_tegrastats(tmp_path / "bin", [LINES[21], LINES[22]])
     monkeypatch.setenv("PATH", os.path.dirname(program))
     source, scope, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
     assert (source.name, source.interval_s, source.averaging_s) == ("tegrastats", 0.02, 0.43)
-    assert (scope, notes) == (("module_input", ("VDD_IN",)), [])
+    assert scope == ("module_input", ("VDD_IN",))
+    assert notes == []
 
 
 def test_auto_passes_to_sysfs_where_tegrastats_hides_the_rails(tmp_path, monkeypatch, no_path):
@@ -145,7 +122,6 @@ def test_auto_passes_to_sysfs_where_tegrastats_hides_the_rails(tmp_path, monkeyp
     source, scope, notes = open_power_source("auto", TABLES["agx-orin"], 0.02, root)
     assert source.name == "ina"
     assert scope.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
-    assert len(notes) == 1
     assert notes[0].startswith("tegrastats: it prints no power rails")
 
 
@@ -156,6 +132,20 @@ def test_auto_passes_on_where_the_rails_are_no_total(tmp_path, monkeypatch, no_p
     source, scope, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
     assert (source.name, scope.rails) == ("ina", ("VDD_IN",))
     assert "tegrastats: the rails seen (VDD_XX, VDD_CPU_GPU_CV, VDD_SOC) are not the whole" in notes[0]
+
+
+@pytest.mark.parametrize("power_mw", [0, 4046])
+def test_auto_passes_to_the_next_where_a_sensor_reads_0_or_does_not_move(tmp_path, monkeypatch, no_path, power_mw):
+    root = board(tmp_path, "orin-nano-r36")
+    line = LINES[21].replace("VDD_IN 4046mW", "VDD_IN {}mW".format(power_mw))
+    monkeypatch.setenv("PATH", os.path.dirname(fake_power.write_tegrastats(tmp_path / "bin", [line])))
+    with fake_power.live_rail(root, "VDD_IN", (4000, 4040)):
+        source, scope, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
+    assert (source.name, scope.rails) == ("ina", ("VDD_IN",))
+    assert notes[0].startswith("tegrastats: the sensor does not move: 20 readings of VDD_IN ({:,} mW)".format(power_mw))
+    source, _, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
+    assert source.name == "tegrastats"  # no other moves: the run tells
+    assert len(notes) == 3
 
 
 def test_auto_in_a_container_says_why_of_each(tmp_path, no_path):
@@ -171,7 +161,8 @@ def test_auto_on_a_workstation(tmp_path, no_path):
     source, scope, notes = open_power_source("auto", root=board(tmp_path, "workstation"))
     assert source.name == "rapl"
     assert scope == ("cpu_package", ("package-0", "package-1"))
-    assert [note.split(":")[0] for note in notes] == ["nvml"]
+    assert [note.split(":")[0] for note in notes] == ["nvml", "rapl"]
+    assert "the sensor does not move: 20 readings of the counter of package-0" in notes[1]
 
 
 def test_auto_with_nothing(tmp_path, no_path):

@@ -7,31 +7,25 @@ import pytest
 from fakes import power as fake_power
 from fixtures.tegrastats_expected import EXPECTED
 
+from edgeqlora_jetson.board.detect import load_boards
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.power import RailTable, Unavailable, resolve_scope
+from edgeqlora_jetson.power import Unavailable, rail_table, resolve_scope
 from edgeqlora_jetson.power.tegrastats import TegrastatsSource
 from edgeqlora_jetson.power.tegrastats_line import parse_line
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-VDD_IN = RailTable("VDD_IN", "module_input", (), ())
-TABLES = {
-    "nano": RailTable("POM_5V_IN", "module_input", (), ()),
-    "tx2": VDD_IN,
-    "xavier-nx": VDD_IN,
-    "orin-nano": VDD_IN,
-    "orin-nx": VDD_IN,
-    "agx-xavier": RailTable(None, "sum_of_rails", ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"), ()),
-    "agx-orin": RailTable(None, "sum_of_rails", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("VDDQ_VDD2_1V8AO",)),
-    "thor": RailTable("VIN", "system_input", ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), ()),
+BOARDS = {
+    "nano": "jetson-nano",
+    "tx2": "jetson-tx2",
+    "xavier-nx": "jetson-xavier-nx-16gb",
+    "orin-nano": "jetson-orin-nano",
+    "orin-nx": "jetson-orin-nx-8gb",
+    "agx-xavier": "jetson-agx-xavier-64gb",
+    "agx-orin": "jetson-agx-orin-32gb",
+    "thor": "jetson-thor-t5000",
 }
-
-
-def recorded_lines():
-    with open(os.path.join(HERE, "..", "fixtures", "tegrastats_lines.txt")) as file:
-        return [line.rstrip("\n") for line in file if line.strip() and not line.startswith("#")]
-
-
-LINES = recorded_lines()
+TABLES = {name: rail_table(load_boards()[board_id]) for name, board_id in BOARDS.items()}
+LINES = fake_power.recorded_lines()
 ORIN_NANO, THOR = LINES[21], LINES[37]
 
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from fakes.boards import write_board_tree
-from fakes.power import break_rail, write_tegrastats
+from fakes.power import break_rail, live_rail, recorded_lines, set_rail_mw, write_tegrastats
 
 from edgeqlora_jetson.bench.run import Settings, run_bench
 from edgeqlora_jetson.bench.table import format_table
@@ -36,13 +36,14 @@ def bench(fixture_folder, root, **settings):
 
 
 def test_an_orin_nano_by_its_sysfs(fixture_folder, orin_nano):
-    """VDD_IN stands at 5.000 V x 1.050 A = 5.25 W throughout, idle and run."""
-    report = bench(fixture_folder, orin_nano, power="ina")
+    """VDD_IN is 5.25 W but for a mW throughout, idle and run."""
+    with live_rail(orin_nano, "VDD_IN", (5249, 5251)):
+        report = bench(fixture_folder, orin_nano, power="ina")
     energy = report["energy"]
     assert report["board"]["id"] == "jetson-orin-nano"
     assert (energy["energy_scope"], energy["rails"]) == ("module_input", ["VDD_IN"])
-    assert energy["mean_power"]["value"] == pytest.approx(5250.0)
-    assert energy["idle_power"]["value"] == pytest.approx(5250.0)
+    assert energy["mean_power"]["value"] == pytest.approx(5250.0, abs=1)
+    assert energy["idle_power"]["value"] == pytest.approx(5250.0, abs=1)
     assert energy["energy"]["value"] == pytest.approx(5.25 * report["throughput"]["run_s"]["value"], rel=1e-3)
     assert energy["net_energy"]["value"] == pytest.approx(0.0, abs=0.01)
     audio_s = report["clips"]["audio_s"] * len(report["utterances"][0]["latency_ms"])
@@ -56,11 +57,7 @@ def test_an_orin_nano_by_its_sysfs(fixture_folder, orin_nano):
 
 
 def test_tegrastats_that_dies_in_the_run_is_said(fixture_folder, orin_nano, tmp_path, monkeypatch):
-    line = (
-        "RAM 2639/7620MB (lfb 9x4MB) SWAP 0/3810MB (cached 0MB) CPU [1%@729,4%@729,8%@729,4%@729,5%@729,4%@729] "
-        "GR3D_FREQ 0% cpu@44.156C gpu@45.968C VDD_IN 5263mW/5263mW VDD_CPU_GPU_CV 717mW/717mW VDD_SOC 1794mW/1794mW"
-    )
-    program = write_tegrastats(str(tmp_path / "bin"), [line], die_after=30, stderr="nvgpu went away")
+    program = write_tegrastats(str(tmp_path / "bin"), [recorded_lines()[19]], die_after=30, stderr="nvgpu went away")
     monkeypatch.setenv("PATH", os.path.dirname(program) + os.pathsep + os.environ["PATH"])
     report = bench(fixture_folder, orin_nano, power="tegrastats", min_duration_s=3.0)
     assert not report["validity"]["is_valid"]
@@ -137,7 +134,8 @@ def soak_on(fixture_folder, root, monkeypatch, power, during=lambda elapsed_s, s
 
 def test_a_soak_counts_energy_row_by_row_and_keeps_no_samples(fixture_folder, orin_nano, monkeypatch):
     """5.25 W throughout: every row's energy is 5.25 W times its length, and the whole run needs no figure of its own."""
-    report = soak_on(fixture_folder, orin_nano, monkeypatch, "ina")
+    with live_rail(orin_nano, "VDD_IN", (5249, 5251)):
+        report = soak_on(fixture_folder, orin_nano, monkeypatch, "ina")
     assert (report["energy_scope"], report["rails"]) == ("module_input", ["VDD_IN"])
     for row in report["rows"]:
         assert row["energy_j"] == pytest.approx(5.25 * (row["end_s"] - row["start_s"]), rel=0.02)
@@ -145,6 +143,16 @@ def test_a_soak_counts_energy_row_by_row_and_keeps_no_samples(fixture_folder, or
     assert checks["energy drift"]["value"]["value"] is not None
     assert "sensors" not in checks
     assert "Energy is that of VDD_IN (module_input)" in format_soak(report)
+
+
+@pytest.mark.parametrize(("power_mw", "reason"), [(0, "reads 0"), (5250, "does not move")])
+def test_a_soak_whose_sensor_is_dead_or_stuck_has_no_energy(fixture_folder, orin_nano, monkeypatch, power_mw, reason):
+    set_rail_mw(orin_nano, "VDD_IN", power_mw)
+    report = soak_on(fixture_folder, orin_nano, monkeypatch, "ina")
+    assert {row["energy_j"] for row in report["rows"]} == {None}
+    check = next(check for check in report["checks"] if check["name"] == "sensors")
+    assert reason in check["detail"]
+    assert report["verdict"] == "failed"
 
 
 def test_a_soak_whose_rail_vanishes_fails(fixture_folder, orin_nano, monkeypatch):
