@@ -58,9 +58,10 @@ def write_clips(folder: Path, name: str, seed: int) -> Path:
         seconds = 0.4 + 0.05 * i
         t = np.arange(int(16000 * seconds)) / 16000
         audio = 0.3 * np.sin(2 * np.pi * (300 if i % 2 else 1200) * t) + 0.01 * rng.standard_normal(t.size)
-        soundfile.write(folder / f"{name}-{i}.wav", audio.astype(np.float32), 16000)
+        file = f"{i}.wav" if name == "manifest" else f"{name}-{i}.wav"
+        soundfile.write(folder / file, audio.astype(np.float32), 16000)
         text = "lights on" if i % 2 else "stop"
-        rows.append({"audio": f"{name}-{i}.wav", "text": text, "duration": round(seconds, 3), "speaker": f"{name}-{i}"})
+        rows.append({"audio": file, "text": text, "duration": round(seconds, 3), "speaker": f"{name}-{i}"})
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
