@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeqlora.card import Card, folder_sha256, measured, missing, read_card, verify_parent, write_card
+from edgeqlora.card import Card, folder_sha256, measured, missing, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file
 
+if TYPE_CHECKING:
+    from edgeqlora.lora.loading import Adapter
+
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
 
+N_PROOF, PROOF_S = 4, 2.0
+"""Dev clips, and seconds of each, on which the merged model must answer as the adapter beside its base does."""
 
-def nf4_round_trip(weight: Any) -> Any:
-    """The fp32 values that an NF4 weight with double quantisation stands for, shape (out_features, in_features).
+MERGE_LIMIT = 1e-3
+"""Largest difference allowed of their logits, times the largest magnitude (at least 1)."""
 
-    Quantising and dequantising a second time gives the same values, so this is exactly what training computed with.
+
+def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequence[Row] = (), say: Any = print) -> Any:
+    """Write base + adapter, merged in fp32, into `folder`, and return the learner that is loaded from there.
+
+    candidate: one of CANDIDATES. Never merges inside 4-bit weights: re-quantising would round a small adapter away
+    (peft#2321). Raises UserError where the written model answers otherwise than the adapter beside its base: on
+    the first N_PROOF of `rows`, or on noise where there are none.
     """
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(weight.float().contiguous(), quant_type="nf4", compress_statistics=True)
-    return bnb.dequantize_4bit(packed, state).to(weight.dtype)
-
-
-def merge_candidate(base_model: str, adapter: Path, candidate: str) -> Any:
-    """Learner of base + adapter in fp32; candidate is one of CANDIDATES.
-
-    Never merges inside 4-bit weights: re-quantising would round a small adapter away (peft#2321).
-    """
-    import torch
-    from peft import PeftModel
-
-    from edgeqlora.models.family import load_learner
+    from edgeqlora.lora.loading import load_adapted
+    from edgeqlora.models.family import first_line, load_learner
 
     if candidate not in CANDIDATES:
         raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
-    learner = load_learner(base_model)
-    if candidate == "dequantised":
-        with torch.no_grad():
-            for name, module in learner.model.named_modules():
-                if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
-                    module.weight.copy_(nf4_round_trip(module.weight))
-    learner.model = PeftModel.from_pretrained(learner.model, str(adapter)).merge_and_unload()
-    learner.model.eval()
-    return learner
+    learner = load_adapted(adapter, candidate, say=say)
+    clips = _proof_clips(learner, rows)
+    apart = _logits(learner, clips)
+    if not apart.isfinite().all():
+        raise UserError(
+            f"{adapter.folder}: with this adapter the model answers NaN or infinity in fp32: its training diverged; take "
+            "another checkpoint, or train again with a lower --learning-rate"
+        )
+    try:
+        learner.model = learner.model.merge_and_unload()
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{adapter.folder}: PEFT cannot merge this adapter: {first_line(error)}") from error
+    learner.model.save_pretrained(folder)
+    learner.processor.save(folder)
+    del learner
+    gc.collect()  # PEFT's modules refer to each other: without this two models would be in memory
+    merged = load_learner(str(folder))
+    merged.model.eval()
+    difference = float((_logits(merged, clips) - apart).abs().max() / apart.abs().max().clamp(min=1))
+    if not difference <= MERGE_LIMIT:
+        raise UserError(
+            f"{adapter.folder}: the merged model ({candidate}) answers otherwise than the adapter beside its base: logits "
+            f"differ by {difference:.2g} of their size, allowed is {MERGE_LIMIT:g}. PEFT cannot merge this kind of adapter "
+            "soundly; please report it with adapter_config.json"
+        )
+    return merged
 
 
 def merge(
@@ -57,6 +74,7 @@ def merge(
     dev: str = "",
     base_model: str | None = None,
     candidate: str | None = None,
+    method: str | None = None,
     normaliser: str = "basic",
     limit: int | None = None,
     overwrite: bool = False,
@@ -66,59 +84,57 @@ def merge(
 
     Both candidates are scored on dev (greedy WER, then cross-entropy where the WERs are equal) and the better one is
     written, with both figures in the card. candidate: keep this one whatever the scores. An adapter trained on a
-    16/32-bit base has one candidate, `original`.
+    16/32-bit base, and one of plain PEFT (unless method is "qlora"), has one candidate, `original`.
 
-    Raises UserError for a folder that is no adapter, a missing base model, or dev data that is needed and not there.
+    Raises UserError for a folder that is no adapter, an adapter that does not fit its base model (see open_adapter,
+    load_adapted), a merge that changes what the adapter does, or dev data that is needed and not there.
     """
-    if not (adapter / "adapter_config.json").is_file():
-        hint = (
-            " (it is a whole model: nothing to merge, export it as it is)" if (adapter / "config.json").exists() else ""
-        )
-        raise UserError(f"{adapter} is not an adapter folder: no adapter_config.json in it{hint}")
-    card = read_card(adapter) or {}
-    base = base_model or card.get("base_model")
-    if not base:
-        raise UserError(f"{adapter} does not say which base model it belongs to: pass --base-model")
-    from edgeqlora.models.family import check_source, load_processor
+    from edgeqlora.lora.loading import open_adapter
+    from edgeqlora.models.family import load_processor
+    from edgeqlora.models.parts import base_record
 
-    check_source(base)
-    verify_parent(base, card)
-    quantised = card.get("method", "qlora") == "qlora"
+    opened = open_adapter(adapter, base_model, method)
+    card, base, quantised = opened.card, opened.base, opened.method == "qlora"
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
     if candidate == "dequantised" and not quantised:
         raise UserError(
-            "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
+            "candidate='dequantised' is for adapters trained on a 4-bit base, and this one does not say so: allowed is "
+            "'original', or --method qlora if you trained it on one"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
     rows = _dev_rows(dev or (card.get("settings") or {}).get("dev", ""), needed=len(wanted) > 1, limit=limit)
 
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
-    best: tuple[tuple[float, float], str, Any] | None = None
-    for name in wanted:
-        learner = merge_candidate(base, adapter, name)
-        score = _score(learner, rows, card, normaliser) if rows else None
-        results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
-        wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
-        if score:
-            shown = "--" if wer is None else f"{wer:.2f} %"
-            say(f"  {name:<12} dev WER {shown}, loss {'--' if loss is None else f'{loss:.4f}'} ({len(rows)} clips)")
-        # A figure that is not available (a diverged model has no finite loss) counts as the worst.
-        key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
-        if best is None or key < best[0]:
-            best = (key, name, learner)
-    assert best is not None
-    _, chosen, learner = best
+    best: tuple[float, float] | None = None
+    chosen = wanted[0]
     with atomic_folder(output, overwrite=overwrite) as folder:
         out = Path(folder)
-        learner.model.save_pretrained(out)
-        learner.processor.save(out)
+        for name in wanted:
+            learner = merge_candidate(opened, name, out / f".{name}", rows, say)
+            score = _score(learner, rows, card, normaliser) if rows else None
+            del learner  # before the next one is loaded
+            results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
+            wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
+            if score:
+                shown = "--" if wer is None else f"{wer:.2f} %"
+                say(f"  {name:<12} dev WER {shown}, loss {'--' if loss is None else f'{loss:.4f}'} ({len(rows)} clips)")
+            # A figure that is not available (a diverged model has no finite loss) counts as the worst.
+            key = (math.inf if wer is None else wer, math.inf if loss is None else loss)
+            if best is None or key < best:
+                best, chosen = key, name
+        for path in (out / f".{chosen}").iterdir():
+            path.rename(out / path.name)
+        for name in wanted:
+            shutil.rmtree(out / f".{name}")
         return write_card(
             out,
             "merged",
+            method=opened.method,
             base_model=base,
-            parents={"adapter": folder_sha256(adapter), "base_model": (card.get("parents") or {}).get("base_model")},
+            base_dtype=opened.base_dtype,
+            parents={"adapter": folder_sha256(adapter), "base_model": base_record(base)},
             chosen=chosen,
             candidates=results,
             n_dev_clips=len(rows),
@@ -141,6 +157,33 @@ def _dev_rows(source: str, *, needed: bool, limit: int | None) -> list[Row]:
     from edgeqlora.data.manifest import evenly, load_rows
 
     return evenly(load_rows(source), limit or 0)
+
+
+def _proof_clips(learner: Any, rows: Sequence[Row]) -> list[Any]:
+    """Audio float32 (n_samples,) of at most PROOF_S: the beginnings of the first clips, or noise where there are none."""
+    import numpy as np
+
+    from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
+
+    n_samples = round(PROOF_S * SAMPLE_RATE_HZ)
+    if not rows:
+        return [np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32) for seed in range(N_PROOF)]
+    return [load_audio(row)[:n_samples] for row in rows[:N_PROOF]]
+
+
+def _logits(learner: Any, clips: Sequence[Any]) -> Any:
+    """The model's answers on the clips in one short window: a tensor."""
+    import numpy as np
+    import torch
+
+    from edgeqlora.models.quantised import plain_model
+
+    window_s = min(PROOF_S, learner.processor.native_window_s)
+    features = np.stack([learner.processor.features(clip, window_s) for clip in clips])
+    n_valid = [learner.processor.n_valid_frames(clip.size, window_s) for clip in clips]
+    inputs = learner.inputs(features, n_valid)
+    with torch.no_grad(), learner.window(inputs):
+        return plain_model(learner.model)(**inputs).logits
 
 
 def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> dict[str, Any]:

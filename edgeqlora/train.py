@@ -26,6 +26,7 @@ from edgeqlora.training.arguments import per_device_batch, training_arguments
 from edgeqlora.training.partial_run import CONFIG, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
+from edgeqlora_jetson.errors import NotFiniteError
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_json
 from edgeqlora_jetson.machine import measure_peak_rss_mib
 
@@ -205,7 +206,7 @@ class _Run:
             raise UserError(str(error).rstrip().splitlines()[-1].split(": ", 1)[-1]) from None
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if not full and type(error).__name__ != "SafetensorError":
+            if not full and not (type(error).__name__ == "SafetensorError" and "while serializing" in str(error)):
                 raise
             raise UserError(
                 f"training stopped, a checkpoint cannot be written: {error}: make room, "
@@ -230,7 +231,12 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
 
         start_s, process = time.perf_counter(), PartialState()
         mine = rows[process.process_index :: process.num_processes]
-        texts = recogniser.recognise(mine).texts
+        try:
+            texts = recogniser.recognise(mine).texts
+        except (
+            NotFiniteError
+        ):  # diverged: it says nothing, all words are wrong, and an earlier checkpoint stays the best
+            texts = [""] * len(mine)
         pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, texts, strict=True)])
         totals, counts = zip(*gather_object([recogniser.cross_entropy(mine)]), strict=True)
         wer, cer = (corpus_error_rate(pairs, unit)["rate"] for unit in ("word", "char"))
@@ -261,6 +267,8 @@ def _write_output(
     overwrite: bool,
 ) -> Card:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
+    from edgeqlora.lora.adapters import base_dtype
+
     partial, state = partial_folder(output), trainer.state
     # By step, not by the path that the trainer recorded: the folder may have been moved before a resume.
     best = (
@@ -303,6 +311,7 @@ def _write_output(
             "adapter" if settings.method != "full" else "model",
             method=settings.method,
             base_model=settings.base_model,
+            base_dtype=base_dtype(settings),
             parents=data.sources,
             settings=dataclasses.asdict(settings),
             windows_s=data.windows_s,

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from edgeqlora.card import folder_sha256
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.label_rules import LabelRules
@@ -16,6 +15,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.text import scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
+from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
 from edgeqlora_jetson.files import sha256_file
 
@@ -33,7 +33,8 @@ class Prepared:
     n_cut: int
     padding: dict[str, Any]
     sources: dict[str, Any]
-    """sha256 of the base model's files and of the manifests (of a folder or hub data set: its name)."""
+    """sha256 of the base model's files (of a hub model: its commit), of the manifests and of ranks.json (where these are no
+    files: their names)."""
 
 
 def prepare(settings: TrainSettings, processor: Processor, console: Console) -> Prepared:
@@ -103,9 +104,8 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
         "share": round(padding_share(durations, windows), 4),
     }
-    base = Path(settings.base_model)
-    sources: dict[str, Any] = {"base_model": folder_sha256(base) if base.is_dir() else settings.base_model}
-    for name in ("train", "dev", "noise", "room"):
+    sources: dict[str, Any] = {"base_model": base_record(settings.base_model)}
+    for name in ("train", "dev", "noise", "room", "ranks"):
         source = getattr(settings, name)
         sources[name] = (sha256_file(source) if Path(source).is_file() else source) or None
     return Prepared(rows, target_ids, dev_rows, windows, durations, len(long), len(cut), padding, sources)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,19 +317,44 @@ def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, t
     assert card["steps"] < 12
 
 
-def test_resume_with_other_data_is_refused(tiny_model, clips, tmp_path, monkeypatch):
+def test_resume_with_other_data_ranks_or_half_an_adapter_is_refused(straight, tiny_model, clips, tmp_path, monkeypatch):
     from edgeqlora import train as module
 
-    data = other_manifest(clips, tmp_path / "m.jsonl")
-    settings = settings_of(tiny_model, clips, tmp_path / "out", train=str(data))
+    data, ranks = other_manifest(clips, tmp_path / "m.jsonl"), tmp_path / "ranks.json"
+    shutil.copyfile(straight / "ranks.json", ranks)
+    settings = settings_of(tiny_model, clips, tmp_path / "out", train=str(data), ranks=str(ranks))
     real_write = module._write_output
     monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(settings)
     monkeypatch.setattr(module, "_write_output", real_write)
+    changed = ranks.read_text().replace("8", "4", 1)
+    before = ranks.read_text()
+    ranks.write_text(changed)
+    with pytest.raises(UserError, match="ranks changed since the unfinished run"):
+        train(settings, resume=True)
+    ranks.write_text(before)
+    half_an_adapter(partial_folder(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"checkpoint-6: the adapter does not fit the model: \d+ of 64 weights"):
+        train(settings, resume=True)
     other_manifest(clips, data, text="another text")
     with pytest.raises(UserError, match="train changed since the unfinished run"):
         train(settings, resume=True)
+
+
+def half_an_adapter(partial: Path) -> None:
+    """The newest checkpoint without the decoder's weights, and with a record that says so."""
+    from safetensors.torch import load_file, save_file
+
+    from edgeqlora.training import checkpoint
+    from edgeqlora_jetson.files import sha256_file
+
+    folder = checkpoint.last_complete(partial)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if ".decoder." not in name}, path)
+    record = json.loads((folder / checkpoint.COMPLETE).read_text())
+    record["sha256"][path.name] = sha256_file(path)
+    (folder / checkpoint.COMPLETE).write_text(json.dumps(record))
 
 
 def test_text_in_the_wrong_script_names_the_file(tiny_model, clips, tmp_path):
