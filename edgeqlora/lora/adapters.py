@@ -15,9 +15,10 @@ def base_dtype(settings: TrainSettings) -> str:
     """The dtype in which training holds what is not NF4, and from which it quantises: that of the card."""
     import torch
 
+    precision = settings.chosen_precision()
     if settings.method == "full" or not torch.cuda.is_available():
         return "float32"
-    return {"bf16": "bfloat16", "fp16": "float16"}.get(settings.chosen_precision(), "float32")
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32")
 
 
 def load_base(settings: TrainSettings) -> Learner:

@@ -28,7 +28,7 @@ def make_adapter(base: Path, folder: Path, binary: bool = False, **settings) -> 
         model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **settings})
     )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape)
     model.save_pretrained(folder, safe_serialization=not binary)
