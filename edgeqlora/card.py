@@ -39,6 +39,7 @@ class Card(TypedDict, total=False):
     machine: dict[str, Any]
     method: str
     base_model: str
+    base_dtype: str
     parents: dict[str, Any] | None
     settings: dict[str, Any] | None
     windows_s: list[float] | None
@@ -135,17 +136,3 @@ def dev_data(card: Card) -> tuple[str, str]:
         card.get("dev") or settings.get("dev") or "",
         card.get("dev_split") or settings.get("dev_split") or "",
     )
-
-
-def verify_parent(base: str, card: Card) -> None:
-    """The base model must be the one that the adapter was trained on: other weights ruin it silently (peft#2115)."""
-    recorded = (card.get("parents") or {}).get("base_model")
-    if not isinstance(recorded, dict) or not Path(base).is_dir():
-        return
-    now = folder_sha256(Path(base))
-    for name, digest in recorded.items():
-        if name.endswith(".safetensors") and now.get(name) != digest:
-            raise UserError(
-                f"{base}/{name} is not the base model that the adapter was trained on "
-                f"(sha256 {str(now.get(name))[:12]}..., trained on {digest[:12]}...): pass --base-model with the right one"
-            )

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, verify_parent
+from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
+from edgeqlora_jetson.schema import Figure
 from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import COUNTED, align_counts, items
 
@@ -48,15 +49,17 @@ def evaluate(
     batch_size: int = 16,
     normalisers: Sequence[str] = (),
     base_model: str | None = None,
+    method: str | None = None,
     limit: int | None = None,
     threads: int | None = None,
     output: Path | None = None,
     progress: Any = None,
+    say: Any = print,
 ) -> dict[str, Any]:
     """Recognise `data` with `source` and return the report; with `output`, also write it there.
 
     Writes OUTPUT (JSON report) and OUTPUT with the suffix .jsonl (one line an utterance). Greedy everywhere, with
-    the same prompt and suppressed tokens.
+    the same prompt and suppressed tokens. base_model, method: of an adapter that does not say (see open_adapter).
     """
     from edgeqlora.data.manifest import load_for
     from edgeqlora.evaluation.scores import score_texts
@@ -70,12 +73,20 @@ def evaluate(
     rows = load_for("", data, split, limit)
     read_durations(rows)
     if kind == "bundle":
-        fixed = {"--window-s": windows_s, "--language": language, "--task": task, "--base-model": base_model}
+        fixed = {
+            "--window-s": windows_s,
+            "--language": language,
+            "--task": task,
+            "--base-model": base_model,
+            "--method": method,
+        }
         if given := [flag for flag, value in fixed.items() if value]:
             raise UserError(f"{', '.join(given)}: fixed in a bundle by its export; omit this, or export again")
         outcome = _with_bundle(source, rows, threads, progress)
     else:
-        outcome = _with_torch(source, kind, rows, windows_s, language, task, batch_size, base_model, progress)
+        outcome = _with_torch(
+            source, kind, rows, windows_s, language, task, batch_size, base_model, method, progress, say
+        )
     references = [row.text for row in rows]
     language = outcome["language"] or common_language(rows)
     is_english = language in (None, "en") and why_no_words(references, language) is None
@@ -87,6 +98,7 @@ def evaluate(
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "source": source,
         "kind": kind,
+        "base": outcome.get("base"),
         "source_sha256": outcome["sha256"],
         "data": {"source": data, "split": split or None, "n_clips": len(rows), "audio_s": round(outcome["audio_s"], 3)},
         "decoding": {"method": "greedy", **outcome["decoding"]},
@@ -123,6 +135,8 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         f"{data['audio_s']:.0f} s of audio, greedy, window {windows} s",
         "",
     ]
+    if base := report.get("base"):
+        lines.insert(1, f"  on the base model {base['model']}, {base['held_in']}")
     for metric in sorted(("wer", "cer"), key=lambda metric: metric != report["leading"]):
         for name, figure in report[metric].items():
             if figure["value"] is None:
@@ -179,7 +193,9 @@ def _with_torch(
     task: str | None,
     batch_size: int,
     base_model: str | None,
+    method: str | None,
     progress: Any,
+    say: Any,
 ) -> dict[str, Any]:
     import torch
 
@@ -188,18 +204,17 @@ def _with_torch(
 
     card = (read_card(Path(source)) if Path(source).is_dir() else None) or {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    base: dict[str, str] | None = None
     if kind == "adapter":
-        base = base_model or card.get("base_model")
-        if not base:
-            raise UserError(f"{source} does not say which base model it belongs to: pass --base-model")
-        verify_parent(base, card)
-        learner = load_learner(base, quantise=card.get("method", "qlora") == "qlora", device=device)
-        from peft import PeftModel
+        from edgeqlora.lora.loading import load_adapted, open_adapter
 
-        from edgeqlora.models.quantised import keep_linear4bit_in_train_mode
-
-        learner.model = PeftModel.from_pretrained(learner.model, source)
-        keep_linear4bit_in_train_mode(learner.model)
+        adapter = open_adapter(Path(source), base_model, method)
+        quantised, dtype = adapter.method == "qlora", adapter.base_dtype
+        held = f"its linears in NF4, all else in {dtype}" if quantised else f"its own weights in {dtype}"
+        base = {"model": adapter.base, "precision": "nf4" if quantised else dtype, "held_in": held}
+        learner = load_adapted(adapter, "nf4" if quantised else "original", dtype, device, say)
+    elif method or base_model:
+        raise UserError(f"--base-model and --method are of adapters, and {source} is a whole model: omit them")
     else:
         learner = load_learner(source, device=device)
     learner.model.eval()
@@ -225,13 +240,23 @@ def _with_torch(
         "language": recogniser.written_language,
         "decoding": recogniser.decoder.rules,
         "spelling": learner.processor.spelling,
-        "perplexity": measured(
-            round(math.exp(loss / n_tokens), 4), "per label, given the ones before it", n_tokens=n_tokens
-        )
-        if n_tokens
-        else missing("no clip fits the window whole"),
+        "perplexity": _perplexity(loss, n_tokens),
+        "base": base,
         "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},
     }
+
+
+def _perplexity(loss: float, n_tokens: int) -> Figure:
+    """exp(loss / n_tokens); null of a model whose loss is no number, or too large for one."""
+    if not n_tokens:
+        return missing("no clip fits the window whole")
+    try:
+        value = math.exp(loss / n_tokens)
+    except OverflowError:
+        return missing(f"the loss is {loss / n_tokens:.4g} nats per label: the run diverged", n_tokens=n_tokens)
+    return measured(
+        round(value, 4) if math.isfinite(value) else value, "per label, given the ones before it", n_tokens=n_tokens
+    )
 
 
 def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeqlora.card import dev_data, folder_sha256, read_card
 from edgeqlora.errors import UserError
+from edgeqlora.hub_access import hub_snapshot, is_hub_name
 from edgeqlora.settings import parse_windows
 from edgeqlora_jetson.files import check_output_folder
 from edgeqlora_jetson.screen import command_line
@@ -34,7 +35,7 @@ def export(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Export `merged` for the board of profile `target`, prove it on clips of `data`, write the bundle.
+    """Export `merged`, a folder or hub name, for the board of profile `target`, prove it on clips of `data`, write the bundle.
 
     jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
     data: default is the dev data that the adapter was trained with. Windows: default is what training used, else 30 s.
@@ -43,14 +44,18 @@ def export(
     """
     from edgeqlora.data.audio import load_audio
     from edgeqlora.data.manifest import evenly, load_for
-    from edgeqlora.models.family import check_source
+    from edgeqlora.models.family import check_source, load_processor
+    from edgeqlora.models.parts import verify_weights
     from edgeqlora.profiles.load import load_profile
 
     profile = load_profile(target, jetpack)
-    check_source(merged)
     if (Path(merged) / "adapter_config.json").is_file():
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged)")
-    card = read_card(Path(merged)) or {}
+    check_source(merged)
+    folder = _folder_of(merged)
+    card = read_card(folder) or {}
+    verify_weights(folder, card)
+    load_processor(str(folder))  # so that parts that do not belong together are found before the weights are read
     windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [30.0]
     if max(windows_s) > profile.max_window_s:
         raise UserError(
@@ -74,7 +79,7 @@ def export(
     from edgeqlora_export.run import export_bundle
 
     return export_bundle(
-        merged,
+        folder,
         output,
         opset=profile.opset,
         windows_s=windows_s,
@@ -84,9 +89,9 @@ def export(
         language=language or card.get("language"),
         task=task or card.get("task"),
         tokens_per_s=card.get("tokens_per_s"),
-        name=name,
-        base_model=card.get("base_model"),
-        parents={"merged": folder_sha256(Path(merged)), "adapter": (card.get("parents") or {}).get("adapter")},
+        name=name or (merged.rpartition("/")[2] if is_hub_name(merged) else None),
+        base_model=card.get("base_model") or (merged if is_hub_name(merged) else None),
+        parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
         compile_check=compile_check,
         overwrite=overwrite,
@@ -96,6 +101,18 @@ def export(
 
 N_PARITY = 8
 """Clips that the parity gates run on."""
+
+
+def _folder_of(merged: str) -> Path:
+    """The folder itself, or that of the hub's cache, into which a hub model is downloaded."""
+    if not is_hub_name(merged):
+        return Path(merged)
+    from edgeqlora.models.family import cannot_load
+
+    try:
+        return hub_snapshot(merged)
+    except (OSError, ValueError) as error:
+        raise cannot_load(merged, "the model", error) from error
 
 
 def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, Any]:

@@ -11,6 +11,23 @@ def is_hub_name(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/")) and not Path(source).exists()
 
 
+def hub_commit(name: str) -> str:
+    """Commit of a hub model, 40 hex digits: of the cache where it is there. Raises OSError where it cannot be reached."""
+    from transformers.utils.hub import cached_file
+
+    return Path(cached_file(name, "config.json")).parent.name  # .../snapshots/<commit>/config.json
+
+
+def hub_snapshot(name: str) -> Path:
+    """Folder of a hub model in the cache, downloaded as far as it is not there. Raises OSError where it cannot be reached."""
+    from huggingface_hub import snapshot_download
+
+    stay_offline_without_network()
+    texts, weights = ["*.json", "*.txt", "*.model"], "*.safetensors"
+    folder = Path(snapshot_download(name, allow_patterns=[*texts, weights]))
+    return folder if list(folder.glob(weights)) else Path(snapshot_download(name, allow_patterns=[*texts, "*.bin"]))
+
+
 def stay_offline_without_network() -> None:
     """Without a way to the hub, use what is in its cache at once: the hub's client would try for minutes.
 

@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, read_card, verify_parent, write_card
+from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, write_card
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, sha256_file, verify_replaceable
 from edgeqlora_jetson.text import written_language
 
+if TYPE_CHECKING:
+    from edgeqlora.lora.loading import Adapter
+
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
 
+N_PROOF, PROOF_S = 4, 2.0
+"""Dev clips, and seconds of each, on which the merged model must answer as the adapter beside its base does."""
 
-def nf4_round_trip(weight: Any) -> Any:
-    """The fp32 values that an NF4 weight with double quantisation stands for, shape (out_features, in_features).
+MERGE_LIMIT = 5e-4
+"""Largest difference allowed of their logits, times the largest magnitude (at least 1), as in export's gates.
 
-    Quantising and dequantising a second time gives the same values, so this is exactly what training computed with.
+Measured with LoRA, DoRA and PiSSA: up to 1.3e-5 (whisper-tiny.en), 4.5e-7 (embedded models); deeper models add up more
+rounding. An adapter that was lost, or put on the wrong weights, differs by what it does: 1e-2 and more.
+"""
+
+
+def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequence[Row] = (), say: Any = print) -> Any:
+    """Write base + adapter, merged in fp32, into `folder`, and return the learner that is loaded from there.
+
+    candidate: one of CANDIDATES. Never merges inside 4-bit weights: re-quantising would round a small adapter away
+    (peft#2321). Raises UserError where the written model answers otherwise than the adapter beside its base: on
+    the first N_PROOF of `rows`, or on noise where there are none.
     """
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(weight.float().contiguous(), quant_type="nf4", compress_statistics=True)
-    return bnb.dequantize_4bit(packed, state).to(weight.dtype)
-
-
-def merge_candidate(base_model: str, adapter: Path, candidate: str) -> Any:
-    """Learner of base + adapter in fp32; candidate is one of CANDIDATES.
-
-    Never merges inside 4-bit weights: re-quantising would round a small adapter away (peft#2321).
-    """
-    import torch
-    from peft import PeftModel
-
-    from edgeqlora.models.family import load_learner
+    from edgeqlora.lora.loading import load_adapted
+    from edgeqlora.models.family import first_line, load_learner
 
     if candidate not in CANDIDATES:
         raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
-    learner = load_learner(base_model)
-    if candidate == "dequantised":
-        with torch.no_grad():
-            for name, module in learner.model.named_modules():
-                if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
-                    module.weight.copy_(nf4_round_trip(module.weight))
-    learner.model = PeftModel.from_pretrained(learner.model, str(adapter)).merge_and_unload()
-    learner.model.eval()
-    return learner
+    learner = load_adapted(adapter, candidate, say=say)
+    clips = _proof_clips(learner, rows)
+    apart = _logits(learner, clips)
+    if not apart.isfinite().all():
+        raise UserError(
+            f"{adapter.folder}: with this adapter the model answers NaN or infinity in fp32: its training diverged; take "
+            "another checkpoint, or train again with a lower --learning-rate"
+        )
+    try:
+        learner.model = learner.model.merge_and_unload()
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{adapter.folder}: PEFT cannot merge this adapter: {first_line(error)}") from error
+    learner.model.save_pretrained(folder)
+    learner.processor.save(folder)
+    del learner
+    gc.collect()  # PEFT's modules refer to each other: without this two models would be in memory
+    merged = load_learner(str(folder))
+    merged.model.eval()
+    difference = float((_logits(merged, clips) - apart).abs().max() / apart.abs().max().clamp(min=1))
+    if not difference <= MERGE_LIMIT:
+        raise UserError(
+            f"{adapter.folder}: the merged model ({candidate}) answers otherwise than the adapter beside its base: logits "
+            f"differ by {difference:.2g} of their size, allowed is {MERGE_LIMIT:g}. PEFT cannot merge this kind of adapter "
+            "soundly; please report it with adapter_config.json"
+        )
+    return merged
 
 
 def merge(
@@ -60,6 +81,7 @@ def merge(
     dev_split: str = "",
     base_model: str | None = None,
     candidate: str | None = None,
+    method: str | None = None,
     normaliser: str = "basic-unicode",
     choose_by: str | None = None,
     limit: int | None = None,
@@ -70,26 +92,20 @@ def merge(
 
     Both candidates are scored on dev and the better one is written, with the figures of both in the card. choose_by:
     wer, cer (then cross-entropy where these are equal), loss, or auto; default: what training was asked to choose by.
-    candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base has one candidate, `original`.
+    candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base, and one of plain PEFT (unless method is "qlora"),
+    has one candidate, `original`.
 
-    Raises UserError for a folder that is no adapter, a missing base model, or dev data that is needed and not there.
+    Raises UserError for a folder that is no adapter, an adapter that does not fit its base model (see open_adapter,
+    load_adapted), a merge that changes what the adapter does, or dev data that is needed and not there.
     """
-    if not (adapter / "adapter_config.json").is_file():
-        hint = (
-            " (it is a whole model: nothing to merge, export it as it is)" if (adapter / "config.json").exists() else ""
-        )
-        raise UserError(f"{adapter} is not an adapter folder: no adapter_config.json in it{hint}")
-    card = read_card(adapter) or {}
-    base = base_model or card.get("base_model")
-    if not base:
-        raise UserError(f"{adapter} does not say which base model it belongs to: pass --base-model")
     from edgeqlora.evaluation import scores
-    from edgeqlora.models.family import check_source, load_processor
+    from edgeqlora.lora.loading import open_adapter
+    from edgeqlora.models.family import load_processor
+    from edgeqlora.models.parts import base_record
 
     scores.check_normaliser(normaliser)
-    check_source(base)
-    verify_parent(base, card)
-    quantised = card.get("method", "qlora") == "qlora"
+    opened = open_adapter(adapter, base_model, method)
+    card, base, quantised = opened.card, opened.base, opened.method == "qlora"
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
     if not dev:
@@ -100,7 +116,8 @@ def merge(
         verify_replaceable(output, inputs)
     if candidate == "dequantised" and not quantised:
         raise UserError(
-            "candidate='dequantised' is for adapters trained on a 4-bit base; this one was not: allowed is 'original'"
+            "candidate='dequantised' is for adapters trained on a 4-bit base, and this one does not say so: allowed is "
+            "'original', or --method qlora if you trained it on one"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
     rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
@@ -113,27 +130,31 @@ def merge(
         verify_replaceable(output, {os.path.dirname(row.audio) for row in rows})
     load_processor(base)
     results: dict[str, dict[str, Any]] = {}
-    best: tuple[tuple[float, float], str, Any] | None = None
-    for name in wanted:
-        learner = merge_candidate(base, adapter, name)
-        score = _score(learner, rows, card, normaliser, language) if rows else None
-        results[name] = score or dict.fromkeys(scores.CHOICES, missing("no dev data"))
-        if score:
-            say(f"  {name:<12} dev {scores.format_figures(score, chosen_by)} ({len(rows)} clips)")
-        key = scores.rank(chosen_by, {choice: results[name][choice]["value"] for choice in scores.CHOICES})
-        if best is None or key < best[0]:
-            best = (key, name, learner)
-    assert best is not None
-    _, chosen, learner = best
+    best: tuple[float, float] | None = None
+    chosen = wanted[0]
     with atomic_folder(output, overwrite=overwrite, inputs=inputs) as folder:
         out = Path(folder)
-        learner.model.save_pretrained(out)
-        learner.processor.save(out)
+        for name in wanted:
+            learner = merge_candidate(opened, name, out / f".{name}", rows, say)
+            score = _score(learner, rows, card, normaliser, language) if rows else None
+            del learner  # before the next one is loaded
+            results[name] = score or dict.fromkeys(scores.CHOICES, missing("no dev data"))
+            if score:
+                say(f"  {name:<12} dev {scores.format_figures(score, chosen_by)} ({len(rows)} clips)")
+            key = scores.rank(chosen_by, {choice: results[name][choice]["value"] for choice in scores.CHOICES})
+            if best is None or key < best:
+                best, chosen = key, name
+        for path in (out / f".{chosen}").iterdir():
+            path.rename(out / path.name)
+        for name in wanted:
+            shutil.rmtree(out / f".{name}")
         return write_card(
             out,
             "merged",
+            method=opened.method,
             base_model=base,
-            parents={"adapter": folder_sha256(adapter), "base_model": (card.get("parents") or {}).get("base_model")},
+            base_dtype=opened.base_dtype,
+            parents={"adapter": folder_sha256(adapter), "base_model": base_record(base)},
             chosen=chosen,
             choose_by=chosen_by,
             candidates=results,
@@ -162,6 +183,33 @@ def _dev_rows(source: str, split: str, *, needed: bool, limit: int | None) -> li
     rows = evenly(load_for("dev", source, split), limit or 0)
     read_durations(rows)
     return rows
+
+
+def _proof_clips(learner: Any, rows: Sequence[Row]) -> list[Any]:
+    """Audio float32 (n_samples,) of at most PROOF_S: the beginnings of the first clips, or noise where there are none."""
+    import numpy as np
+
+    from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
+
+    n_samples = round(PROOF_S * SAMPLE_RATE_HZ)
+    if not rows:
+        return [np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32) for seed in range(N_PROOF)]
+    return [load_audio(row)[:n_samples] for row in rows[:N_PROOF]]
+
+
+def _logits(learner: Any, clips: Sequence[Any]) -> Any:
+    """The model's answers on the clips in one short window: a tensor."""
+    import numpy as np
+    import torch
+
+    from edgeqlora.models.quantised import plain_model
+
+    window_s = min(PROOF_S, learner.processor.native_window_s)
+    features = np.stack([learner.processor.features(clip, window_s) for clip in clips])
+    n_valid = [learner.processor.n_valid_frames(clip.size, window_s) for clip in clips]
+    inputs = learner.inputs(features, n_valid)
+    with torch.no_grad(), learner.window(inputs):
+        return plain_model(learner.model)(**inputs).logits
 
 
 def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class _Run:
             raise UserError(str(error).rstrip().splitlines()[-1].split(": ", 1)[-1]) from None
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if not full and type(error).__name__ != "SafetensorError":
+            if not full and not (type(error).__name__ == "SafetensorError" and "while serializing" in str(error)):
                 raise
             raise UserError(
                 f"training stopped, a checkpoint cannot be written: {error}: make room, "
@@ -236,6 +236,8 @@ def _write_output(
     overwrite: bool,
 ) -> Card:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
+    from edgeqlora.lora.adapters import base_dtype
+
     partial, state = partial_folder(output), trainer.state
     # By step, not by the path that the trainer recorded: the folder may have been moved before a resume.
     best = (
@@ -276,6 +278,7 @@ def _write_output(
             "adapter" if settings.method != "full" else "model",
             method=settings.method,
             base_model=settings.base_model,
+            base_dtype=base_dtype(settings),
             parents=data.sources,
             settings=dataclasses.asdict(settings),
             windows_s=data.windows_s,

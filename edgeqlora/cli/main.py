@@ -109,6 +109,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at a time (torch).")] = 16,
     normaliser: Annotated[list[str] | None, typer.Option(help=f"{', '.join(NORMALISERS)}; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Of an adapter that does not say.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of an adapter that does not say: lora, or qlora (NF4 base).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (bundle).")] = None,
     limit: Limit = None,
     worst: Annotated[int, typer.Option(min=0, help="Utterances to show.")] = 5,
@@ -130,10 +133,12 @@ def evaluate(
             batch_size=batch_size,
             normalisers=normaliser or (),
             base_model=base_model,
+            method=method,
             limit=limit,
             threads=threads,
             output=output,
             progress=progress,
+            say=say,
         )
     show(format_evaluation(report, worst))
     following = {
@@ -155,6 +160,9 @@ def merge(
     dev_split: Annotated[str, typer.Option(help=SPLIT_HELP.capitalize())] = "",
     base_model: Annotated[str | None, typer.Option(help="Default: the one it was trained on.")] = None,
     candidate: Annotated[str | None, typer.Option(help="dequantised or original: keep this one.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of an adapter that does not say: lora, or qlora (NF4 base).")
+    ] = None,
     normaliser: Annotated[str, typer.Option(help=f"Of the dev texts: {', '.join(NORMALISERS)}.")] = NORMALISERS[0],
     choose_by: Annotated[
         str | None, typer.Option(help="wer, cer, loss or auto; default: what training was asked to choose by.")
@@ -172,6 +180,7 @@ def merge(
         dev_split=dev_split,
         base_model=base_model,
         candidate=candidate,
+        method=method,
         normaliser=normaliser,
         choose_by=choose_by,
         limit=limit,
@@ -183,7 +192,7 @@ def merge(
 
 @app.command()
 def export(
-    merged: Annotated[str, typer.Argument(help="Merged (or base) transformers folder.", show_default=False)],
+    merged: Annotated[str, typer.Argument(help="Merged or base model: a folder, or a hub name.", show_default=False)],
     output: Output,
     target: Annotated[str, typer.Option("--target", "-t", help="Hardware profile: a name, or a TOML file.")] = "cpu",
     jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,

@@ -33,7 +33,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder"
     if type(error).__name__ == "SafetensorError":  # by name: importing it would slow every command down
-        return f"weights cannot be read or written ({error}): the file is damaged, or the disk is full"
+        if "while serializing" in str(error):
+            return f"weights cannot be written ({error}): make room or choose another folder"
+        return f"weights cannot be read ({error}): the file is damaged or cut short, copy or make it again"
     return None
 
 

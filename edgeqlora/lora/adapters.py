@@ -11,15 +11,23 @@ from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, plain_mode
 from edgeqlora.settings import TrainSettings
 
 
+def base_dtype(settings: TrainSettings) -> str:
+    """The dtype in which training holds what is not NF4, and from which it quantises: that of the card."""
+    import torch
+
+    precision = settings.chosen_precision()
+    if settings.method == "full" or not torch.cuda.is_available():
+        return "float32"
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32")
+
+
 def load_base(settings: TrainSettings) -> Learner:
     """The base model as the settings want it held: NF4 or 16/32-bit, on the GPU of this process or the CPU."""
     import torch
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    precision, dtype = settings.chosen_precision(), "float32"
-    if settings.method != "full" and device != "cpu":
-        dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, dtype)
-    return load_learner(settings.base_model, quantise=settings.method == "qlora", dtype=dtype, device=device)
+    quantise = settings.method == "qlora"
+    return load_learner(settings.base_model, quantise=quantise, dtype=base_dtype(settings), device=device)
 
 
 def adapted_linears(learner: Learner) -> dict[str, list[str]]:

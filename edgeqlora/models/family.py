@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeqlora.card import read_card
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.errors import UserError
 from edgeqlora.hub_access import is_hub_name, stay_offline_without_network
+from edgeqlora.models.parts import check_files, verify_weights
 from edgeqlora_jetson.transcribe import Segment
 
 Features = npt.NDArray[np.float32]
@@ -43,6 +45,8 @@ class Processor(Protocol):
 
     source: str
     """Folder or hub name it was loaded from."""
+    tokenizer: Any
+    """transformers' tokenizer."""
     sample_rate_hz: int
     native_window_s: float
     """Longest window that the model takes, in s."""
@@ -100,6 +104,9 @@ class Learner(Protocol):
     def freeze_fixed(self) -> None:
         """Switch the gradient of parameters off that are constants of the architecture."""
 
+    def inputs(self, features: Features, n_valid: Sequence[int]) -> dict[str, Any]:
+        """Inputs of one forward pass over features float32 (batch, *feature_shape), with any text where one is needed."""
+
     def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         """Inside the `with`, the model takes inputs of this length."""
 
@@ -143,7 +150,7 @@ def families() -> list[str]:
 
 
 def check_source(source: str) -> None:
-    """Raise before anything heavy if `source` is a folder that holds no model of a known family.
+    """Raise before anything heavy if `source` is a folder that holds no model of a known family, or a damaged file.
 
     A name on the hub passes: its config is read when it is loaded.
     """
@@ -159,6 +166,7 @@ def check_source(source: str) -> None:
     if not config.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "a file"
         raise UserError(f"{source} is not a transformers model folder: no config.json in it (found: {found})")
+    check_files(folder)
     from edgeqlora_jetson.files import read_json
 
     content = read_json(config, "config.json")
@@ -172,7 +180,12 @@ def load_processor(source: str) -> Processor:
 
 
 def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> Learner:
-    """Load a model in `dtype`; with `quantise`, its linears as NF4 with double quantisation."""
+    """Load a model in `dtype`; with `quantise`, its linears as NF4 with double quantisation.
+
+    Raises UserError for weights that are damaged, or not those that the folder's card recorded.
+    """
+    if (folder := Path(source)).is_dir() and (card := read_card(folder)) is not None:
+        verify_weights(folder, card)
     learner: Learner = _package(source).load_learner(source, quantise, dtype, device)
     return learner
 

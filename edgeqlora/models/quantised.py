@@ -23,6 +23,18 @@ def nf4_options(dtype: Any, device: str, skip: Sequence[str]) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def nf4_round_trip(weight: Any, dtype: Any) -> Any:
+    """The fp32 values that an NF4 weight with double quantisation stands for, shape (out_features, in_features).
+
+    dtype: in which training held the base, and so quantised it and computed with it. Quantising and dequantising a
+    second time gives the same values, so this is exactly what training computed with.
+    """
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(weight.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
+    return bnb.dequantize_4bit(packed, state).float()
+
+
 def keep_linear4bit_in_train_mode(model: Any) -> None:
     """Pin bitsandbytes' 4-bit linears to training mode.
 

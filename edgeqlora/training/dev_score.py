@@ -11,8 +11,9 @@ from edgeqlora.card import measured, missing
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.evaluation import scores
-from edgeqlora.evaluation.recognise import Recogniser
+from edgeqlora.evaluation.recognise import Recogniser, Recognition
 from edgeqlora.settings import TrainSettings
+from edgeqlora_jetson.errors import NotFiniteError
 from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import error_figures
 
@@ -50,7 +51,11 @@ class DevScore:
 
         start_s, process = time.perf_counter(), PartialState()
         mine = self.rows[process.process_index :: process.num_processes]
-        result = self.recogniser.recognise(mine)
+        try:
+            result = self.recogniser.recognise(mine)
+        except NotFiniteError:
+            # Diverged: it says nothing, all words are wrong, and an earlier checkpoint stays the best.
+            result = Recognition([""] * len(mine))
         apply = self._apply
         pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
         totals, counts = zip(*gather_object([self.recogniser.cross_entropy(mine)]), strict=True)

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgeqlora.data.batching import IGNORE, BucketSampler
+from edgeqlora.lora.loading import resume_weights
 from edgeqlora.models.family import Learner
 from edgeqlora.training import checkpoint
 from edgeqlora_jetson.files import sha256_file, write_json
@@ -69,6 +70,13 @@ class SpeechTrainer(Trainer):
         if not self.args.should_save:
             return  # Trainer calls this on every process
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        plain = self.accelerator.unwrap_model(self.model if model is None else model)
+        if hasattr(plain, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            resume_weights(plain, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

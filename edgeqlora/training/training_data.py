@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from edgeqlora.card import folder_sha256
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields, verify_apart
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
@@ -20,6 +18,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
+from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
 from edgeqlora.training.partial_run import data_hashes
 from edgeqlora_jetson.screen import visible
@@ -44,7 +43,7 @@ class Prepared:
     """Rows in another script than the language's, kept or skipped."""
     padding: dict[str, Any]
     sources: dict[str, Any]
-    """sha256 of the base model's files, and those of partial_run.data_hashes."""
+    """sha256 of the base model's files (of a hub model: its commit), and those of partial_run.data_hashes."""
     noises: Recordings
     rooms: Recordings
 
@@ -129,8 +128,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         "share_in_one_window": round(padding_share(durations, windows[-1:]), 4),
         "share": round(padding_share(durations, windows), 4),
     }
-    base = Path(settings.base_model)
-    sources: dict[str, Any] = {"base_model": folder_sha256(base) if base.is_dir() else settings.base_model}
+    sources: dict[str, Any] = {"base_model": base_record(settings.base_model)}
     noises, rooms = load_recordings("noise", settings.noise), load_recordings("room", settings.room)
     sources |= data_hashes(settings, {"train": every, "dev": dev_rows, "noise": noises.rows, "room": rooms.rows})
     return Prepared(

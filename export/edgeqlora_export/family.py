@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Gate, Manifest
@@ -84,7 +85,7 @@ def read_part(folder: Path, what: str, read: Callable[[], Any]) -> Any:
     """What `read` gives; a library's error becomes a UserError naming folder and part."""
     try:
         return read()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: the {what} cannot be read: {reason}") from error
 

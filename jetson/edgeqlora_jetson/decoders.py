@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from .audio.features import n_outputs
-from .errors import UserError
+from .errors import NotFiniteError, UserError
 from .schema import Manifest
 
 
@@ -111,14 +111,14 @@ class KeyValueDecoder(object):
         """One run of each graph as decoding does it: the prompt, one step."""
         state = self.start(self.encode(features))
         state.step(np.array([self._spec["prompt_ids"]] * len(features), dtype=np.int32))
-        state.step(np.array([[self._spec["eos_id"]]] * len(features), dtype=np.int32))
+        state.step(np.array([[self._spec["eos_ids"][0]]] * len(features), dtype=np.int32))
 
     def greedy(self, mel: np.ndarray, max_new_tokens: int) -> Decoded:
         """Decode a batch of log-mels by the most likely token each step.
 
         suppress_ids of the manifest are never generated, begin_suppress_ids not first. max_new_tokens counts the end
-        token. Rows that are finished go on with the end token.
-        Raises UserError when the first logits are not finite: every later token would be nonsense.
+        token. Each of eos_ids ends a row; rows that are finished go on with the first of them.
+        Raises NotFiniteError when the first logits, or later that of a chosen token, are not finite.
         """
         if max_new_tokens < 1:
             raise ValueError("max_new_tokens={}, at least 1".format(max_new_tokens))
@@ -126,11 +126,11 @@ class KeyValueDecoder(object):
         state = self.start(self.encode(mel))
         encoded_s = time.perf_counter()
         first_s: Optional[float] = None
-        batch, eos_id = mel.shape[0], spec["eos_id"]
+        batch, eos_ids = mel.shape[0], spec["eos_ids"]
         suppress = np.array(spec["suppress_ids"], dtype=np.intp)
         begin_suppress = np.array(spec["begin_suppress_ids"], dtype=np.intp)
         tokens = np.tile(np.array(spec["prompt_ids"], dtype=np.int32), (batch, 1))
-        generated = np.full((batch, max_new_tokens), eos_id, dtype=np.int32)
+        generated = np.full((batch, max_new_tokens), eos_ids[0], dtype=np.int32)
         finished = np.zeros(batch, dtype=bool)
         n_steps = 0
         while n_steps < max_new_tokens and not finished.all():
@@ -140,16 +140,19 @@ class KeyValueDecoder(object):
                 logits[:, begin_suppress] = -np.inf
             logits[:, suppress] = -np.inf
             best = logits.argmax(axis=1).astype(np.int32)
-            best[finished] = eos_id
+            verify_finite(
+                logits[np.arange(batch), best], "decoder", self._runtime
+            )  # argmax takes a NaN for the largest
+            best[finished] = eos_ids[0]
             if first_s is None:
                 first_s = time.perf_counter()
             generated[:, n_steps] = best
-            finished |= best == eos_id
+            finished |= np.isin(best, eos_ids)
             tokens = best[:, np.newaxis]
             n_steps += 1
         end_s = time.perf_counter()
         return Decoded(
-            tokens=[_until_end(row, eos_id) for row in generated[:, :n_steps].tolist()],
+            tokens=[_until_end(row, eos_ids) for row in generated[:, :n_steps].tolist()],
             is_complete=finished.tolist(),
             phases_ms={"encoder": (encoded_s - start_s) * 1e3, "decoder": (end_s - encoded_s) * 1e3},
             n_steps=n_steps,
@@ -232,9 +235,9 @@ class CtcDecoder(object):
 
 
 def verify_finite(logits: np.ndarray, graph: str, runtime: Any) -> None:
-    """Raise UserError where a graph answers NaN or infinity: seen of transformers in fp16 (NVIDIA/TensorRT#1500)."""
+    """Raise NotFiniteError where a graph answers NaN or infinity: seen of transformers in fp16 (NVIDIA/TensorRT#1500)."""
     if not np.isfinite(logits).all():
-        raise UserError(
+        raise NotFiniteError(
             "the {} {} in {} {} answers NaN or infinity on this audio: run it in fp32 (TensorRT: build --precision fp32, "
             "then --precision fp32), and if it is fp32 already, train or export again".format(
                 getattr(runtime, "precision", "fp32"), graph, runtime.name, runtime.version
@@ -261,5 +264,6 @@ def spell(ids: Sequence[int], characters: Sequence[Optional[str]], delimiter: st
     return " ".join("".join(" " if piece == delimiter else piece for piece in pieces).split())
 
 
-def _until_end(tokens: List[int], eos_id: int) -> List[int]:
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+def _until_end(tokens: List[int], eos_ids: Sequence[int]) -> List[int]:
+    ends = [i for i, token in enumerate(tokens) if token in eos_ids]
+    return tokens[: ends[0]] if ends else tokens

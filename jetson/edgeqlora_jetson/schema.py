@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         language: Optional[str]
         task: Optional[str]
         prompt_ids: List[int]
-        eos_id: int
+        eos_ids: List[int]
         suppress_ids: List[int]
         begin_suppress_ids: List[int]
         max_new_tokens: Dict[str, int]

@@ -1,6 +1,7 @@
 """A tiny random Whisper with a real tokenizer, and four clips: enough to run every step for real in seconds."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     processor.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., tuple[int, str]]:
+    """What a user types after `edgeqlora`, run in this process: (exit code, all that it printed, error included)."""
+    from typer.testing import CliRunner
+
+    from edgeqlora.cli.main import app
+    from edgeqlora.errors import UserError
+
+    def run(*arguments: object) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if isinstance(done.exception, UserError):
+            return 2, f"{done.output}error: {done.exception}"
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.output
+
+    return run
 
 
 @pytest.fixture(scope="session")

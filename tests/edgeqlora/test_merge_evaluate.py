@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from edgeqlora.errors import UserError
 from edgeqlora.evaluate import evaluate, format_evaluation, kind_of
-from edgeqlora.merge import merge, merge_candidate, nf4_round_trip
+from edgeqlora.lora.loading import load_adapted, open_adapter
+from edgeqlora.merge import merge, merge_candidate
 from edgeqlora.models.family import load_learner
+from edgeqlora.models.quantised import nf4_round_trip
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
 
@@ -30,34 +33,46 @@ def adapter(tiny_model, clips, tmp_path_factory) -> Path:
     return output
 
 
-def test_round_trip_is_what_the_4bit_layer_computes_with(tiny_model):
-    plain, quantised = load_learner(str(tiny_model)).model, load_learner(str(tiny_model), quantise=True).model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_round_trip_is_what_the_4bit_layer_computes_with(dtype, tiny_model):
+    """A GPU trains on weights that were quantised from, and are dequantised to, 16 bits."""
+    plain = load_learner(str(tiny_model)).model
+    quantised = load_learner(str(tiny_model), quantise=True, dtype=dtype).model
     name = "model.encoder.layers.0.fc1"
     weight = plain.get_submodule(name).weight.detach()
     layer = quantised.get_submodule(name)
-    expected = layer(torch.eye(weight.shape[1])).T - layer.bias.detach()[:, None]
-    assert torch.allclose(nf4_round_trip(weight), expected, atol=1e-6)
-    assert not torch.equal(nf4_round_trip(weight), weight)
+    torch_dtype = getattr(torch, dtype)
+    expected = layer(torch.eye(weight.shape[1], dtype=torch_dtype)).T - layer.bias.detach()[:, None]
+    assert torch.allclose(
+        nf4_round_trip(weight, torch_dtype), expected.float(), atol=1e-6 if dtype == "float32" else 1e-3
+    )
+    assert not torch.equal(nf4_round_trip(weight, torch_dtype), weight)
 
 
-def test_dequantised_merge_computes_what_training_did(adapter, tiny_model):
-    from peft import PeftModel
-
-    from edgeqlora.models.quantised import keep_linear4bit_in_train_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dequantised_merge_computes_what_training_did(dtype, adapter, tmp_path):
     from edgeqlora_export.whisper.windowed import windowed
 
-    trained = PeftModel.from_pretrained(load_learner(str(tiny_model), quantise=True).model, str(adapter))
-    keep_linear4bit_in_train_mode(trained)
-    trained.eval()
-    merged = merge_candidate(str(tiny_model), adapter, "dequantised").model
-    original = merge_candidate(str(tiny_model), adapter, "original").model
+    shutil.copytree(adapter, tmp_path / "adapter")
+    card = json.loads((adapter / "card.json").read_text())
+    assert card["base_dtype"] == "float32"
+    (tmp_path / "adapter" / "card.json").write_text(json.dumps({**card, "base_dtype": dtype}))
+    opened = open_adapter(tmp_path / "adapter")
+    trained = load_adapted(opened, "nf4").model.get_base_model()
+    merged = merge_candidate(opened, "dequantised", tmp_path / "dequantised").model
+    original = merge_candidate(opened, "original", tmp_path / "original").model
     inputs = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.tensor([[1, 2, 3]])}
     logits = []
     for model in (trained, merged, original):
         with torch.no_grad(), windowed(model, 1.0):
-            logits.append(model(**inputs).logits)
-    assert torch.allclose(logits[0], logits[1], atol=1e-4)
-    assert not torch.allclose(logits[0], logits[2], atol=1e-4)
+            logits.append(
+                model(
+                    **{k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+                ).logits.float()
+            )
+    near, far = ((logits[0] - other).abs().max() for other in logits[1:])
+    assert near < (1e-4 if dtype == "float32" else 0.5 * far)
+    assert far > 1e-4
 
 
 def test_merge_scores_both_and_writes_a_plain_folder(adapter, clips, tmp_path):
@@ -142,8 +157,6 @@ def test_a_merge_does_not_replace_what_it_reads(adapter, tmp_path):
 
 
 def test_base_model_that_is_not_the_one_trained_on_is_refused(adapter, tiny_model, clips, tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     other = tmp_path / "other"
@@ -169,8 +182,6 @@ def test_an_output_that_would_be_lost_is_refused_before_any_scoring(adapter, tin
 
 
 def test_dequantised_is_only_for_adapters_of_a_4bit_base(adapter, tmp_path):
-    import shutil
-
     shutil.copytree(adapter, tmp_path / "adapter")
     card = json.loads((tmp_path / "adapter" / "card.json").read_text())
     (tmp_path / "adapter" / "card.json").write_text(json.dumps({**card, "method": "lora"}))
@@ -186,8 +197,6 @@ def test_what_is_no_adapter_is_refused(tiny_model, tmp_path):
 
 
 def test_no_dev_data_asks_for_it(adapter, tmp_path):
-    import shutil
-
     copy = tmp_path / "adapter"
     shutil.copytree(adapter, copy)
     card = json.loads((copy / "card.json").read_text())
@@ -205,3 +214,72 @@ def test_kinds(adapter, tiny_model, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="holds a 'bert' model"):
         kind_of(str(tmp_path))
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused_where_they_are_used(adapter, clips, command, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    assert command("merge", adapter, "-o", tmp_path / "merged", "--candidate", "original")[0] == 0
+    shutil.copytree(adapter, tmp_path / "adapter")
+    for folder, name in (("adapter", "adapter_model.safetensors"), ("merged", "model.safetensors")):
+        weights = load_file(tmp_path / folder / name)
+        save_file({key: 1.01 * value for key, value in weights.items()}, tmp_path / folder / name, {"format": "pt"})
+    uses = [
+        ("evaluate", tmp_path / "adapter", "-d", clips),
+        ("merge", tmp_path / "adapter", "-o", tmp_path / "out"),
+        ("evaluate", tmp_path / "merged", "-d", clips),
+        ("export", tmp_path / "merged", "-d", clips, "-o", tmp_path / "out"),
+        ("train", "-m", tmp_path / "merged", "--train", clips, "-o", tmp_path / "out", "--steps", 2),
+    ]
+    for arguments in uses:
+        code, said = command(*arguments)
+        assert (code, "card.json recorded (another sha256)" in said) == (2, True), f"{arguments[0]}: {said}"
+
+
+def test_perplexity_of_a_diverged_model_is_null_with_the_reason(tiny_model, clips, command, tmp_path):
+    model = tmp_path / "model"
+    learner = load_learner(str(tiny_model))
+    with torch.no_grad():
+        learner.model.proj_out.weight *= 1e6
+    learner.model.save_pretrained(model)
+    learner.processor.save(model)
+    code, said = command("evaluate", model, "-d", clips, "--window-s", 1, "-o", tmp_path / "r.json")
+    assert code == 0, said
+    perplexity = json.loads((tmp_path / "r.json").read_text())["perplexity"]
+    assert perplexity["value"] is None
+    assert "diverged" in perplexity["reason"]
+    assert "diverged" in said
+    with torch.no_grad():
+        learner.model.proj_out.weight *= torch.nan
+    learner.model.save_pretrained(model)
+    code, said = command("evaluate", model, "-d", clips, "--window-s", 1)
+    assert (code, "the decoder in float32 answers NaN or infinity" in said) == (2, True), said
+
+
+def test_nothing_of_third_parties_is_on_the_screen(adapter, clips, tmp_path):
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqlora", "merge", adapter, "-o", tmp_path / "merged"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (done.stdout + done.stderr).splitlines()
+    assert [line.split()[0] for line in lines] == ["dequantised", "original", "Done:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("Error while deserializing header: header too large", "damaged or cut short"),
+        ("Error while serializing: I/O error: No space left on device", "make room"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_no_full_disk(text, advice):
+    from safetensors import SafetensorError
+
+    from edgeqlora.cli.messages import explain
+
+    said = explain(SafetensorError(text))
+    assert advice in said
+    assert ("make room" in said) == (advice == "make room")

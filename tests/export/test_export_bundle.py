@@ -316,5 +316,5 @@ def test_audio_constants_that_are_not_whispers(merged, tmp_path):
     shutil.copytree(merged, folder)
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hop_length": 200}))
-    with pytest.raises(UserError, match=r"sampling rate, n_fft and hop length are \(16000, 400, 200\).*160"):
+    with pytest.raises(UserError, match="hop_length=200, and a Whisper model has 160"):
         load_exporter(folder)

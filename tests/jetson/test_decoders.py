@@ -39,7 +39,7 @@ def one_hot(*tokens):
     return logits
 
 
-SPEC = {"prompt_ids": [1, 2], "eos_id": 5, "suppress_ids": [4], "begin_suppress_ids": [3, 5]}
+SPEC = {"prompt_ids": [1, 2], "eos_ids": [5], "suppress_ids": [4], "begin_suppress_ids": [3, 5]}
 MEL = np.zeros((1, 2, 10), dtype=np.float32)
 
 
@@ -63,6 +63,19 @@ def test_finished_rows_go_on_with_the_end_token():
     result = greedy(runtime, np.concatenate([MEL, MEL]), 9)
     assert result.tokens == [[0], [2, 1, 2]]
     assert runtime.fed[2:] == [[[5], [1]], [[5], [2]]]
+
+
+def test_every_end_token_ends_a_text(monkeypatch):
+    monkeypatch.setitem(SPEC, "eos_ids", [5, 2])
+    runtime = ScriptedRuntime(
+        [
+            [one_hot(0), one_hot(2), one_hot(1), one_hot(1)],
+            [one_hot(0), one_hot(1), one_hot(5), one_hot(1)],
+        ]
+    )
+    result = greedy(runtime, np.concatenate([MEL, MEL]), 9)
+    assert (result.tokens, result.is_complete, result.n_steps) == ([[0], [0, 1]], [True, True], 3)
+    assert runtime.fed[2] == [[2], [1]]
 
 
 def test_the_limit_counts_the_end_token():
@@ -136,8 +149,11 @@ def test_states_do_not_disturb_each_other(transcriber, fixture_folder, clips):
         assert np.array_equal(a, b)
 
 
-def test_logits_that_are_no_numbers_are_not_believed():
-    runtime = ScriptedRuntime([[np.full(6, np.nan)]])
+@pytest.mark.parametrize("before", [[], [one_hot(0), one_hot(1)]], ids=["at once", "after two tokens"])
+def test_logits_that_are_no_numbers_are_not_believed(before):
+    broken = one_hot(3)
+    broken[1] = np.nan
+    runtime = ScriptedRuntime([before + [broken]])
     with pytest.raises(UserError, match="the fp32 decoder in script 1 answers NaN or infinity on this audio"):
         greedy(runtime, MEL, 9)
 

@@ -15,6 +15,7 @@ from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_option
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
 from edgeqlora_export.wav2vec2.checks import check_task
 from edgeqlora_jetson.decoders import collapse, spell
+from edgeqlora_jetson.errors import NotFiniteError
 
 
 class Wav2Vec2Learner:
@@ -33,6 +34,12 @@ class Wav2Vec2Learner:
     def freeze_fixed(self) -> None:
         """The convolutions over the samples stay as they are (Baevski et al. 2020, arXiv 2006.11477, section 4.3)."""
         plain_model(self.model).freeze_feature_encoder()
+
+    def inputs(self, features: Features, n_valid: Sequence[int]) -> dict[str, Any]:
+        samples = [{"features": f, "n_valid": n, "target_ids": []} for f, n in zip(features, n_valid, strict=True)]
+        inputs = collate(samples, self.processor.uses_mask)
+        del inputs["labels"]
+        return inputs
 
     def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         return nullcontext()  # takes any length
@@ -86,12 +93,16 @@ class Wav2Vec2Decoder:
         refuse_streams(states)
         model, processor = plain_model(self._learner.model), self._learner.processor
         words = processor.vocabulary
-        samples = [{"features": f, "n_valid": n, "target_ids": []} for f, n in zip(features, n_valid, strict=True)]
-        inputs = self.collate(samples)
-        del inputs["labels"]
+        inputs = self._learner.inputs(features, n_valid)
         inputs["input_values"] = inputs["input_values"].to(model.dtype)
         with torch.no_grad():
             logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        if not logits.isfinite().all():
+            raise NotFiniteError(
+                f"the model in {str(logits.dtype).removeprefix('torch.')} answers NaN or infinity on this audio: its "
+                "training diverged, or the numbers are too large for this precision; train again with a lower "
+                "--learning-rate, or take another checkpoint"
+            )
         texts = []
         for ids, n in zip(logits.argmax(-1).tolist(), n_valid, strict=True):
             kept = ids[: processor.n_outputs(n)] if processor.uses_mask else ids

@@ -45,6 +45,16 @@ class WhisperLearner:
     def freeze_fixed(self) -> None:
         plain_model(self.model).get_encoder().embed_positions.requires_grad_(False)  # fixed sinusoids
 
+    def inputs(self, features: Features, n_valid: Sequence[int]) -> dict[str, Any]:
+        import torch
+
+        config = plain_model(self.model).config
+        ids = [config.decoder_start_token_id, *range(0, config.vocab_size, max(1, config.vocab_size // 16))]
+        return {
+            "input_features": torch.from_numpy(features),
+            "decoder_input_ids": torch.tensor([ids[: config.max_target_positions]] * len(features)),
+        }
+
     def window(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         window: AbstractContextManager[Any] = windowed(
             plain_model(self.model), inputs["input_features"].shape[-1] / FRAMES_PER_S
@@ -64,7 +74,7 @@ class WhisperLearner:
         """`decoding_spec`'s rules, which also go into the bundle: training, evaluation and board say the same."""
         model = plain_model(self.model)
         spec = decoding_spec(
-            model, self.tokenizer, model.generation_config, list(windows_s), language, task, tokens_per_s
+            model, self.tokenizer, self.processor.generation, list(windows_s), language, task, tokens_per_s
         )
         return WhisperDecoder(self, spec)
 
@@ -78,7 +88,7 @@ class WhisperDecoder:
         vocab_size = plain_model(learner.model).config.vocab_size
         self._detokenizer = Detokenizer(detokenizer_table(learner.tokenizer, vocab_size))
         self.language: str | None = spec["language"]
-        self.collate = partial(collate, prompt_ids=spec["prompt_ids"], pad_id=spec["eos_id"])
+        self.collate = partial(collate, prompt_ids=spec["prompt_ids"], pad_id=spec["eos_ids"][0])
         self.rules = {key: spec[key] for key in ("prompt_ids", "language", "task", "max_new_tokens")}
 
     def transcribe(

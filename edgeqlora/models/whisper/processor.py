@@ -20,6 +20,7 @@ from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.text import scripts_of_language
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Features, cannot_load
+from edgeqlora_export.whisper.checks import check_parts, load_generation
 from edgeqlora_export.whisper.detokenizer import control_tokens
 from edgeqlora_export.whisper.languages import is_multilingual, language_code
 from edgeqlora_jetson.files import write_json
@@ -36,22 +37,20 @@ class WhisperProcessor:
     """Processor (see models/family.py) of a Whisper model.
 
     The log-mel is computed by the model's own extractor, so that it is exactly what the model was trained on; only the
-    length to which audio is padded or cut changes. Raises UserError if the extractor works at another rate than 16 kHz.
+    length to which audio is padded or cut changes. Raises UserError for parts that do not belong together (check_parts).
     """
 
-    def __init__(self, source: str, tokenizer: Any, feature_extractor: Any, config: Any, generation: Any = None):
+    def __init__(self, source: str, tokenizer: Any, feature_extractor: Any, config: Any, generation: Any):
+        check_parts(source, tokenizer, feature_extractor, config, generation)
+        self.generation = generation
+        """Decoding settings: transformers' GenerationConfig."""
         self.source, self.tokenizer, self.feature_extractor = source, tokenizer, feature_extractor
-        self.sample_rate_hz = int(feature_extractor.sampling_rate)
-        if self.sample_rate_hz != SAMPLE_RATE_HZ:
-            raise UserError(
-                f"the model's feature extractor works at {self.sample_rate_hz} Hz, "
-                f"EdgeQLoRA at {SAMPLE_RATE_HZ} Hz: choose a Whisper model"
-            )
+        self.sample_rate_hz = SAMPLE_RATE_HZ
         self.hop_length = int(feature_extractor.hop_length)
         self.n_mels = int(feature_extractor.feature_size)
         self.native_window_s = config.max_source_positions / POSITIONS_PER_S
         self.spelling = getattr(tokenizer, "english_spelling_normalizer", None)
-        self.is_multilingual = is_multilingual(config, generation)
+        self.is_multilingual = is_multilingual(config, generation, tokenizer)
         self.n_prompt_ids = 4 if self.is_multilingual else 2
         """Start of transcript, (language, task,) no timestamps."""
         self.end_ids = [int(tokenizer.eos_token_id)]
@@ -150,7 +149,7 @@ class WhisperProcessor:
 
 def load_processor(source: str) -> WhisperProcessor:
     """Processor of a Whisper folder or hub name. Raises UserError where a part of it cannot be read."""
-    from transformers import AutoConfig, GenerationConfig, WhisperFeatureExtractor, WhisperTokenizer
+    from transformers import AutoConfig, WhisperFeatureExtractor, WhisperTokenizer
 
     try:
         tokenizer = WhisperTokenizer.from_pretrained(source)
@@ -159,7 +158,7 @@ def load_processor(source: str) -> WhisperProcessor:
         raise cannot_load(source, "tokenizer or feature extractor", error) from error
     try:
         config = AutoConfig.from_pretrained(source)
-        generation = GenerationConfig.from_pretrained(source)
+        generation = load_generation(source, config)
     except (OSError, ValueError) as error:
         raise cannot_load(source, "config.json or generation_config.json", error) from error
     return WhisperProcessor(source, tokenizer, extractor, config, generation)

@@ -17,9 +17,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as LANGUAGES
 
+from edgeqlora_export.whisper.checks import end_ids
 from edgeqlora_export.whisper.languages import is_multilingual, language_code
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
-from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.errors import NotFiniteError, UserError
 from edgeqlora_jetson.schema import Decoder
 
 ENGLISH_TOKENS_PER_S = 14.0
@@ -82,7 +83,7 @@ def decoding_spec(
     """
     base = base_whisper(model)
     config = base.config
-    multilingual = is_multilingual(base.config, generation_config)
+    multilingual = is_multilingual(base.config, generation_config, tokenizer)
     language = language_code(language) if language else None
     vocabulary = tokenizer.get_vocab()
     prompt = _prompt(vocabulary, multilingual, language, task)
@@ -92,8 +93,6 @@ def decoding_spec(
             f"the tokenizer has no {', '.join(missing)}: these control tokens start every transcript; "
             "use the tokenizer that came with the model"
         )
-    eos = getattr(generation_config, "eos_token_id", None)
-    eos = config.eos_token_id if eos is None else eos
     prompt_ids = [vocabulary[token] for token in prompt]
     spoken = language if multilingual else "en"
     if tokens_per_s is not None or spoken == "en":
@@ -104,7 +103,7 @@ def decoding_spec(
     }
     return {
         "prompt_ids": prompt_ids,
-        "eos_id": int(eos[0] if isinstance(eos, list) else eos),
+        "eos_ids": end_ids(config, generation_config),
         "suppress_ids": _suppressed(getattr(generation_config, "suppress_tokens", None), config.vocab_size),
         "begin_suppress_ids": _suppressed(getattr(generation_config, "begin_suppress_tokens", None), config.vocab_size),
         "max_new_tokens": limits,
@@ -133,7 +132,8 @@ def torch_greedy(model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
     Returns the tokens of each clip, without prompt and end token. `suppress_ids` are out at every step,
-    `begin_suppress_ids` at the first; a clip that has ended feeds the end token until its row is dropped.
+    `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, which feeds the first of them until its row is
+    dropped. Raises NotFiniteError where the decoder answers NaN or infinity.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -157,7 +157,7 @@ _CACHE = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).paramet
 def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) -> list[list[int]]:
     """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
     batch, device = audio_features.shape[0], audio_features.device
-    eos = spec["eos_id"]
+    eos = spec["eos_ids"]
     suppress = torch.tensor(spec["suppress_ids"], dtype=torch.long, device=device)
     begin = torch.tensor(spec["begin_suppress_ids"], dtype=torch.long, device=device)
     tokens = torch.tensor([spec["prompt_ids"]] * batch, device=device)
@@ -173,11 +173,18 @@ def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) 
         logits[:, suppress] = -torch.inf
         if step == 0:
             logits[:, begin] = -torch.inf
-        chosen = logits.argmax(-1).tolist()
+        best, indices = logits.max(-1)
+        if not best.isfinite().all():  # max takes a NaN for the largest
+            raise NotFiniteError(
+                f"the decoder in {str(hidden.dtype).removeprefix('torch.')} answers NaN or infinity on this audio: its "
+                "training diverged, or the numbers are too large for this precision; train again with a lower "
+                "--learning-rate, or take another checkpoint"
+            )
+        chosen = indices.tolist()
         for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            done[row] = done[row] or token == eos
+            done[row] = done[row] or token in eos
             if done[row]:
-                chosen[i] = eos
+                chosen[i] = eos[0]
             else:
                 out[row].append(token)
         if all(done):

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.family import Progress, difference_gate, read_part
+from edgeqlora_export.whisper.checks import HOP_LENGTH, N_FFT, check_parts, load_generation
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
@@ -27,15 +28,12 @@ from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import write_json, write_text
 from edgeqlora_jetson.schema import Gate, Manifest
 
-N_FFT, HOP_LENGTH = 400, 160
-"""Whisper's audio constants, on which graphs and runner are built."""
-
 MEL_LIMIT = 1e-4
 """Largest difference allowed between the runner's log-mel and the model's own feature extractor."""
 
 
 class WhisperExporter:
-    """A merged Whisper with tokenizer, feature extractor and generation config (None if the folder has none)."""
+    """A merged Whisper with tokenizer, feature extractor and generation config."""
 
     def __init__(self, model: Any, tokenizer: Any, extractor: Any, generation: Any):
         self.base_model, self.tokenizer, self.extractor, self.generation = model, tokenizer, extractor, generation
@@ -59,7 +57,7 @@ class WhisperExporter:
             "model": {
                 "family": "whisper",
                 **model_constants(self.base_model),
-                "multilingual": is_multilingual(self.base_model.config, self.generation),
+                "multilingual": is_multilingual(self.base_model.config, self.generation, self.tokenizer),
             },
             "features": {
                 "kind": "log-mel",
@@ -116,21 +114,15 @@ class WhisperExporter:
 def load_exporter(folder: Path) -> WhisperExporter:
     """Model in fp32 and eval mode with all that belongs to it.
 
-    Raises UserError when a part cannot be read, or the audio constants are not Whisper's.
+    Raises UserError when a part cannot be read, or the parts do not belong together (see check_parts).
     """
     model = read_part(
         folder, "weights", lambda: WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     )
     tokenizer = read_part(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder))
     extractor = read_part(folder, "preprocessor", lambda: WhisperFeatureExtractor.from_pretrained(folder))
-    found = (extractor.sampling_rate, extractor.n_fft, extractor.hop_length)
-    if found != (SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH):
-        raise UserError(
-            f"{folder}: sampling rate, n_fft and hop length are {found}; "
-            f"a Whisper model has {(SAMPLE_RATE_HZ, N_FFT, HOP_LENGTH)}"
-        )
-    has_generation = (folder / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+    generation = read_part(folder, "generation config", lambda: load_generation(folder, model.config))
+    check_parts(folder, tokenizer, extractor, model.config, generation)
     return WhisperExporter(model.eval(), tokenizer, extractor, generation)
 
 

@@ -96,7 +96,7 @@ def _tensor_gates(
         for name, reference in zip(decoder.cross_names, expected, strict=True):
             encoder_cases.append(_compare(values[name], reference, f"{name}, batch {batch}"))
         for n_past in fitting:
-            tokens = _forced_tokens(prompt, batch, n_past, model.config.vocab_size, spec["eos_id"])
+            tokens = _forced_tokens(prompt, batch, n_past, model.config.vocab_size, min(spec["eos_ids"]))
             with torch.no_grad():
                 hidden = model.model.decoder(
                     input_ids=torch.from_numpy(tokens).long(), encoder_hidden_states=audio_features, use_cache=False
@@ -142,11 +142,11 @@ def _cross_projections(model: Any, audio_features: torch.Tensor) -> list[np.ndar
     return expected
 
 
-def _forced_tokens(prompt: Sequence[int], batch: int, n_past: int, vocab_size: int, eos_id: int) -> np.ndarray:
+def _forced_tokens(prompt: Sequence[int], batch: int, n_past: int, vocab_size: int, end_id: int) -> np.ndarray:
     """Prompt, then arbitrary text tokens, other ones in each row: int32 (batch, n_past + 1), or the prompt alone."""
     length = n_past + 1 if n_past else len(prompt)
     # Below the end token are the text tokens of every real Whisper vocabulary.
-    text = np.random.default_rng(0).integers(0, min(eos_id, vocab_size) or vocab_size, (batch, length))
+    text = np.random.default_rng(0).integers(0, min(end_id, vocab_size) or vocab_size, (batch, length))
     start = min(len(prompt), length)
     text[:, :start] = np.asarray(prompt)[:start]
     return text.astype(np.int32)

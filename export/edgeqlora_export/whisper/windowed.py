@@ -52,8 +52,8 @@ def model_window_s(model: Any) -> float:
 def windowed(model: Any, window_s: float) -> Iterator[Any]:
     """Inside the `with`, `model` takes mel of `window_s` seconds instead of its native 30; after it, it is as before.
 
-    The encoder's position table is cut to its first `window_s` x 50 rows (a view: no copy, and training
-    those rows trains the table's own), and the configured length, which transformers checks against the
+    The encoder's position table is cut to its first `window_s` x 50 rows (a view: no copy; it gets no
+    gradient, as transformers freezes it: fixed sinusoids in every Whisper), and the configured length, which transformers checks against the
     mel it is given, is cut with it. Weights are not altered. Works on a PEFT-wrapped model and nests with
     ever shorter windows.
 
@@ -68,7 +68,7 @@ def windowed(model: Any, window_s: float) -> Iterator[Any]:
     saved_lengths = [(config, config.max_source_positions) for config in configs]
     saved_encoder_length = getattr(encoder, "max_source_positions", None)
     try:
-        table.weight = torch.nn.Parameter(saved_weight.detach()[:n_positions], requires_grad=saved_weight.requires_grad)
+        table.weight = torch.nn.Parameter(saved_weight.detach()[:n_positions], requires_grad=False)
         table.num_embeddings = n_positions
         for config in configs:
             config.max_source_positions = n_positions

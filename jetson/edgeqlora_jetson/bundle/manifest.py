@@ -158,10 +158,11 @@ def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:
 
 
 def _check_greedy(manifest: Any, name: Any) -> None:
-    _check_tokens(manifest, ("prompt_ids", "eos_id", "suppress_ids", "begin_suppress_ids"), name)
+    _check_tokens(manifest, ("prompt_ids", "eos_ids", "suppress_ids", "begin_suppress_ids"), name)
     decoder, model = manifest["decoder"], manifest["model"]
-    if not decoder["prompt_ids"]:
-        raise UserError("{}: decoder.prompt_ids is empty, at least the start token is needed".format(name))
+    for field, token in (("prompt_ids", "the start token"), ("eos_ids", "one end token")):
+        if not decoder[field]:
+            raise UserError("{}: decoder.{} is empty, at least {} is needed".format(name, field, token))
     for key in ("n_layers", "n_heads", "head_dim"):
         if not 1 <= model[key] <= 65536:
             raise UserError("{}: model.{} is {}, allowed 1 to 65536".format(name, key, model[key]))
@@ -260,7 +261,7 @@ DECODERS = {
             "model.head_dim": _NUMBER,
             "model.max_target_positions": _NUMBER,
             "decoder.prompt_ids": _TOKENS,
-            "decoder.eos_id": _TOKEN,
+            "decoder.eos_ids": _TOKENS,
             "decoder.suppress_ids": _TOKENS,
             "decoder.begin_suppress_ids": _TOKENS,
             "decoder.max_new_tokens": ((dict,), "an object of window -> tokens"),

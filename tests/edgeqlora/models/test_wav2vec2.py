@@ -415,3 +415,14 @@ def test_a_stream_is_refused_by_a_decoder_of_whole_clips(tiny_ctc):
     features = learner.processor.features(noise(8000), 1.0)[np.newaxis]
     with pytest.raises(UserError, match="takes whole clips: give states=None"):
         learner.decoder([1.0], None, None).transcribe(features, [8000], 1.0, states=[None])
+
+
+def test_logits_that_are_no_numbers_are_not_believed(tiny_ctc):
+    import torch
+
+    learner = load_learner(str(tiny_ctc))
+    with torch.no_grad():
+        learner.model.lm_head.bias[3] = torch.nan
+    features = learner.processor.features(noise(16000), 1.0)[np.newaxis]
+    with pytest.raises(UserError, match="the model in float32 answers NaN or infinity on this audio"):
+        learner.decoder([1.0], None, None).transcribe(features, [16000], 1.0)

@@ -427,6 +427,35 @@ def test_resume_with_other_data_is_refused_by_name(tiny_model, clips, straight, 
     assert card["steps"] == 1
 
 
+def test_resume_with_half_an_adapter_is_refused(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora import train as module
+
+    settings = settings_of(tiny_model, clips, tmp_path / "out")
+    real_write = module._write_output
+    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.setattr(module, "_write_output", real_write)
+    half_an_adapter(partial_folder(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"checkpoint-6: the adapter does not fit the model: \d+ of 64 weights"):
+        train(settings, resume=True)
+
+
+def half_an_adapter(partial: Path) -> None:
+    """The newest checkpoint without the decoder's weights, and with a record that says so."""
+    from safetensors.torch import load_file, save_file
+
+    from edgeqlora.training import checkpoint
+    from edgeqlora_jetson.files import sha256_file
+
+    folder = checkpoint.last_complete(partial)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if ".decoder." not in name}, path)
+    record = json.loads((folder / checkpoint.COMPLETE).read_text())
+    record["sha256"][path.name] = sha256_file(path)
+    (folder / checkpoint.COMPLETE).write_text(json.dumps(record))
+
+
 def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips, tmp_path, monkeypatch):
     """A made-up powercap tree whose counter of 100 J takes 1 J every 5 ms: it starts again from 0 all the time."""
     import threading
@@ -459,9 +488,9 @@ def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips,
     thread, at_read_j, real_read = threading.Thread(target=spend), [], resources.EnergyMeter.read
     monkeypatch.setattr(resources, "open_power_source", open_source)
     monkeypatch.setattr(resources.EnergyMeter, "read", read)
-    evaluator, in_evaluation_j = train_module._evaluator, []
+    score, in_evaluation_j = train_module.DevScore.__call__, []
     monkeypatch.setattr(
-        train_module, "_evaluator", lambda *args: slowed(evaluator(*args), lambda: in_evaluation_j.append(spent_j[0]))
+        train_module.DevScore, "__call__", slowed(score, lambda: in_evaluation_j.append(spent_j[0]))
     )
     try:
         figure = train(settings_of(tiny_model, clips, tmp_path / "out", steps=2))["figures"]["energy"]
@@ -474,11 +503,11 @@ def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips,
 
 
 def slowed(evaluate, look):
-    def evaluate_slowly():
+    def evaluate_slowly(self):
         look()
         time.sleep(1.5)
         look()
-        return evaluate()
+        return evaluate(self)
 
     return evaluate_slowly
 

@@ -1,6 +1,7 @@
 """Prompt, suppression and greedy decoding: one set of rules for torch and board."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from export_tiny import (
 )
 
 from edgeqlora_export.whisper.decoding import decoding_spec, max_new_tokens_of, torch_greedy
-from edgeqlora_jetson.errors import UserError
+from edgeqlora_export.whisper.languages import is_multilingual
+from edgeqlora_jetson.errors import NotFiniteError, UserError
 
 MEL = np.random.default_rng(0).normal(0, 1, (4, 80, 200)).astype(np.float32)
 
@@ -27,7 +29,7 @@ MEL = np.random.default_rng(0).normal(0, 1, (4, 80, 200)).astype(np.float32)
 def test_english_only_prompt_and_suppression(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [0.5, 2])
     assert spec["prompt_ids"] == [SOT, NO_TIMESTAMPS]
-    assert (spec["eos_id"], spec["suppress_ids"], spec["begin_suppress_ids"]) == (EOS, [3, SOT], [EOS])
+    assert (spec["eos_ids"], spec["suppress_ids"], spec["begin_suppress_ids"]) == ([EOS], [3, SOT], [EOS])
     assert spec["max_new_tokens"] == {"0.5": 39, "2.0": 60}
     assert (spec["language"], spec["task"]) == ("en", "transcribe")
 
@@ -46,11 +48,31 @@ def test_multilingual_prompt_names_language_and_task(whisper, tokenizer, languag
     assert spec["max_new_tokens"] == {"2.0": 60}
 
 
-def test_a_generation_config_without_suppression_or_none_at_all(whisper, tokenizer):
+def test_a_generation_config_without_suppression_and_with_two_end_tokens(whisper, tokenizer):
     bare = tiny_generation_config(suppress_tokens=None, begin_suppress_tokens=None, eos_token_id=[EOS, 1])
     spec = decoding_spec(whisper, tokenizer, bare, [2.0])
-    assert (spec["suppress_ids"], spec["begin_suppress_ids"], spec["eos_id"]) == ([], [], EOS)
-    assert decoding_spec(whisper, tokenizer, None, [2.0])["prompt_ids"] == [SOT, NO_TIMESTAMPS]
+    assert (spec["suppress_ids"], spec["begin_suppress_ids"], spec["eos_ids"]) == ([], [], [EOS, 1])
+
+
+@pytest.mark.parametrize(
+    ("said", "forced", "tokens", "end", "expected"),
+    [
+        ({"is_multilingual": False}, None, ["de", "en"], 50257, False),
+        ({"is_multilingual": True}, None, [], 50256, True),
+        ({"lang_to_id": {"<|de|>": 1}}, None, [], 0, True),
+        ({}, [[1, 0]], ["de", "en"], 50257, True),  # an old checkpoint that forces a language first
+        ({}, [[1, 9]], ["de", "en"], 50257, False),  # or no timestamps
+        ({}, None, ["de", "en"], 50257, True),
+        ({}, None, ["en"], 50257, False),
+        ({}, None, ["de", "en"], 50256, False),  # OpenAI's English-only tokenizer has all languages too
+    ],
+)
+def test_multilingual_is_what_the_tokens_say_whatever_the_size(said, forced, tokens, end, expected):
+    vocabulary = {f"<|{code}|>": i for i, code in enumerate(tokens)} | {"<|notimestamps|>": 9}
+    tokenizer = SimpleNamespace(eos_token_id=end, get_vocab=lambda: vocabulary)
+    for vocab_size in (300, 60_000):
+        config = SimpleNamespace(vocab_size=vocab_size, forced_decoder_ids=forced)
+        assert is_multilingual(config, SimpleNamespace(**said), tokenizer) is expected
 
 
 def test_wrong_language_and_task_are_named_with_what_is_allowed(whisper, tokenizer):
@@ -92,7 +114,7 @@ def _by_hand(model, mel, spec, limit):
         if step == 0:
             logits[spec["begin_suppress_ids"]] = -torch.inf
         tokens.append(int(logits.argmax()))
-        if tokens[-1] == spec["eos_id"]:
+        if tokens[-1] in spec["eos_ids"]:
             return tokens[len(spec["prompt_ids"]) : -1]
     return tokens[len(spec["prompt_ids"]) :]
 
@@ -102,7 +124,7 @@ def test_greedy_equals_decoding_without_cache_or_batch(tokenizer):
     spec = decoding_spec(model, tokenizer, tiny_generation_config(), [2.0])
     # An end token that random weights do choose now and then, so that rows of the batch end apart.
     first = torch_greedy(model, MEL, spec, 20)
-    spec["eos_id"] = first[0][2]
+    spec["eos_ids"] = [EOS, first[0][2]]
     found = torch_greedy(model, MEL, spec, 20)
     assert found == [_by_hand(model, mel, spec, 20) for mel in MEL]
     assert len({len(row) for row in found}) > 1
@@ -124,6 +146,16 @@ def test_greedy_takes_a_shorter_window_and_leaves_mode_and_checkpointing(tokeniz
 def test_greedy_stops_at_the_end_of_the_position_table(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(suppress_tokens=[EOS]), [2.0])
     assert [len(row) for row in torch_greedy(whisper, MEL[:1], spec, 1000)] == [62]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_no_numbers_are_not_believed(dtype, tokenizer):
+    model = tiny_whisper().to(dtype)
+    spec = decoding_spec(model, tokenizer, tiny_generation_config(), [2.0])
+    with torch.no_grad():
+        model.model.decoder.embed_positions.weight[4] = torch.nan  # at the third token
+    with pytest.raises(NotFiniteError, match=f"the decoder in {str(dtype)[6:]} answers NaN or infinity on this audio"):
+        torch_greedy(model, MEL, spec, 10)
 
 
 def test_no_warning_of_transformers_reaches_the_user(whisper, tokenizer):

@@ -64,3 +64,4 @@ def test_gradients_reach_the_weights_inside_a_window():
     with windowed(model, 0.5):
         model.model.encoder(torch.randn(2, 80, 50)).last_hidden_state.sum().backward()
     assert model.model.encoder.conv1.weight.grad is not None
+    assert model.model.encoder.embed_positions.weight.grad is None  # fixed sinusoids, frozen

@@ -1,0 +1,291 @@
+"""An adapter folder, ours or plain PEFT's, and the base model with it: one set of checks for resume, scoring and merging."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeqlora.card import Card, read_card
+from edgeqlora.errors import UserError
+from edgeqlora.models.family import Learner, check_source, first_line, load_learner
+from edgeqlora.models.parts import check_files, verify_base, verify_weights
+from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_round_trip
+from edgeqlora_jetson.files import read_json
+
+METHODS = ("qlora", "lora")
+
+REBUILT = ("pissa", "olora")
+"""Starts that edit the base model, and that PEFT computes again from its own 16 or 32-bit weights alone."""
+
+LOST = ("pissa_niter", "corda", "loftq", "lora_ga")
+"""Starts that edit the base model by random numbers, data or quantisation which the folder does not have."""
+
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default")
+"""Parts that torch.compile, DDP, FSDP, activation checkpointing and PEFT's own adapter name put into names of weights."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter folder says of itself, before any weights are read."""
+
+    folder: Path
+    card: Card
+    """Empty for an adapter of plain PEFT."""
+    config: Any
+    """PEFT's configuration."""
+    base: str
+    """Base model: folder or hub name."""
+    method: str
+    """qlora: trained on an NF4 base; lora: on the base's own 16 or 32-bit weights."""
+    base_dtype: str
+    """In which training held what was not NF4."""
+
+
+def open_adapter(folder: Path, base_model: str | None = None, method: str | None = None) -> Adapter:
+    """Read an adapter folder and verify that its base is the one that it was trained on.
+
+    The base is base_model, else the card's, else base_model_name_or_path of adapter_config.json. method: overrules the
+    card; an adapter without a card is scored on the base's own weights. Raises UserError for a folder that is no
+    adapter, damaged files, or a base model that is missing or another one.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        hint = (
+            " (it is a whole model: nothing to merge, export it as it is)" if (folder / "config.json").exists() else ""
+        )
+        raise UserError(f"{folder} is not an adapter folder: no adapter_config.json in it{hint}")
+    if method not in (None, *METHODS):
+        raise UserError(f"method={method!r}: allowed are {' and '.join(METHODS)}")
+    check_files(folder)
+    card: Card = read_card(folder) or {}
+    verify_weights(folder, card)
+    start = str(read_json(folder / "adapter_config.json", "adapter_config.json").get("init_lora_weights")).lower()
+    if start.startswith(LOST):
+        raise UserError(
+            f"{folder}: this adapter started with init_lora_weights={start!r}, which edits the base model "
+            "in a way that the folder does not hold: where it was trained, save it as plain LoRA (PEFT: save_pretrained "
+            "with path_initial_model_for_weight_conversion)"
+        )
+    config = _read_config(folder)
+    base = base_model or card.get("base_model") or config.base_model_name_or_path
+    if not base:
+        raise UserError(f"{folder} does not say which base model it belongs to: pass --base-model")
+    try:
+        check_source(base)
+    except UserError as error:
+        raise UserError(f"{error} (base model of {folder}: pass --base-model with where it is now)") from error
+    method = method or card.get("method") or "lora"
+    if start.startswith(REBUILT) and method == "qlora":
+        raise UserError(
+            f"{folder}: this adapter started with init_lora_weights={start!r}, which edits the base's own "
+            "16 or 32-bit weights: method='lora' is allowed, not 'qlora'"
+        )
+    verify_base(base, card)
+    return Adapter(folder, card, config, base, method, card.get("base_dtype") or "float32")
+
+
+def load_adapted(
+    adapter: Adapter, held: str, dtype: str = "float32", device: str = "cpu", say: Say = lambda line: None
+) -> Learner:
+    """Learner of the base model with the adapter beside it, in eval mode.
+
+    held: "nf4" as QLoRA trains; "dequantised", the values that the NF4 weights stand for, in fp32; "original", the
+    base's own weights in `dtype`. Raises UserError for an adapter that does not fit the base.
+    """
+    import torch
+
+    if held == "original":
+        learner = load_learner(adapter.base, dtype=dtype, device=device)
+    else:
+        learner = load_learner(
+            adapter.base, quantise=held == "nf4", dtype=adapter.base_dtype, device=device if held == "nf4" else "cpu"
+        )
+    if held == "dequantised":
+        learner.model.float()
+        with torch.no_grad():
+            for name, module in learner.model.named_modules():
+                if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
+                    module.weight.copy_(nf4_round_trip(module.weight, getattr(torch, adapter.base_dtype)))
+    _verify_tokenizer(adapter.folder, learner.processor.tokenizer)
+    weights = _read_weights(adapter.folder)
+    _untie(learner.model, weights, adapter.config)
+    from peft import PeftModel
+
+    try:
+        model = PeftModel(learner.model, copy.deepcopy(adapter.config))
+    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+        raise UserError(
+            f"{adapter.folder}: PEFT cannot put this adapter on {adapter.base}: {first_line(error)}"
+        ) from error
+    put_weights(model, weights, adapter.folder, say)
+    learner.model = model
+    if held == "nf4":
+        keep_linear4bit_in_train_mode(model)
+    model.eval()
+    return learner
+
+
+def resume_weights(model: Any, folder: Path) -> None:
+    """Put the adapter weights of a checkpoint into the PEFT model that is being trained."""
+    check_files(folder)
+    put_weights(model, _read_weights(folder), folder, is_trained=False)
+
+
+def put_weights(
+    model: Any, weights: Mapping[str, Any], folder: Path, say: Say = lambda line: None, is_trained: bool = True
+) -> None:
+    """Put `weights` into a PEFT model: all of them are used, and all that it adapts are there.
+
+    folder: named in errors. is_trained: refuse an adapter that changes nothing. Raises UserError, with counts and
+    examples, for names or shapes that differ, and for weights that are NaN or infinite.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    named, stripped = _plain_names(weights, wanted)
+    if len(named) > len(wanted):
+        # PEFT saves whole embeddings beside an adapter on them, or after tokens were added.
+        wanted |= {name: value for name, value in _embeddings(model).items() if name in named}
+    missing, unexpected = sorted(set(wanted) - set(named)), sorted(set(named) - set(wanted))
+    if missing or unexpected:
+        raise UserError(
+            f"{folder}: the adapter does not fit the model: {_counted(missing, len(wanted), 'weights that it needs', 'not in the file')}; "
+            f"{_counted(unexpected, len(named), 'weights in the file', 'of no use in the model')}. The save broke off, or the "
+            "adapter belongs to another base model: save it again, or pass --base-model with the right one"
+        )
+    if stripped:
+        say(f"{folder}: names of weights hold {', '.join(stripped)}, put there by a wrapper in training: taken out")
+    shapes = [n for n in sorted(named) if tuple(named[n].shape) != tuple(wanted[n].shape)]
+    if shapes:
+        here, there = tuple(named[shapes[0]].shape), tuple(wanted[shapes[0]].shape)
+        raise UserError(
+            f"{folder}: {shapes[0]} has shape {here} in the adapter and {there} in the model ({len(shapes)} of {len(named)} weights "
+            "differ): probably another base model, or tokens were added to it, which is not supported; pass --base-model "
+            "with the model that it was trained on"
+        )
+    broken = [name for name in sorted(named) if not named[name].isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{folder}: {len(broken)} of {len(named)} weights hold NaN or infinity, first {broken[0]}: its training diverged; "
+            "take another checkpoint, or train again with a lower --learning-rate"
+        )
+    if is_trained and _changes_nothing(named):
+        raise UserError(
+            f"{folder}: every lora_B of this adapter is 0 (or its lora_A), so it changes nothing: it was not trained, or its "
+            "weights were lost when they were saved; save it again"
+        )
+    set_peft_model_state_dict(model, named)
+
+
+def _read_config(folder: Path) -> Any:
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{folder}/adapter_config.json cannot be read by PEFT: {first_line(error)}: take the PEFT that wrote it"
+        ) from error
+    if getattr(config, "is_prompt_learning", True):
+        raise UserError(
+            f"{folder}: peft_type={config.peft_type} cannot be merged into weights: allowed are LoRA and its kin"
+        )
+    config.inference_mode = True
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    from peft.utils import load_peft_weights
+
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(f"{folder} has no weights: needed is {' or '.join(names)}; copy the folder again")
+    try:
+        weights: dict[str, Any] = load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # pickles fail in many ways
+        raise UserError(f"{folder}: the adapter's weights cannot be read: {first_line(error)}") from error
+    return weights
+
+
+def _plain_names(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Weights under the names that the model has, and the parts of wrappers that were taken out."""
+    named, stripped = {}, set()
+    for name, value in weights.items():
+        parts = name.split(".")
+        plain = ".".join(part for part in parts if part not in WRAPPERS)
+        if name not in wanted and plain in wanted:
+            stripped |= set(parts) & set(WRAPPERS)
+            name = plain
+        named[name] = value
+    return named, sorted(stripped)
+
+
+def _embeddings(model: Any) -> dict[str, Any]:
+    from peft import get_peft_model_state_dict
+
+    try:
+        found: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=True)
+    except NotImplementedError:  # a model without tokens at its input
+        return {}
+    return found
+
+
+def _changes_nothing(weights: Mapping[str, Any]) -> bool:
+    """Whether one side of every low-rank product is 0."""
+    sides: dict[str, list[bool]] = {}
+    for name, value in weights.items():
+        for side in ("lora_embedding_A", "lora_embedding_B", "lora_A", "lora_B"):
+            if name.endswith((f".{side}.weight", f".{side}")):
+                sides.setdefault(name.split(f".{side}")[0], []).append(not value.any())
+    return bool(sides) and all(any(zero) for zero in sides.values())
+
+
+def _counted(names: list[str], total: int, what: str, wrong: str) -> str:
+    examples = f" (such as {', '.join(names[:2])})" if names else ""
+    return f"{len(names)} of {total} {what} are {wrong}{examples}"
+
+
+def _untie(model: Any, weights: Mapping[str, Any], config: Any) -> None:
+    """Give the output projection weights of its own where an adapter is on it or on the embedding that it shares.
+
+    PEFT trains such an adapter on one of the two uses; merged into shared weights it would change both. With
+    ensure_weight_tying or trainable tokens PEFT changes both itself.
+    """
+    import torch
+
+    tied = {
+        name.removesuffix(".weight")
+        for pair in (getattr(model, "_tied_weights_keys", None) or {}).items()
+        for name in pair
+    }
+    on_tied = any(f".{name}." in key for name in tied for key in weights)
+    ties_itself = getattr(config, "ensure_weight_tying", False) or getattr(config, "trainable_token_indices", None)
+    if on_tied and model.config.tie_word_embeddings and not ties_itself:
+        projection = model.get_output_embeddings()
+        projection.weight = torch.nn.Parameter(projection.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def _verify_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """A tokenizer in the adapter folder must give the base model's ids: the adapter has learned its own."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return
+    try:
+        own = type(tokenizer).from_pretrained(str(folder)).get_vocab()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: the adapter's tokenizer cannot be read: {first_line(error)}") from error
+    base = tokenizer.get_vocab()
+    differing = sorted(token for token in {*own, *base} if own.get(token) != base.get(token))
+    if differing:
+        shown = ", ".join(
+            f"{t!r} is {own.get(t, 'absent')} there and {base.get(t, 'absent')} here" for t in differing[:2]
+        )
+        raise UserError(
+            f"{folder}: its tokenizer has {len(own)} tokens, the base model's {len(base)}, and {len(differing)} differ: "
+            f"{shown}. Tokens that were added in training are not supported: pass --base-model with the model that "
+            "has this tokenizer"
+        )
