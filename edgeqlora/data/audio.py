@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeqlora.data.row import Row
+from edgeqlora.data.text import name_hint
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.audio.load import mix, to_rate
 from edgeqlora_jetson.audio.reader import AudioFile
@@ -85,7 +86,10 @@ def _row(source: Row | str | Path) -> Row:
 
 
 def _open(row: Row) -> AudioFile:
-    return AudioFile(row.audio if row.read_bytes is None else row.read_bytes(), row.name)
+    try:
+        return AudioFile(row.audio if row.read_bytes is None else row.read_bytes(), row.name)
+    except UserError as error:
+        raise UserError(f"{error}{name_hint(row.audio) if row.read_bytes is None else ''}") from None
 
 
 def _range(row: Row, file: AudioFile) -> tuple[int, int]:
