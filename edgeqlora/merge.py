@@ -39,12 +39,14 @@ def merge_candidate(base_model: str, adapter: Path, candidate: str) -> Any:
 
     if candidate not in CANDIDATES:
         raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
-    learner = load_learner(base_model)
+    # 4-bit values are those of training: quantised on the GPU where there is one, from weights of the same type.
+    stored = getattr(torch, (read_card(adapter) or {}).get("computed_with", {}).get("base_dtype", "float32"))
+    learner = load_learner(base_model, device="cuda" if torch.cuda.is_available() else "cpu")
     if candidate == "dequantised":
         with torch.no_grad():
             for name, module in learner.model.named_modules():
                 if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
-                    module.weight.copy_(nf4_round_trip(module.weight))
+                    module.weight.copy_(nf4_round_trip(module.weight.to(stored).float()))
     learner.model = PeftModel.from_pretrained(learner.model, str(adapter)).merge_and_unload()
     learner.model.eval()
     return learner
@@ -102,7 +104,7 @@ def merge(
     best: tuple[tuple[float, float], str, Any] | None = None
     for name in wanted:
         learner = merge_candidate(base, adapter, name)
-        score = _score(learner, rows, card, normaliser) if rows else None
+        score = _score(learner, rows, card, normaliser, say) if rows else None
         results[name] = score or {"wer": missing("no dev data"), "loss": missing("no dev data")}
         wer, loss = (results[name][figure]["value"] for figure in ("wer", "loss"))
         if score:
@@ -152,7 +154,7 @@ def _dev_rows(source: str, split: str, *, needed: bool, limit: int | None) -> li
     return rows
 
 
-def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> dict[str, Any]:
+def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, say: Any) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 
@@ -162,6 +164,7 @@ def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str) -> di
         card.get("language"),
         card.get("task"),
         card.get("tokens_per_s"),
+        say=say,
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)

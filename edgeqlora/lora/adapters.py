@@ -16,10 +16,18 @@ def load_base(settings: TrainSettings) -> Learner:
     import torch
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    precision, dtype = settings.chosen_precision(), "float32"
-    if settings.method != "full" and device != "cpu":
-        dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, dtype)
-    return load_learner(settings.base_model, quantise=settings.method == "qlora", dtype=dtype, device=device)
+    quantise, dtype = settings.method == "qlora", base_dtype(settings)
+    return load_learner(settings.base_model, quantise=quantise, dtype=dtype, device=device)
+
+
+def base_dtype(settings: TrainSettings) -> str:
+    """torch's name of what the base is held in, and quantised from: 16 bits on a GPU, unless all weights are trained."""
+    import torch
+
+    precision = settings.chosen_precision()
+    if settings.method == "full" or not torch.cuda.is_available():
+        return "float32"
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32")
 
 
 def adapted_linears(learner: Learner) -> dict[str, list[str]]:

@@ -30,6 +30,20 @@ def _optimizer(settings: TrainSettings) -> str:
     return "paged_adamw_8bit" if paged else "adamw_torch"
 
 
+def computed_with(settings: TrainSettings) -> dict[str, str]:
+    """What `auto` came to on this machine: device by name, precision, type of the frozen base, optimiser."""
+    import torch
+
+    from edgeqlora.lora.adapters import base_dtype
+
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "precision": settings.chosen_precision(),
+        "base_dtype": base_dtype(settings),
+        "optimizer": _optimizer(settings),
+    }
+
+
 def training_arguments(
     settings: TrainSettings,
     work: Path,
