@@ -27,7 +27,7 @@ def explain(error: Exception) -> str | None:
         return f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder"
     if type(error).__name__ == "OutOfMemoryError":  # by name, as below
         return (
-            f"the GPU's memory is full ({str(error).split('. ')[0]}): stop what else uses it (nvidia-smi), or take less "
+            f"the GPU's memory is full ({'. '.join(str(error).split('. ')[:2])}): stop what else uses it (nvidia-smi), or take less "
             "(train: --gradient-accumulation, --gradient-checkpointing, a shorter --window-s), or compute on the "
             "processor (CUDA_VISIBLE_DEVICES= before the command)"
         )
