@@ -34,6 +34,26 @@ def test_round_trip_is_what_the_4bit_layer_computes_with(tiny_model):
     assert not torch.equal(nf4_round_trip(weight), weight)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_dequantised_merge_rounds_the_weights_that_training_quantised(stored, adapter, tiny_model, tmp_path):
+    """On a GPU training quantises a base in 16 bits: other 4-bit values than those of the base in 32 bits."""
+    import shutil
+
+    shutil.copytree(adapter, tmp_path / "adapter")
+    card = json.loads((adapter / "card.json").read_text())
+    card["computed_with"]["base_dtype"] = stored
+    (tmp_path / "adapter" / "card.json").write_text(json.dumps(card))
+    name = "model.encoder.layers.0.fc1"
+    base = load_learner(str(tiny_model)).model.get_submodule(name).weight.detach()
+    original, dequantised = (
+        merge_candidate(str(tiny_model), tmp_path / "adapter", candidate).model.get_submodule(name).weight.detach()
+        for candidate in ("original", "dequantised")
+    )
+    rounded = dequantised - (original - base)
+    assert torch.allclose(rounded, nf4_round_trip(base.to(getattr(torch, stored)).float()), atol=1e-6)
+    assert torch.allclose(rounded, nf4_round_trip(base), atol=1e-6) == (stored == "float32")
+
+
 def test_dequantised_merge_computes_what_training_did(adapter, tiny_model):
     from peft import PeftModel
 

@@ -4,8 +4,8 @@ import gpu_machine
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def needed_hardware(request: pytest.FixtureRequest) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: those of a module train a model."""
     for marker, missing in (("gpu", gpu_machine.no_gpu), ("tensorrt", gpu_machine.no_tensorrt)):
-        if request.node.get_closest_marker(marker) and (reason := missing()):
+        if item.get_closest_marker(marker) and (reason := missing()):
             pytest.skip(reason)

@@ -231,15 +231,14 @@ def run_part(name: str, work: Path, left_s: float) -> dict[str, Any]:
 
 def run_process(command: list[str], limit_s: float) -> tuple[int, str]:
     """Exit code and output; with all that it started, it does not outlive this call. TimeoutExpired after limit_s."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        said, _ = process.communicate(timeout=limit_s)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=limit_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, said
 
 

@@ -70,7 +70,7 @@ def test_a_bench_with_the_boards_power_is_valid(root, fixture_folder):
     )
     report = run_bench(bundle, bundle.read_eval_clips(), settings, root=root)
     assert report["validity"]["is_valid"], report["validity"]["problems"]
-    assert report["energy"]["source"]["name"] == "tegrastats"
+    assert report["energy"]["source"]["source"] == "tegrastats"
     assert report["energy"]["energy"]["value"] > 0
     assert report["energy"]["coverage"] >= 0.9
     assert report["board"]["id"] == detect_board(root).id

@@ -87,3 +87,36 @@ def test_what_the_memory_grows_with() -> None:
     assert a.logits == 8 * 20 * 51865 * 12
     assert a.total == sum(a)
     assert math.isclose(base_bytes(SMALL) / 2**20, 181, abs_tol=1)
+
+
+def test_activations_are_what_autograd_keeps(tiny_model, sizes, monkeypatch) -> None:
+    """Of the real training model under bf16 autocast; on CUDA that computes norms in fp32, so here they are made to."""
+    rank, batch, window_s, n_tokens = 8, 2, 4.0, 30
+    learner = load_learner(str(tiny_model), quantise=True, dtype="bfloat16")
+    with_adapters(make_settings({"base_model": str(tiny_model), "train": "x", "output": "y"}), learner)
+    layer_norm = torch.nn.functional.layer_norm
+
+    def in_fp32(x, shape, weight, bias, eps):
+        with torch.autocast("cpu", enabled=False):
+            return layer_norm(x.float(), shape, weight.float(), bias.float(), eps)
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", in_fp32)
+    parameters = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # by address: alive as long as they are here
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in parameters:
+            kept[address] = tensor
+        return tensor
+
+    inputs = {
+        "input_features": torch.randn(batch, sizes.n_mels, round(100 * window_s)),
+        "decoder_input_ids": torch.zeros(batch, n_tokens, dtype=torch.long),
+    }
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with learner.window(inputs), torch.autocast("cpu", dtype=torch.bfloat16), hooks:
+        learner.model.train()(**inputs)
+    copies = 2 * sum(p.numel() for p in learner.model.parameters() if p.requires_grad)  # counted with the adapters
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - copies
+    formula = batch * activation_bytes(sizes, rank, round(50 * window_s), n_tokens)
+    assert counted == pytest.approx(formula, rel=0.06)
