@@ -70,9 +70,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
         seed=settings.seed,
     )
     learner = load_base(settings)
-    recogniser = Recogniser(
-        learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print
-    )
+    recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
     ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)

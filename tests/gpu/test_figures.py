@@ -70,7 +70,12 @@ def test_without_a_gpu_the_script_says_so_for_each_figure(tmp_path: Path) -> Non
 def test_the_script_for_a_machine_says_what_it_lacks_and_would_install(tmp_path: Path) -> None:
     script = HERE / "run.sh"
     subprocess.run(["bash", "-n", script], check=True)
-    environment = {"PATH": "/usr/bin:/bin", "OUT": str(tmp_path), "WHEELS": str(tmp_path), "SITE": str(tmp_path / "site")}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "OUT": str(tmp_path),
+        "WHEELS": str(tmp_path),
+        "SITE": str(tmp_path / "site"),
+    }
 
     def plan(**more: str) -> str:
         done = subprocess.run(

@@ -3,6 +3,7 @@
 Run by tests/gpu/run.sh. The embedded model is so small that a GPU is no faster with it: it is for the figures to be right.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_the_card_says_what_auto_took_and_the_loss_falls(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "optimizer", "tolerance"), [("fp32", "adamw", 0.01), ("bf16", "paged-adamw-8bit", 0.05)]
+    ("precision", "optimizer", "tolerance"), [("fp32", "adamw", 0.01), ("bf16", "paged-adamw-8bit", 0.02)]
 )
 def test_ten_steps_have_the_loss_of_the_processor(
     precision: str, optimizer: str, tolerance: float, tmp_path: Path
@@ -133,7 +134,9 @@ def test_merging_gives_the_weights_of_the_processor(trained: Path, tmp_path: Pat
     from safetensors.torch import load_file
 
     for on_gpu in (True, False):
-        edgeqlora("merge", trained, "--candidate", "dequantised", "--limit", 8, "-o", tmp_path / f"{on_gpu}", on_gpu=on_gpu)
+        edgeqlora(
+            "merge", trained, "--candidate", "dequantised", "--limit", 8, "-o", tmp_path / f"{on_gpu}", on_gpu=on_gpu
+        )
         edgeqlora("evaluate", tmp_path / f"{on_gpu}", *TEST, "-o", tmp_path / f"{on_gpu}.json", on_gpu=False)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("True", "False"))
     assert a.keys() == b.keys()
@@ -208,7 +211,7 @@ def test_the_gpus_energy_counter_runs() -> None:
     if source.kind == "counter":
         powers_w = [
             (b.counters_j[rail] - a.counters_j[rail]) / (b.time_s - a.time_s)
-            for a, b in zip(looks, looks[1:], strict=False)
+            for a, b in itertools.pairwise(looks)
         ]
     else:
         powers_w = [look.rails_mw[rail] / 1000 for look in looks]

@@ -65,9 +65,7 @@ def test_a_bench_with_the_boards_power_is_valid(root, fixture_folder):
 
     bundle = Bundle.load(fixture_folder)
     seconds = 20.0 if root == "/" else 1.0
-    settings = Settings(
-        repeats=1, min_duration_s=seconds, idle_s=seconds / 2, power="tegrastats", power_interval_s=0.1
-    )
+    settings = Settings(repeats=1, min_duration_s=seconds, idle_s=seconds / 2, power="tegrastats", power_interval_s=0.1)
     report = run_bench(bundle, bundle.read_eval_clips(), settings, root=root)
     assert report["validity"]["is_valid"], report["validity"]["problems"]
     assert report["energy"]["source"]["source"] == "tegrastats"
