@@ -36,7 +36,7 @@ missing="$(lacks)"
 echo "Python   $python ($("$python" -c 'import platform; print(platform.python_version())'))"
 echo "Lacks    ${missing:-nothing}"
 echo "Results  $out"
-n_wheels=$(find "$wheels" -name '*.whl' 2>/dev/null | wc -l)
+n_wheels=$({ find "$wheels" -name '*.whl' 2>/dev/null || true; } | wc -l) # the folder may not be there
 if [ -n "$missing" ] && [ "$n_wheels" -gt 0 ]; then
     echo "Installs $n_wheels wheels of $wheels into $site"
 elif [ -n "$missing" ]; then

@@ -90,6 +90,7 @@ def test_the_script_for_a_machine_says_what_it_lacks_and_would_install(tmp_path:
     said = plan(PYTHON=str(bare))
     assert "Lacks    torch torchaudio transformers" in said
     assert "from the network into" in said
+    assert plan(PYTHON=str(bare), WHEELS=str(tmp_path / "none")) == said
     (tmp_path / "one.whl").touch()
     assert f"Installs 1 wheels of {tmp_path} into {tmp_path / 'site'}" in plan(PYTHON=str(bare))
     assert not (tmp_path / "site").exists()

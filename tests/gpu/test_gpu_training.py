@@ -53,11 +53,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_card_says_what_auto_took_and_the_loss_falls(trained: Path) -> None:
     import torch
 
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     card = read(trained / "card.json")
     assert card["computed_with"] == {
         "device": torch.cuda.get_device_name(),
-        "precision": "bf16" if torch.cuda.is_bf16_supported() else "fp16",
-        "base_dtype": "bfloat16" if torch.cuda.is_bf16_supported() else "float16",
+        "precision": "bf16" if has_bf16 else "fp16",
+        "base_dtype": "bfloat16" if has_bf16 else "float16",
         "optimizer": "paged_adamw_8bit",
     }
     peak, energy = card["figures"]["peak_vram"], card["figures"]["energy"]
