@@ -211,8 +211,7 @@ def test_the_gpus_energy_counter_runs() -> None:
     rail = scope.rails[torch.cuda.current_device()]
     if source.kind == "counter":
         powers_w = [
-            (b.counters_j[rail] - a.counters_j[rail]) / (b.time_s - a.time_s)
-            for a, b in itertools.pairwise(looks)
+            (b.counters_j[rail] - a.counters_j[rail]) / (b.time_s - a.time_s) for a, b in itertools.pairwise(looks)
         ]
     else:
         powers_w = [look.rails_mw[rail] / 1000 for look in looks]
