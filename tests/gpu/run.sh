@@ -75,8 +75,9 @@ start_s=$SECONDS
 parallel=""
 if "$python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("xdist") is None)'; then parallel="-n 4"; fi
 code=0
+# Notices of plugins and libraries that only such a machine has are shown, not raised.
 # shellcheck disable=SC2086 - two words
-timeout --signal=INT $((limit_s / 2)) "$python" -m pytest tests/gpu -m "gpu or tensorrt" $parallel \
+timeout --signal=INT $((limit_s / 2)) "$python" -m pytest tests/gpu -m "gpu or tensorrt" $parallel -W default -p no:benchmark \
     -o cache_dir="${TMPDIR:-/tmp}/edgeqlora-gpu-pytest" 2>&1 | tee "$out/tests.txt" || code=1
 
 left_s=$((limit_s - (SECONDS - start_s) - 10))
