@@ -42,6 +42,7 @@ class Card(TypedDict, total=False):
     base_dtype: str
     parents: dict[str, Any] | None
     settings: dict[str, Any] | None
+    computed_with: dict[str, str]
     windows_s: list[float] | None
     tokens_per_s: float | None
     language: str | None

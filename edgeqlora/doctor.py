@@ -116,7 +116,7 @@ def read_gpu(root: str = "/") -> Gpu:
         names=[p.name for p in properties],
         memory_mib=[p.total_memory / 2**20 for p in properties],
         compute_capability=[f"{p.major}.{p.minor}" for p in properties],
-        has_bf16=bool(count and torch.cuda.is_bf16_supported()),
+        has_bf16=bool(count and torch.cuda.is_bf16_supported(including_emulation=False)),
         driver=driver,
     )
 

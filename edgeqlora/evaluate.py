@@ -219,12 +219,14 @@ def _with_torch(
         learner = load_learner(source, device=device)
     learner.model.eval()
     told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
+    remarks = [line for line in (remark, unread_fields(rows)) if line]
     recogniser = Recogniser(
         learner,
         windows_s or card.get("windows_s") or [learner.processor.native_window_s],
         told,
         task or card.get("task"),
         card.get("tokens_per_s"),
+        say=remarks.append,
     )
     result = recogniser.recognise(rows, batch_size, progress)
     loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
@@ -234,8 +236,8 @@ def _with_torch(
         "audio_s": result.audio_s,
         "n_pieces": result.n_pieces,
         "n_incomplete": result.n_incomplete,
-        "remarks": [line for line in (remark, unread_fields(rows)) if line],
-        "batch_size": batch_size,
+        "remarks": remarks,
+        "batch_size": min([batch_size, *recogniser.most_clips.values()]),
         "windows_s": recogniser.windows_s,
         "language": recogniser.written_language,
         "decoding": recogniser.decoder.rules,

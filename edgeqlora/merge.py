@@ -40,12 +40,15 @@ def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequen
     (peft#2321). Raises UserError where the written model answers otherwise than the adapter beside its base: on
     the first N_PROOF of `rows`, or on noise where there are none.
     """
+    import torch
+
     from edgeqlora.lora.loading import load_adapted
     from edgeqlora.models.family import first_line, load_learner
 
     if candidate not in CANDIDATES:
         raise UserError(f"candidate={candidate!r}: allowed are {', '.join(CANDIDATES)}")
-    learner = load_adapted(adapter, candidate, say=say)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    learner = load_adapted(adapter, candidate, device=device, say=say)
     clips = _proof_clips(learner, rows)
     apart = _logits(learner, clips)
     if not apart.isfinite().all():
@@ -61,7 +64,7 @@ def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequen
     learner.processor.save(folder)
     del learner
     gc.collect()  # PEFT's modules refer to each other: without this two models would be in memory
-    merged = load_learner(str(folder))
+    merged = load_learner(str(folder), device=device)
     merged.model.eval()
     difference = float((_logits(merged, clips) - apart).abs().max() / apart.abs().max().clamp(min=1))
     if not difference <= MERGE_LIMIT:
@@ -136,7 +139,7 @@ def merge(
         out = Path(folder)
         for name in wanted:
             learner = merge_candidate(opened, name, out / f".{name}", rows, say)
-            score = _score(learner, rows, card, normaliser, language) if rows else None
+            score = _score(learner, rows, card, normaliser, language, say) if rows else None
             del learner  # before the next one is loaded
             results[name] = score or dict.fromkeys(scores.CHOICES, missing("no dev data"))
             if score:
@@ -212,7 +215,9 @@ def _logits(learner: Any, clips: Sequence[Any]) -> Any:
         return plain_model(learner.model)(**inputs).logits
 
 
-def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None) -> dict[str, Any]:
+def _score(
+    learner: Any, rows: Sequence[Row], card: Card, normaliser: str, language: str | None, say: Any
+) -> dict[str, Any]:
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import score_texts
 
@@ -222,6 +227,7 @@ def _score(learner: Any, rows: Sequence[Row], card: Card, normaliser: str, langu
         card.get("language"),
         card.get("task"),
         card.get("tokens_per_s"),
+        say=say,
     )
     texts = recogniser.recognise(rows).texts
     total, count = recogniser.cross_entropy(rows)

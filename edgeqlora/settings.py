@@ -133,7 +133,8 @@ class TrainSettings:
             return self.precision
         if not torch.cuda.is_available():
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # A Turing has bf16 only in emulation, slower than fp32.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
     def resolved_learning_rate(self) -> float:
         """The given rate, or the method's default."""

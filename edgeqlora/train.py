@@ -20,7 +20,7 @@ from edgeqlora.data.manifest import evenly
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
-from edgeqlora.training.arguments import per_device_batch, training_arguments
+from edgeqlora.training.arguments import computed_with, per_device_batch, training_arguments
 from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
 from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
@@ -74,7 +74,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
         seed=settings.seed,
     )
     learner = load_base(settings)
-    recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s)
+    recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
     ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
@@ -125,17 +125,20 @@ class _Run:
 
     def estimate(self) -> Card:
         """Two steps on real data, and what the whole run would cost on this machine. Writes nothing."""
+        from edgeqlora.evaluation.recognise import BATCH_SIZE
+
         with tempfile.TemporaryDirectory(prefix="edgeqlora-dry-run-") as folder:
             self._train(Path(folder), 2, None, None, save=False)
-        step_s = self.throughput.step_s[-1]
-        eval_s = 0.0
+        step_s, vram = self.throughput.step_s[-1], peak_vram()
+        eval_s, eval_vram = 0.0, missing("no dev data was given")
         if self.scored:
-            sample = self.scored[:16]
+            sample = self.scored[:BATCH_SIZE]
             start_s = time.perf_counter()
             self.recogniser.learner.model.eval()
             self.recogniser.recognise(sample)
             self.recogniser.cross_entropy(sample)
             eval_s = (time.perf_counter() - start_s) / len(sample) * len(self.scored)
+            eval_vram = peak_vram()
         n_evals = math.ceil(self.n_steps / self.eval_every) if self.scored else 0
         total_s = self.n_steps * step_s + n_evals * eval_s
         figures = {
@@ -143,12 +146,18 @@ class _Run:
             "evaluation": measured(round(eval_s, 1), "s") if self.scored else missing("no dev data was given"),
             "estimated_total": measured(round(total_s, 1), "s", steps=self.n_steps, evaluations=n_evals),
             "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
-            "peak_vram": peak_vram(),
+            "peak_vram": vram,
+            "peak_vram_evaluation": eval_vram,
         }
         self.console.print(
             f"Dry run: two steps done, nothing written. {self.n_steps} steps and {n_evals} evaluations would take about "
             f"{total_s / 60:.1f} min and {measure_peak_rss_mib() / 1024:.2f} GiB of memory on this machine."
         )
+        if vram["value"] is not None:
+            self.console.print(
+                f"  of the GPU's memory: {vram['value']:,.0f} MiB for training, "
+                + (f"{eval_vram['value']:,.0f} MiB for evaluation" if self.scored else "no evaluation without dev data")
+            )
         return Card(figures=figures)
 
     def figures(self, trainer: Any, resumed: bool) -> dict[str, Any]:
@@ -281,6 +290,7 @@ def _write_output(
             base_dtype=base_dtype(settings),
             parents=data.sources,
             settings=dataclasses.asdict(settings),
+            computed_with=computed_with(settings),
             windows_s=data.windows_s,
             tokens_per_s=data.tokens_per_s,
             language=data.language,

@@ -32,6 +32,12 @@ def explain(error: Exception) -> str | None:
         return torchaudio_mismatch(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"cannot write {error.filename or 'output'}: {error.strerror}; make room or choose another folder"
+    if type(error).__name__ == "OutOfMemoryError":  # by name, as below
+        return (
+            f"the GPU's memory is full ({'. '.join(str(error).split('. ')[:2])}): stop what else uses it (nvidia-smi), or take less "
+            "(train: --gradient-accumulation, --gradient-checkpointing, a shorter --window-s), or compute on the "
+            "processor (CUDA_VISIBLE_DEVICES= before the command)"
+        )
     if type(error).__name__ == "SafetensorError":  # by name: importing it would slow every command down
         if "while serializing" in str(error):
             return f"weights cannot be written ({error}): make room or choose another folder"

@@ -101,9 +101,7 @@ def load_adapted(
     if held == "original":
         learner = load_learner(adapter.base, dtype=dtype, device=device)
     else:
-        learner = load_learner(
-            adapter.base, quantise=held == "nf4", dtype=adapter.base_dtype, device=device if held == "nf4" else "cpu"
-        )
+        learner = load_learner(adapter.base, quantise=held == "nf4", dtype=adapter.base_dtype, device=device)
     if held == "dequantised":
         learner.model.float()
         with torch.no_grad():

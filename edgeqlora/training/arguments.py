@@ -30,6 +30,17 @@ def _optimizer(settings: TrainSettings) -> str:
     return "paged_adamw_8bit" if paged else "adamw_torch"
 
 
+def computed_with(settings: TrainSettings) -> dict[str, str]:
+    """What `auto` came to on this machine: device by name, precision, optimiser."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "precision": settings.chosen_precision(),
+        "optimizer": _optimizer(settings),
+    }
+
+
 def training_arguments(
     settings: TrainSettings,
     work: Path,

@@ -27,12 +27,14 @@ def rss_mib() -> float:
 
 
 def peak_vram() -> Figure:
-    """Peak memory that torch allocated on the GPU, or null with the reason."""
+    """Peak memory that torch allocated on the GPU since the last call, or null with the reason."""
     import torch
 
     if not torch.cuda.is_available():
         return missing("no CUDA GPU in this run")
-    return measured(round(torch.cuda.max_memory_allocated() / 1024**2, 1), "MiB", how="torch.cuda.max_memory_allocated")
+    peak_mib = torch.cuda.max_memory_allocated() / 1024**2
+    torch.cuda.reset_peak_memory_stats()
+    return measured(round(peak_mib, 1), "MiB", how="torch.cuda.max_memory_allocated")
 
 
 class EnergyMeter:

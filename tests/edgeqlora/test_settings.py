@@ -108,3 +108,17 @@ def test_a_folder_or_binary_file_as_config(tmp_path: Path):
     for path in (tmp_path, tmp_path / "c.toml"):
         with pytest.raises(UserError, match="cannot be read as TOML"):
             read_settings(path)
+
+
+@pytest.mark.parametrize(("generation", "precision"), [(7, "fp16"), (8, "bf16")])
+def test_auto_takes_bf16_only_from_a_gpu_that_computes_it(generation, precision, monkeypatch):
+    """A Turing (7.5) emulates bf16: torch calls that supported, and it is slower than fp32."""
+    from types import SimpleNamespace
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=generation))
+    settings = make_settings({"base_model": "m", "train": "t", "output": "o"})
+    assert settings.chosen_precision() == precision

@@ -17,6 +17,7 @@ if JETSON not in sys.path:
 def pytest_configure(config):
     # run_pythons.sh runs these tests without pyproject.toml, which old Pythons' pytest cannot read.
     config.addinivalue_line("markers", "real: needs ../shared (real model, real speech)")
+    config.addinivalue_line("markers", "jetson: needs a Jetson board")
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,9 @@ def test_output_is_a_plain_peft_adapter_with_a_card(straight, tiny_model):
     card = json.loads((straight / "card.json").read_text())
     assert card["method"] == "qlora"
     assert card["steps"] == 6
+    if card["computed_with"]["device"] == "cpu":
+        assert card["computed_with"] == {"device": "cpu", "precision": "fp32", "optimizer": "adamw_torch"}
+        assert card["base_dtype"] == "float32"
     assert card["parents"]["base_model"]["model.safetensors"]
     for name in ("samples_per_s", "peak_rss", "wall_time", "compression_trainable", "compression_size", "final_loss"):
         assert card["figures"][name]["value"] > 0, name
@@ -171,6 +174,22 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(tiny_model, clips, t
     assert report["estimated_total"]["steps"] == 50
     assert report["step"]["value"] > 0
     assert "50 steps and 25 evaluations would take about" in capfd.readouterr().err
+
+
+def test_dry_run_says_how_much_gpu_memory_training_and_evaluation_need(tiny_model, clips, tmp_path, monkeypatch, capfd):
+    """With peaks as a GPU would give them: one after the two steps, one after the evaluation."""
+    from edgeqlora import train as module
+    from edgeqlora.card import measured
+
+    peaks = iter([measured(1234.0, "MiB"), measured(567.0, "MiB")])
+    monkeypatch.setattr(module, "peak_vram", lambda: next(peaks))
+    figures = train(settings_of(tiny_model, clips, tmp_path / "adapter"), dry_run=True)["figures"]
+    assert (figures["peak_vram"]["value"], figures["peak_vram_evaluation"]["value"]) == (1234.0, 567.0)
+    assert "of the GPU's memory: 1,234 MiB for training, 567 MiB for evaluation" in capfd.readouterr().err
+    monkeypatch.setattr(module, "peak_vram", lambda: measured(1234.0, "MiB"))
+    figures = train(settings_of(tiny_model, clips, tmp_path / "adapter", dev=""), dry_run=True)["figures"]
+    assert figures["peak_vram_evaluation"]["reason"] == "no dev data was given"
+    assert "1,234 MiB for training, no evaluation without dev data" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -489,9 +508,7 @@ def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips,
     monkeypatch.setattr(resources, "open_power_source", open_source)
     monkeypatch.setattr(resources.EnergyMeter, "read", read)
     score, in_evaluation_j = train_module.DevScore.__call__, []
-    monkeypatch.setattr(
-        train_module.DevScore, "__call__", slowed(score, lambda: in_evaluation_j.append(spent_j[0]))
-    )
+    monkeypatch.setattr(train_module.DevScore, "__call__", slowed(score, lambda: in_evaluation_j.append(spent_j[0])))
     try:
         figure = train(settings_of(tiny_model, clips, tmp_path / "out", steps=2))["figures"]["energy"]
     finally:

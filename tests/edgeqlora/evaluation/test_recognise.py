@@ -1,0 +1,90 @@
+"""A GPU whose memory does not hold a batch, stood in for: the commands go on with fewer clips, and say so once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from edgeqlora.cli.main import app
+from edgeqlora.errors import UserError
+from edgeqlora.evaluation.recognise import Recogniser
+
+LIMIT = "The GPU's memory does not hold 8 clips in a window of 1 s: recognising goes on with 4 at a time"
+
+
+@pytest.fixture
+def gpu_of(monkeypatch: pytest.MonkeyPatch):
+    """Make a GPU that holds n clips at a time: more raise torch's own error. Returns the sizes of the batches it took."""
+
+    def fit(n: int) -> list[int]:
+        sizes: list[int] = []
+        from edgeqlora.models.whisper.learner import WhisperDecoder
+
+        def bounded(method, size_of):
+            def run(self, given, *args):
+                if size_of(given) > n:
+                    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+                sizes.append(size_of(given))
+                return method(self, given, *args)
+
+            return run
+
+        monkeypatch.setattr(WhisperDecoder, "transcribe", bounded(WhisperDecoder.transcribe, len))
+        monkeypatch.setattr(Recogniser, "_batch_loss", bounded(Recogniser._batch_loss, len))
+        return sizes
+
+    return fit
+
+
+def evaluation(source: Path, clips: Path, folder: Path, *flags: str) -> tuple[dict, str]:
+    output = folder / "report.json"
+    result = CliRunner().invoke(
+        app, ["evaluate", str(source), "-d", str(clips), "--window-s", "1", "-o", str(output), *flags]
+    )
+    assert result.exit_code == 0, result.exception
+    return json.loads(output.read_text()), result.stdout
+
+
+def test_evaluate_halves_its_batch_and_gives_the_same_figures(tiny_model, clips, tmp_path, gpu_of):
+    whole, _ = evaluation(tiny_model, clips, tmp_path)
+    sizes = gpu_of(3)
+    halved, said = evaluation(tiny_model, clips, tmp_path, "--batch-size", "8")
+    assert sizes == [2, 2, 2, 2] * 2  # 8 and 4 were too many; the loss begins where the texts ended
+    assert said.count("The GPU's memory") == 1
+    assert LIMIT in said
+    assert halved["rtf"]["batch_size"] == 2
+    for figure in ("wer", "cer"):
+        assert halved[figure] == whole[figure]
+    assert halved["perplexity"]["value"] == pytest.approx(whole["perplexity"]["value"], rel=1e-4)
+
+
+def test_a_clip_that_does_not_fit_alone_is_refused(tiny_model, clips, tmp_path, gpu_of):
+    gpu_of(0)
+    result = CliRunner().invoke(app, ["evaluate", str(tiny_model), "-d", str(clips), "--window-s", "1"])
+    assert isinstance(result.exception, UserError)
+    assert "one clip in a window of 1 s does not fit into the GPU's memory" in str(result.exception)
+    assert "CUDA_VISIBLE_DEVICES= before the command" in str(result.exception)
+
+
+def test_train_and_merge_score_with_what_fits(tiny_model, clips, tmp_path, gpu_of):
+    sizes = gpu_of(5)
+    adapter, dev = tmp_path / "adapter", clips.with_name("dev.jsonl")
+    train = ["train", "-m", str(tiny_model), "--train", str(clips), "--dev", str(dev), "-o", str(adapter)]
+    train += ["--window-s", "1", "--steps", "2", "--eval-every", "1", "--batch-size", "4", "--cache", "none"]
+    result = CliRunner().invoke(app, train)
+    assert result.exit_code == 0, result.exception
+    assert sizes == [4, 4] * 2 * 2  # two evaluations: the second does not try 8 again
+    assert result.stderr.count(LIMIT) == 1
+    merged = CliRunner().invoke(app, ["merge", str(adapter), "-o", str(tmp_path / "merged")])
+    assert merged.exit_code == 0, merged.exception
+    assert merged.stderr.count(LIMIT) == 2  # each of the two candidates is a model of its own
+
+
+def test_training_that_fills_the_gpu_says_what_to_do():
+    from edgeqlora.cli.messages import explain
+
+    text = explain(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB"))
+    assert text.startswith("the GPU's memory is full (CUDA out of memory. Tried to allocate 20.00 GiB): stop what else")
+    assert "--gradient-accumulation" in text
