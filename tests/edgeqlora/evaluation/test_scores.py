@@ -49,7 +49,8 @@ def test_numbers_are_one_spelling_for_whisper_english():
     assert normaliser("basic")("Seven!") == "seven"
 
 
-def test_unknown_normaliser():
-    with pytest.raises(UserError, match="allowed are"):
+def test_every_normaliser_that_is_allowed_is_there_and_no_other():
+    with pytest.raises(UserError) as caught:
         normaliser("best")
-    assert "basic" in NORMALISERS
+    assert str(caught.value) == f"normaliser='best': allowed are {', '.join(NORMALISERS)}"
+    assert {normaliser(name)("Stop").lower() for name in NORMALISERS} == {"stop"}
