@@ -142,7 +142,7 @@ def soak_on(fixture_folder, root, power, during=lambda elapsed_s, soak: None):
 
 def test_a_soak_counts_energy_row_by_row_and_keeps_no_samples(fixture_folder, orin_nano, virtual_time):
     """5.25 W throughout: every row's energy is 5.25 W times its length, and the whole run needs no figure of its own."""
-    virtual_time.step_s = 0.02
+    virtual_time.step_s = 0.05
     report = soak_on(fixture_folder, orin_nano, "ina")
     assert (report["energy_scope"], report["rails"]) == ("module_input", ["VDD_IN"])
     for row in report["rows"]:
@@ -154,7 +154,7 @@ def test_a_soak_counts_energy_row_by_row_and_keeps_no_samples(fixture_folder, or
 
 
 def test_a_soak_whose_rail_vanishes_fails(fixture_folder, orin_nano, virtual_time):
-    virtual_time.step_s = 0.02
+    virtual_time.step_s = 0.05
 
     def break_once(elapsed_s, soak):
         if len(soak.rows) == 2:

@@ -19,11 +19,11 @@ class Source(object):
 
     name, interval_s, averaging_s = "scripted", 0.01, None
 
-    def __init__(self, dies_after=None):
+    def __init__(self, dies_after=None, clock=time.monotonic):
         self.error = None
         self.events = []
         self.n_polls = 0
-        self._dies_after = dies_after
+        self._dies_after, self._clock = dies_after, clock
 
     def start(self):
         self.events.append("start")
@@ -36,7 +36,7 @@ class Source(object):
         if self._dies_after is not None and self.n_polls > self._dies_after:
             self.error = "it died"
             return []
-        return [Sample(time.monotonic(), {"VDD_IN": 1000.0})]
+        return [Sample(self._clock(), {"VDD_IN": 1000.0})]
 
 
 class Monitor(object):
@@ -88,7 +88,7 @@ def test_a_sensor_that_raises_is_left_alone_and_named(monkeypatch):
 
 
 def test_a_source_that_dies_is_not_waited_for(virtual_time):
-    telemetry = SteppedTelemetry(virtual_time, Source(dies_after=2), period_s=0.01)
+    telemetry = SteppedTelemetry(virtual_time, Source(2, virtual_time.monotonic), period_s=0.01)
     telemetry.start()
     begun_s = virtual_time.now_s
     assert not telemetry.wait_for_sample_after(begun_s + 3600.0)
