@@ -165,10 +165,10 @@ class _Run:
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
-        from transformers import PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback
 
         from edgeqlora.training.run_log import RunLog
-        from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
+        from edgeqlora.training.trainer import EveryAdapterLearns, SpeechTrainer, stopped_early
 
         settings = self.settings
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
@@ -194,10 +194,14 @@ class _Run:
         )
         trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:
-            trainer.add_callback(EarlyStop(settings.patience))
+            trainer.add_callback(EarlyStoppingCallback(settings.patience))
         start_s = time.monotonic()
+        ended = stopped_early(resume_from, settings.patience) if resume_from and settings.patience else None
         try:
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            if ended is not None:
+                trainer.state = ended
+            else:
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         except UserError as error:
             # A data loader process wraps the message in its own traceback.
             if "Original Traceback" not in str(error):
@@ -237,9 +241,9 @@ def _evaluator(recogniser: Any, rows: list[Row], normaliser: str) -> Callable[[]
         loss = sum(totals) / max(sum(counts), 1)
         return {
             # What the best checkpoint is chosen by: WER, and where it ties (often at 0) the loss. A word of a million
-            # moves WER by 1e-4 %, more than the loss can add.
-            "eval_rank": (100.0 if wer is None else 100 * wer)
-            + 1e-6 * min(loss if math.isfinite(loss) else 50.0, 50.0),
+            # moves WER by 1e-4 %, more than the loss can add. A diverged model says nothing, and so makes fewer errors
+            # than one that has only begun to learn.
+            "eval_rank": (100.0 if wer is None else 100 * wer) + 1e-6 * min(loss, 50.0) if math.isfinite(loss) else 1e9,
             "eval_wer": 100.0 if wer is None else round(100 * wer, 4),
             "eval_cer": 100.0 if cer is None else round(100 * cer, 4),
             "eval_loss": loss,
