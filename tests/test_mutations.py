@@ -44,7 +44,10 @@ def mutate(value: Any, rng: random.Random) -> Any:
     """One to three places of a JSON value replaced, removed, renamed or doubled."""
     value = copy.deepcopy(value)
     for _ in range(rng.randint(1, 3)):
-        *path, key = rng.choice(places(value)[1:] or [("",)])
+        inside = places(value)[1:]
+        if not inside:
+            break
+        *path, key = rng.choice(inside)
         node = value
         for step in path:
             node = node[step]
