@@ -259,7 +259,9 @@ def _number(value: Any, field: str, where: str) -> float:
     except OverflowError:
         seconds = math.inf
     if not 0 <= seconds < MAX_S:
-        raise UserError(f'{where}: field "{field}" must be 0 or more seconds, below {MAX_S:,.0f}, but is {_shown(value)}')
+        raise UserError(
+            f'{where}: field "{field}" must be 0 or more seconds, below {MAX_S:,.0f}, but is {_shown(value)}'
+        )
     return seconds
 
 

@@ -36,7 +36,13 @@ RANDOM = {
 
 
 def settings_of(tiny_model: Path, clips: Path, output: Path, **change):
-    given = {"base_model": str(tiny_model), "train": str(clips), "dev": str(clips.with_name("dev.jsonl")), "output": str(output), **RUN}
+    given = {
+        "base_model": str(tiny_model),
+        "train": str(clips),
+        "dev": str(clips.with_name("dev.jsonl")),
+        "output": str(output),
+        **RUN,
+    }
     return make_settings({**given, **change})
 
 

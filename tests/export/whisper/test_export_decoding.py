@@ -95,7 +95,9 @@ def test_the_token_budget_follows_the_data_and_ends_at_the_position_table(window
     ("language", "tokens_per_s", "limit"),
     [("en", None, 39), ("en", 1.0, 39), ("en", 30.0, 47), ("de", None, 60), ("de", 20.0, 42), ("de", 4.0, 39)],
 )
-def test_only_english_has_a_limit_without_data_and_none_has_a_lower_one(whisper, tokenizer, language, tokens_per_s, limit):
+def test_only_english_has_a_limit_without_data_and_none_has_a_lower_one(
+    whisper, tokenizer, language, tokens_per_s, limit
+):
     generation_config = tiny_generation_config(is_multilingual=True)
     spec = decoding_spec(whisper, tokenizer, generation_config, [0.5], language, None, tokens_per_s)
     assert spec["max_new_tokens"] == {"0.5": limit}

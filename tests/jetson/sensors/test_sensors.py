@@ -66,9 +66,7 @@ def test_tegrastats_that_dies_in_the_run_is_said(fixture_folder, orin_nano, tmp_
         if not is_running(str(tmp_path / "bin")):
             raise KeyboardInterrupt
 
-    report = bench(
-        fixture_folder, orin_nano, until_it_has_died, power="tegrastats", min_duration_s=600.0, idle_s=0.0
-    )
+    report = bench(fixture_folder, orin_nano, until_it_has_died, power="tegrastats", min_duration_s=600.0, idle_s=0.0)
     assert not report["validity"]["is_valid"]
     assert any("power source tegrastats ended during the run" in text for text in report["validity"]["problems"])
     assert report["energy"]["energy"]["value"] is None

@@ -192,7 +192,8 @@ def test_a_soak_of_the_tiny_bundle_writes_rows_and_a_verdict(fixture_folder, vir
     assert all(r["end_s"] - r["start_s"] >= 5.0 for r in report["rows"])
     assert report["rows"][-1]["end_s"] == pytest.approx(60.0, abs=5.0)
     checks = {check["name"]: check for check in report["checks"]}
-    assert checks["p99 drift"]["value"]["value"] == pytest.approx(0.0, abs=0.3)  # a clip takes the same time again and again
+    # A clip takes the same time again and again.
+    assert checks["p99 drift"]["value"]["value"] == pytest.approx(0.0, abs=0.3)
     assert checks["energy drift"]["value"]["reason"]
     assert "Verdict: " + report["verdict"] in format_soak(report)
     assert (report["energy_scope"], report["rails"]) == ("none", [])
