@@ -6,10 +6,14 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# The versions that CI ran; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS))
+# Torch's own metadata pin its CUDA libraries, and other builds of torch have none: they are not in constraints.txt.
+OF_TORCH := ^(nvidia[-_](cu|n)|cuda[-_]|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons check bench clean
+.PHONY: help demo test test-pythons test-oldest check lock bench clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,7 +25,7 @@ $(VENV)/.torch:
 	@$(PIP) torch torchaudio
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml jetson/pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml jetson/pyproject.toml $(CONSTRAINTS)
 	@echo "[2/2] Installing edgeqlora and its libraries into $(VENV) (about a minute)"
 	@$(PIP) -e ./jetson -e .
 	@touch $@
@@ -47,6 +51,13 @@ test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 t
 	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed, three at a time (4 minutes)"
 	@bash tests/jetson/run_pythons.sh
 
+test-oldest: ## Run the fast tests on the oldest versions that pyproject.toml allows (a download of 3 GB)
+	@echo "Making .venv-oldest with the lower bounds of pyproject.toml"
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct $(PIP_ARGS) -e ./jetson -e '.[dev]'
+	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
+
 check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for the board's package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -54,9 +65,19 @@ check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for th
 	$(BIN)/lint-imports
 	$(BIN)/vermin --quiet --no-tips -t=3.6- --violations jetson/edgeqlora_jetson edgeqlora/remote/far.py
 
+lock: ## Write the newest versions that pyproject.toml allows into constraints.txt, from a fresh environment
+	@rm -rf .venv-lock
+	@$(MAKE) --no-print-directory VENV=.venv-lock CONSTRAINTS= .venv-lock/.dev
+	@python=$$(.venv-lock/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	{ echo "# The versions that CI ran, on Python $$python. Made by: make lock"; \
+	.venv-lock/bin/python -m pip freeze --disable-pip-version-check --exclude-editable | grep -- == | grep -Ev '$(OF_TORCH)' | \
+	sed -E "s/\+[^+]*$$//; s/$$/; python_version == \"$$python\"/; /^tensorrt/s/$$/ and sys_platform == \"linux\" and platform_machine == \"x86_64\"/"; \
+	} > constraints.txt
+	@rm -rf .venv-lock
+
 bench: $(VENV)/.dev ## Measure the claims of README on ../shared (about 30 minutes)
 	@$(BIN)/python tests/benchmarks/claims.py
 
 clean: ## Remove everything that these commands made
-	rm -rf $(VENV) .venv-pythons edgeqlora-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-pythons .venv-oldest .venv-lock edgeqlora-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

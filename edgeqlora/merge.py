@@ -211,8 +211,9 @@ def _logits(learner: Any, clips: Sequence[Any]) -> Any:
     features = np.stack([learner.processor.features(clip, window_s) for clip in clips])
     n_valid = [learner.processor.n_valid_frames(clip.size, window_s) for clip in clips]
     inputs = learner.inputs(features, n_valid)
+    model = plain_model(learner.model)
     with torch.no_grad(), learner.window(inputs):
-        return plain_model(learner.model)(**inputs).logits
+        return model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
 
 
 def _score(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -197,7 +196,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"no config file {path}: write one with --save-config {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     for name in given:
         if name not in _FIELDS:
@@ -316,7 +315,7 @@ def _checked(name: str, value: Any) -> Any:
 
 def _verify_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     low, high = metadata.get("low"), metadata.get("high")
-    if value is not None and low is not None and not (math.isfinite(value) and low <= value <= high):
+    if value is not None and low is not None and not low <= value <= high:
         raise UserError(f"{name}={value} is out of range: allowed is {low} to {high}")
     if allowed := metadata.get("allowed"):
         for one in value if isinstance(value, list) else [value]:
@@ -324,7 +323,8 @@ def _verify_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A number that fits into a float."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

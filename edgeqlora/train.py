@@ -181,10 +181,10 @@ class _Run:
         }
 
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
-        from transformers import PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback
 
         from edgeqlora.training.run_log import RunLog
-        from edgeqlora.training.trainer import EarlyStop, EveryAdapterLearns, SpeechTrainer
+        from edgeqlora.training.trainer import EveryAdapterLearns, SpeechTrainer, stopped_early
 
         settings = self.settings
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
@@ -210,10 +210,14 @@ class _Run:
         )
         trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:
-            trainer.add_callback(EarlyStop(settings.patience))
+            trainer.add_callback(EarlyStoppingCallback(settings.patience))
         start_s = time.monotonic()
+        ended = stopped_early(resume_from, settings.patience) if resume_from and settings.patience else None
         try:
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            if ended is not None:
+                trainer.state = ended
+            else:
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         except UserError as error:
             # A data loader process wraps the message in its own traceback.
             if "Original Traceback" not in str(error):

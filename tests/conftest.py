@@ -17,7 +17,8 @@ def pytest_configure() -> None:
     """Programs started in the background ignore SIGINT and hand that on: the tests of Ctrl-C would test nothing."""
     # No test is timed: these machines are shared.
     if hypothesis is not None:
-        hypothesis.settings.register_profile("untimed", deadline=None)
+        too_slow = hypothesis.HealthCheck.too_slow
+        hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[too_slow])
         hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from edgeqlora.data.manifest import list_splits, load_for
 from edgeqlora.errors import UserError
 from edgeqlora.lora.ranks import resolve_ranks
 from edgeqlora.settings import make_settings, read_settings
+from edgeqlora_jetson.audio.features import feature_shape
+from edgeqlora_jetson.bench.run import Settings, choose_batch
+from edgeqlora_jetson.board.detect import detect_board
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.commands.transcribe import format_info
+from edgeqlora_jetson.decoders import DECODERS
+from edgeqlora_jetson.power.sample import rail_table
+from edgeqlora_jetson.sensors.session import board_facts
 
 N = int(os.environ.get("EDGEQLORA_MUTATIONS", "200"))
 ODD: list[Any] = [
@@ -41,6 +50,7 @@ ODD: list[Any] = [
     [[]],
     {"x": 1},
 ]
+FIXTURES = Path(__file__).resolve().parent / "jetson" / "fixtures"
 LINEARS = {"model.encoder.layers.0.fc1": (8, 16), "model.decoder.layers.0.fc1": (8, 16)}
 
 
@@ -54,12 +64,13 @@ def mutate(value: Any, rng: random.Random) -> Any:
     """One to three places of a JSON value replaced, removed, renamed or doubled."""
     value = copy.deepcopy(value)
     for _ in range(rng.randint(1, 3)):
-        *path, key = rng.choice(places(value)[1:] or [("",)])
+        inside = places(value)[1:]
+        if not inside:
+            break
+        *path, key = rng.choice(inside)
         node = value
         for step in path:
             node = node[step]
-        if not isinstance(node, dict | list) or (isinstance(node, dict) and key not in node):
-            continue
         action = rng.randrange(5)
         if action == 0:
             del node[key]
@@ -136,6 +147,37 @@ def read_rows(path: Path) -> None:
     load_for("train", path)
 
 
+def bundle_manifest() -> dict[str, Any]:
+    """The tiny bundle's, with an engine request and a profile of a board of one's own."""
+    manifest = json.loads((FIXTURES / "bundle" / "manifest.json").read_text())
+    manifest["engine_request"] = json.loads((FIXTURES / "engine_request.json").read_text())
+    manifest["profile"] |= {
+        "energy_scope": "module_input",
+        "total_rail": "VIN",
+        "rails": ["VIN", "VDD_GPU"],
+        "sum_rails": [],
+        "part_numbers": ["p1"],
+        "compatible": ["own,board"],
+        "models": ["Own"],
+        "unsourced": ["rails"],
+        "memory_budget_mib": 4000,
+    }
+    return manifest
+
+
+def use_bundle(path: Path) -> None:
+    """All that reads a manifest before the first clip."""
+    bundle = Bundle.load(path.parent)
+    format_info(bundle).encode()
+    [feature_shape(bundle.manifest, window_s) for window_s in bundle.windows_s]
+    DECODERS[bundle.manifest["decoder"]["kind"]](None, bundle.manifest)
+    choose_batch(Settings(scenario="offline"), bundle)
+    rail_table(board_facts(BOARD, bundle))
+
+
+BOARD = detect_board(str(FIXTURES), {})._replace(part_number="p1", compatible=["own,board"], model="Own")
+
+
 KINDS: dict[str, tuple[str, Any, Callable[[Any], bytes], Callable[[Path], object]]] = {
     "manifest": ("m.jsonl", ROWS, as_lines, read_rows),
     "table": ("m.csv", ROWS[:1], as_table, read_rows),
@@ -146,6 +188,7 @@ KINDS: dict[str, tuple[str, Any, Callable[[Any], bytes], Callable[[Path], object
         lambda value: json.dumps(value).encode(),
         lambda path: resolve_ranks(str(path), LINEARS, None),
     ),
+    "bundle": ("manifest.json", bundle_manifest(), lambda value: json.dumps(value).encode(), use_bundle),
 }
 
 
@@ -153,6 +196,8 @@ KINDS: dict[str, tuple[str, Any, Callable[[Any], bytes], Callable[[Path], object
 def test_a_broken_file_is_refused_or_read(kind, tmp_path):
     name, value, as_bytes, read = KINDS[kind]
     path, refused = tmp_path / name, 0
+    if kind == "bundle":
+        shutil.copytree(FIXTURES / "bundle", tmp_path, dirs_exist_ok=True)
     path.write_bytes(as_bytes(value))
     read(path)
     for seed in range(N):

@@ -19,7 +19,7 @@ from typing import Any
 from edgeqlora.data.row import Row, default_id, parse_row
 from edgeqlora.data.sources import corpora, hub, tables
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import write_bytes, write_text
+from edgeqlora_jetson.files import parse_json, write_bytes, write_text
 
 __all__ = ["Row", "describe_source", "evenly", "list_splits", "load_for", "load_rows", "write_manifest"]
 
@@ -244,11 +244,11 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """Parse one manifest line; UserError naming file and line unless it is one JSON object in UTF-8."""
     try:
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=partial(_once, where))
+        value = parse_json(line.decode("utf-8-sig"), object_pairs_hook=partial(_once, where))
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8 text: is this a manifest? Expected one JSON object a line") from None
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too long or too deep"
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise UserError(
             f"{where}: broken JSON ({reason}): expected one JSON object a line, "
             'such as {"audio": "clips/1.wav", "text": "hello"}'

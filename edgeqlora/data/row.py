@@ -74,6 +74,9 @@ HARMLESS = frozenset(
 )
 """Fields that data sets carry and that change nothing here."""
 
+MAX_S = 1e8
+"""Three years: no time in a recording is behind that, and samples can still be counted there."""
+
 _CUT_WORDS = frozenset(["start", "begin", "onset", "offset", "end", "stop", "seek", "from", "to"])
 
 
@@ -289,8 +292,10 @@ def _number(value: Any, field: str, where: str) -> float:
         seconds = float(value)
     except OverflowError:
         seconds = math.inf
-    if not math.isfinite(seconds) or seconds < 0:
-        raise UserError(f'{where}: field "{field}" must be 0 or more seconds, but is {_shown(value)}')
+    if not 0 <= seconds < MAX_S:
+        raise UserError(
+            f'{where}: field "{field}" must be 0 or more seconds, below {MAX_S:,.0f}, but is {_shown(value)}'
+        )
     return seconds
 
 

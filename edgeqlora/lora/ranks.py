@@ -1,5 +1,6 @@
 """Ranks: from `uniform:R` or a ranks.json to the rank and alpha patterns that PEFT takes."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
         given_alpha: dict[str, float] = {}
     else:
         path = Path(text)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"ranks={text!r}: neither 'uniform:R' (e.g. uniform:8) nor an existing ranks.json")
         content = read_json(path, "ranks.json")
         if (

@@ -20,6 +20,9 @@ from edgeqlora_jetson.wer import error_figures
 MOST_LOSS = 50.0
 """Nats per token at which a loss is cut off in the rank: no finite one of a model that learns is near."""
 
+DIVERGED = 1e9
+"""Rank of a model whose loss is not finite: it says nothing, and so makes fewer errors than one that begins to learn."""
+
 
 def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
     """Before weights are loaded: UserError for choose_by=wer where dev is written without spaces between words."""
@@ -65,11 +68,11 @@ class DevScore:
             for name, figure in error_figures(pairs, self.no_words).items()
             if name != "wer" or not self.no_words
         }
-        bounded = min(loss if math.isfinite(loss) else MOST_LOSS, MOST_LOSS)
+        bounded = min(loss, MOST_LOSS)
         return {
             # An error rate, and where it ties (often at 0) the loss. A word of a million moves the rate by 1e-4 %, more
             # than the loss can add.
-            "eval_rank": {**rates, "loss": bounded}[self.chosen_by] + 1e-6 * bounded,
+            "eval_rank": {**rates, "loss": bounded}[self.chosen_by] + 1e-6 * bounded if math.isfinite(loss) else DIVERGED,
             **{f"eval_{name}": round(rate, 4) for name, rate in rates.items()},
             "eval_loss": loss,
             "eval_clips": len(pairs),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgeqlora.data.batching import IGNORE, BucketSampler
@@ -122,12 +123,13 @@ class SpeechTrainer(Trainer):
             checkpoint.set_random_state(checkpoint.load_tree(Path(folder, f"random-{self.args.process_index}")))
 
 
-class EarlyStop(EarlyStoppingCallback):
-    """Early stopping that a resumed run takes up where it was: also when it had already stopped."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
-            control.should_training_stop = True
+def stopped_early(checkpoint: Path, patience: int) -> TrainerState | None:
+    """State of a run that had stopped early at this checkpoint (Trainer would go on for one step), None of any other."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    callback = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+    if not callback or callback["attributes"]["early_stopping_patience_counter"] < patience:
+        return None
+    return state
 
 
 class EveryAdapterLearns(TrainerCallback):

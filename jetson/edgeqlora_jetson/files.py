@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -12,6 +13,7 @@ from typing import Any, Iterable, Iterator, List, Optional, Tuple
 
 from .errors import UserError
 
+_HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _NEXT_STEP = {
     errno.ENOSPC: "the disk is full: free some space, or write to another disk",
     errno.EDQUOT: "the disk quota is used up: free some space, or write to another disk",
@@ -200,9 +202,23 @@ def read_json(path: Any, what: str) -> Any:
     """
     text = _read_text(path, what)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise UserError("{}: this {} is not JSON: {}".format(path, what, error)) from error
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """json.loads (with its options), whose ValueError also stands for what is nested too deep, and for half a character
+    (an escape such as \\ud800 alone), which can be neither shown nor written again."""
+    try:
+        value = json.loads(text, **options)
+        if _HALF_A_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half a character ({!r})".format(error.object[error.start])) from None
 
 
 def read_json_lines(path: Any, what: str) -> List[Tuple[int, dict]]:
@@ -216,7 +232,7 @@ def read_json_lines(path: Any, what: str) -> List[Tuple[int, dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise UserError("{}, line {}: not JSON: {}".format(path, number, error)) from error
         if not isinstance(row, dict):

@@ -34,7 +34,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder_ffn_dim=128,
         decoder_ffn_dim=128,
         num_mel_bins=80,
-        max_target_positions=64,
+        max_target_positions=32,
     )
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(config)

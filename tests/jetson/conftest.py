@@ -20,6 +20,14 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "jetson: needs a Jetson board")
 
 
+@pytest.fixture
+def virtual_time(monkeypatch):
+    """Under the runner, time that passes only when somebody works or sleeps."""
+    from fakes.clock import VirtualTime
+
+    return VirtualTime().install(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def fixture_folder():
     """The tiny bundle made by make_bundle.py."""

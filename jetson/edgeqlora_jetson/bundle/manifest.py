@@ -14,6 +14,7 @@ Needed = List[Tuple[str, Dict[str, Sequence[int]], str]]
 """(graph, shapes of inputs, what for) that engines must take."""
 
 _TEXT = ((str,), "a text")
+_TEXTS = ((list,), "a list of texts")
 _FILE = ((str,), "a file name")
 _NUMBER = ((int,), "a whole number")
 _TOKEN = ((int,), "a token id")
@@ -44,9 +45,21 @@ _OPTIONAL: Dict[str, Any] = {
     "normaliser": _TEXT,
     "parents": ((dict,), "an object of name -> sha256"),
     "profile": ((dict,), "an object"),
+    "profile.compatible": _TEXTS,
+    "profile.energy_scope": _TEXT,
     "profile.max_batch": _NUMBER,
+    "profile.memory_budget_mib": ((int, float), "a number"),
+    "profile.models": _TEXTS,
     "profile.name": _TEXT,
+    "profile.optional_rails": _TEXTS,
+    "profile.part_numbers": _TEXTS,
+    "profile.rails": _TEXTS,
+    "profile.sum_rails": _TEXTS,
+    "profile.tensorrt": _TEXT,
     "profile.threads": _NUMBER,
+    "profile.title": _TEXT,
+    "profile.total_rail": _TEXT,
+    "profile.unsourced": _TEXTS,
     "versions": ((dict,), "an object of name -> version"),
 }
 _GATE = {
@@ -118,7 +131,10 @@ def _check_fields(manifest: Any, required: Dict[str, Any], name: Any, null: bool
             value = value.get(key) if isinstance(value, dict) else None
         if value is None and null:
             continue
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        is_wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
+        if (types, wanted) == _TEXTS:
+            is_wrong = is_wrong or not all(isinstance(item, str) for item in value)
+        if is_wrong or (isinstance(value, int) and abs(value) >= 2**63):
             raise UserError("{}: field {} is {!r}, needed: {}".format(name, path, value, wanted))
 
 
@@ -141,10 +157,12 @@ def _check_audio(manifest: Any, name: Any) -> None:
         raise UserError("{}: audio.windows_s is {!r}, needed: one or more seconds above 0".format(name, windows_s))
     if not 1000 <= rate <= 192000:
         raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
-    features = manifest["features"]
-    for key in ("n_fft", "hop_length", "n_mels"):
-        if key in features and not 1 <= features[key] <= 65536:
-            raise UserError("{}: features.{} is {}, allowed 1 to 65536".format(name, key, features[key]))
+    features, profile = manifest["features"], manifest.get("profile") or {}
+    sizes = [key for key in ("n_fft", "hop_length", "n_mels") if "features." + key in _FEATURES[features["kind"]]]
+    for part, values, keys in (("features", features, sizes), ("profile", profile, ("max_batch", "threads"))):
+        for key in keys:
+            if values.get(key) is not None and not 1 <= values[key] <= 65536:
+                raise UserError("{}: {}.{} is {}, allowed 1 to 65536".format(name, part, key, values[key]))
 
 
 def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:
@@ -221,7 +239,7 @@ def _is_number(value: Any) -> bool:
 def _check_files(manifest: Any, name: Any) -> None:
     for file_name, entry in manifest["files"].items():
         parts = file_name.split("/")
-        if os.path.isabs(file_name) or ".." in parts or "\\" in file_name:
+        if os.path.isabs(file_name) or ".." in parts or "\\" in file_name or "\0" in file_name:
             raise UserError("{}: files names {!r}, allowed: paths inside the bundle".format(name, file_name))
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise UserError("{}: files entry {!r} has no sha256".format(name, file_name))
@@ -238,7 +256,7 @@ def _check_files(manifest: Any, name: Any) -> None:
 
 def _named_files(manifest: Manifest) -> List[Tuple[str, str]]:
     named = [(manifest["decoder"]["detokenizer"], "decoder.detokenizer")]
-    if "mel_filters" in manifest["features"]:
+    if "features.mel_filters" in _FEATURES[manifest["features"]["kind"]]:
         named.append((manifest["features"]["mel_filters"], "features.mel_filters"))
     named += [(entry["file"], "graphs.{}.file".format(graph)) for graph, entry in sorted(manifest["graphs"].items())]
     evaluation = manifest.get("eval")

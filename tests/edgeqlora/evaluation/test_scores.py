@@ -158,3 +158,7 @@ def test_unknown_normaliser(name):
     with pytest.raises(UserError, match=r"basic-unicode.*whisper-basic"):
         normaliser(name)
     assert name not in NORMALISERS
+
+
+def test_every_normaliser_that_is_allowed_is_there():
+    assert {normaliser(name)("Stop").lower() for name in NORMALISERS} == {"stop"}

@@ -45,7 +45,7 @@ def test_pattern_keys_match_one_module_each(tmp_path: Path):
                 "rank_pattern": {"model.encoder.layers.1.fc1": 4},
                 "alpha_pattern": {"x": 1},
             },
-            "alphas are numbers above 0 of modules in rank_pattern",
+            "alphas are numbers above 0 and below 1e9 of modules in rank_pattern",
         ),
         ({"schema": "edgeqlora.lora.ranks/1", "rank_pattern": {"nothing": 4}}, "is no adapted linear"),
         ({"schema": "edgeqlora.lora.ranks/1", "rank_pattern": {"model.encoder.layers.1.fc1": 65}}, "0 to 64"),

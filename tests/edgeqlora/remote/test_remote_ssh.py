@@ -21,7 +21,6 @@ from edgeqlora.remote import HostResult, bench_hosts, format_comparison, transfe
 pytest_plugins = ["remote_fixtures"]
 
 
-SLOW = "import json, sys, time; time.sleep(1.5); open(sys.argv[-1], 'w').write(json.dumps({'schema': 'test'}))"
 ENDLESS = (
     "import os, subprocess, sys, time; c = subprocess.Popen(['sleep', '600']); "
     "print('started', os.getpid(), c.pid, flush=True); time.sleep(600)"
@@ -163,10 +162,17 @@ def test_two_benches_on_one_machine_would_disturb_each_other(
     bundle: Path, server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("edgeqlora.remote.bench._TAKE_WAIT_S", 0.2)
+    # The first one runs until the second one was refused.
+    refused = tmp_path / "refused"
+    slow = (
+        f"import json, os, sys, time; end_s = time.monotonic() + 60\n"
+        f"while not os.path.exists({str(refused)!r}) and time.monotonic() < end_s: time.sleep(0.02)\n"
+        "open(sys.argv[-1], 'w').write(json.dumps({'schema': 'test'}))"
+    )
     config = tmp_path / "config"
     config.write_text(f"Host one two\n  HostName 127.0.0.1\n  Port {server.port}\n")
     results = bench_hosts(
-        with_runner(bundle, tmp_path / "slow", SLOW),
+        with_runner(bundle, tmp_path / "slow", slow),
         ["one", "two"],
         BENCH,
         tmp_path,
@@ -174,7 +180,7 @@ def test_two_benches_on_one_machine_would_disturb_each_other(
         identity=server.identity,
         known_hosts=server.known_hosts,
         config=config,
-        say=lambda line: None,
+        say=lambda line: refused.touch() if "busy" in line else None,
     )
     (busy,) = [result.error for result in results if not result.ok]
     assert "busy: another bench (helper process " in busy
@@ -266,7 +272,7 @@ def test_ctrl_c_ends_the_far_runner(bundle: Path, server: sshd.Server, tmp_path:
         line = next(line for line in process.stdout if ": started " in line)
         process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(20) == 130
+            assert process.wait(60) == 130
         finally:
             process.kill()
-    assert all(wait_until_dead(int(pid), 1) for pid in line.split()[-2:])
+    assert all(wait_until_dead(int(pid)) for pid in line.split()[-2:])

@@ -5,13 +5,19 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from test_resources import write_package
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
@@ -19,9 +25,20 @@ from edgeqlora.errors import UserError
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
 from edgeqlora.training.partial_run import partial_folder
+from edgeqlora.training.resources import EnergyMeter
 
 train_module = importlib.import_module("edgeqlora.train")
 RUN = {"window_s": "1", "steps": 6, "batch_size": 4, "eval_every": 2, "cache": "none", "learning_rate": 5e-3, "seed": 1}
+RANDOM = {
+    "window_s": "0.8,1.2",
+    "batch_size": 2,
+    "lora_dropout": 0.1,
+    "spec_augment": True,
+    "noise_probability": 0.7,
+    "workers": 2,
+    "eval_every": 3,
+}
+"""All that draws random numbers, in the trainer's process and in those of its data loader."""
 
 
 def settings_of(tiny_model: Path, clips: Path, output: Path, **change):
@@ -36,10 +53,33 @@ def settings_of(tiny_model: Path, clips: Path, output: Path, **change):
 
 
 @pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    """Folder with one recording of noise."""
+    folder = tmp_path_factory.mktemp("noise")
+    soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def straight(tiny_model, clips, tmp_path_factory) -> Path:
-    """Adapter of an uninterrupted run."""
+    """Adapter of an uninterrupted run, on a machine whose one counter of energy rises by 1 J from look to look."""
     output = tmp_path_factory.mktemp("straight") / "adapter"
-    train(settings_of(tiny_model, clips, output))
+    root = tmp_path_factory.mktemp("root")
+
+    class Rising(EnergyMeter):
+        def __init__(self) -> None:
+            self.n_polls = 0
+            write_package(root, 0, 0)
+            super().__init__(str(root))
+
+        def poll(self) -> None:
+            self.n_polls += 1
+            write_package(root, 0, 1_000_000 * self.n_polls)
+            super().poll()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeqlora.train.EnergyMeter", Rising)
+        train(settings_of(tiny_model, clips, output))
     return output
 
 
@@ -66,9 +106,14 @@ def test_output_is_a_plain_peft_adapter_with_a_card(straight, tiny_model):
     assert card["parents"]["base_model"]["model.safetensors"]
     for name in ("samples_per_s", "peak_rss", "wall_time", "compression_trainable", "compression_size", "final_loss"):
         assert card["figures"][name]["value"] > 0, name
-    for name in ("peak_vram", "energy"):
-        figure = card["figures"][name]
-        assert figure["value"] is not None or figure["reason"]
+    # From the look before the first step to the one behind the sixth and last.
+    energy = card["figures"]["energy"]
+    assert (energy["value"], energy["unit"], energy["how"]) == (7.0, "J", "the whole run with its evaluations")
+    vram = card["figures"]["peak_vram"]
+    if torch.cuda.is_available():
+        assert vram["value"] > 0
+    else:
+        assert (vram["value"], vram["reason"]) == (None, "no CUDA GPU in this run")
     assert json.loads((straight / "ranks.json").read_text())["rank_pattern"]
 
 
@@ -116,32 +161,33 @@ from edgeqlora.train import train
 step_end = progress.RunLog.on_step_end
 def kill(self, args, state, control, **kwargs):
     step_end(self, args, state, control, **kwargs)
-    if state.global_step == 5:
+    if state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 progress.RunLog.on_step_end = kill
 train(make_settings(read_settings(sys.argv[1])))
 """
 
 
-def test_killed_and_resumed_run_ends_with_the_same_adapter(straight, tiny_model, clips, tmp_path):
+def test_killed_and_resumed_run_ends_with_the_same_adapter(tiny_model, clips, noise, tmp_path):
     from edgeqlora.settings import write_settings
 
-    settings = settings_of(tiny_model, clips, tmp_path / "adapter", lora_dropout=0.0)
+    settings = settings_of(tiny_model, clips, tmp_path / "adapter", noise=str(noise), **RANDOM)
+    train(dataclasses.replace(settings, output=str(tmp_path / "straight")))
     write_settings(settings, tmp_path / "c.toml")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "c.toml")], capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "adapter").exists()
     with pytest.raises(UserError, match="pass --resume to go on"):
         train(settings)
-    with pytest.raises(UserError, match=r"--resume with batch_size=2, but the unfinished run has 4"):
-        train(settings_of(tiny_model, clips, tmp_path / "adapter", batch_size=2), resume=True)
+    with pytest.raises(UserError, match=r"--resume with batch_size=4, but the unfinished run has 2"):
+        train(dataclasses.replace(settings, batch_size=4), resume=True)
     # A checkpoint that was cut off while it was written is passed over.
-    cut_off = partial_folder(tmp_path / "adapter") / "checkpoint-5"
+    cut_off = partial_folder(tmp_path / "adapter") / "checkpoint-4"
     cut_off.mkdir()
     (cut_off / "adapter_model.safetensors").write_bytes(b"half")
     card = train(settings, resume=True)
     assert card["figures"]["wall_time"]["resumed"] is True
-    assert adapter_bytes(tmp_path / "adapter") == adapter_bytes(straight)
+    assert adapter_bytes(tmp_path / "adapter") == adapter_bytes(tmp_path / "straight")
     steps = [
         json.loads(x)["step"] for x in (tmp_path / "adapter" / "log.jsonl").read_text().splitlines() if '"loss"' in x
     ]
@@ -197,6 +243,9 @@ def test_other_methods(method, tiny_model, clips, tmp_path):
     card = train(settings_of(tiny_model, clips, tmp_path / "out", method=method, steps=2))
     share = card["figures"]["trainable_parameters"]["share"]
     assert (share < 0.5) if method == "lora" else (share > 0.5)
+    # Nothing is quantised: the model is held in the 4 bytes a weight of fp32.
+    size = card["figures"]["compression_size"]
+    assert size["held_mib"] >= 0.99 * size["fp32_mib"]
     if method == "full":
         from transformers import WhisperForConditionalGeneration
 
@@ -217,8 +266,6 @@ def test_loss_falls(tiny_model, clips, tmp_path):
 
 
 def test_checkpointing_accumulation_and_augmentation_reach_every_adapter(tiny_model, clips, tmp_path):
-    from safetensors.torch import load_file
-
     # EveryAdapterLearns raises if some adapter gets no gradient in the first step.
     train(
         settings_of(
@@ -244,8 +291,6 @@ def test_ranks_file_gives_each_layer_its_rank(tiny_model, clips, straight, tmp_p
     pattern = {name: 1 + i % 4 for i, name in enumerate(names)}
     (tmp_path / "ranks.json").write_text(json.dumps({"schema": "edgeqlora.lora.ranks/1", "rank_pattern": pattern}))
     train(settings_of(tiny_model, clips, tmp_path / "out", steps=1, ranks=str(tmp_path / "ranks.json")))
-    from safetensors.torch import load_file
-
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
     got = {
         k.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): v.shape[0]
@@ -284,9 +329,6 @@ def other_manifest(clips: Path, path: Path, **change_of_first) -> Path:
 
 
 def test_durations_come_from_the_files_not_from_the_manifest(tiny_model, clips, tmp_path):
-    import numpy as np
-    import soundfile
-
     soundfile.write(tmp_path / "long.wav", np.zeros(32000, np.float32), 16000)
     liar = other_manifest(clips, tmp_path / "m.jsonl", audio=str(tmp_path / "long.wav"), duration=None)
     with pytest.raises(UserError, match=r"longer than the window of 1 s: .*long\.wav \(2\.0 s\)"):
@@ -311,6 +353,8 @@ def test_a_diverged_run_keeps_its_best_checkpoint(tiny_model, clips, tmp_path, m
     original = SpeechTrainer._token_mean_loss
     monkeypatch.setattr(SpeechTrainer, "_token_mean_loss", diverge)
     card = train(settings_of(tiny_model, clips, tmp_path / "out"))
+    assert card["best_step"] == 2
+    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "out" / "adapter_model.safetensors").values())
     assert card["figures"]["final_loss"]["value"] is None
     assert "diverged" in card["figures"]["final_loss"]["reason"]
     for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines():
@@ -352,20 +396,24 @@ def test_the_best_checkpoint_is_chosen_by_what_is_asked_for(tiny_model, clips, t
 
 
 def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, tmp_path, monkeypatch):
+    """Killed when it had stopped early at step 6, before its output was written: that is what the copy is."""
     from edgeqlora import train as module
 
     wers = iter([10.0, 90.0, 95.0, 1.0, 1.0, 1.0])
-    figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_seconds": 0.0}
+    figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_incomplete": 0, "eval_seconds": 0.0}
     monkeypatch.setattr(module.DevScore, "__call__", lambda self: with_rank(next(wers), figures))
-    settings = settings_of(tiny_model, clips, tmp_path / "out", steps=12, patience=2)
-    real_write = module._write_output
-    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        train(settings)  # stopped early at step 6 and killed before its output was written
-    monkeypatch.setattr(module, "_write_output", real_write)
-    card = train(settings, resume=True)
-    assert (card["best_step"], card["dev_wer"]["value"]) == (2, 10.0)
-    assert card["steps"] < 12
+    settings = settings_of(tiny_model, clips, tmp_path / "straight", steps=12, patience=2, lora_dropout=0.1)
+    write_output = module._write_output
+
+    def copy_and_write(settings, output, *args):
+        if output.name == "straight":
+            shutil.copytree(partial_folder(output), partial_folder(tmp_path / "resumed"))
+        return write_output(settings, output, *args)
+
+    monkeypatch.setattr(module, "_write_output", copy_and_write)
+    cards = [train(settings), train(dataclasses.replace(settings, output=str(tmp_path / "resumed")), resume=True)]
+    assert adapter_bytes(tmp_path / "resumed") == adapter_bytes(tmp_path / "straight")
+    assert [(card["best_step"], card["dev_wer"]["value"], card["steps"]) for card in cards] == [(2, 10.0, 6)] * 2
 
 
 def corpus(folder: Path) -> Path:

@@ -98,10 +98,31 @@ def test_a_tokenizer_without_control_tokens_is_refused(whisper):
         decoding_spec(whisper, Plain(), tiny_generation_config(), [2.0])
 
 
-def test_the_token_budget_ends_at_the_position_table():
-    assert max_new_tokens_of(2.0, 2, 448) == 60
-    assert max_new_tokens_of(30.0, 4, 448) == 444
-    assert max_new_tokens_of(0.02, 2, 448) == 33
+@pytest.mark.parametrize(
+    ("window_s", "n_prompt", "tokens_per_s", "limit"),
+    [
+        (2.0, 2, 14.0, 60),
+        (2.0, 2, 45.0, 122),  # a script of three tokens a letter
+        (0.02, 2, 14.0, 33),
+        (30.0, 4, 14.0, 444),  # the position table ends there
+        (30.0, 4, 1000.0, 444),
+        (2.0, 2, None, 446),  # no data tell: all positions
+    ],
+)
+def test_the_token_budget_follows_the_data_and_ends_at_the_position_table(window_s, n_prompt, tokens_per_s, limit):
+    assert max_new_tokens_of(window_s, n_prompt, 448, tokens_per_s) == limit
+
+
+@pytest.mark.parametrize(
+    ("language", "tokens_per_s", "limit"),
+    [("en", None, 39), ("en", 1.0, 39), ("en", 30.0, 47), ("de", None, 60), ("de", 20.0, 42), ("de", 4.0, 39)],
+)
+def test_only_english_has_a_limit_without_data_and_none_has_a_lower_one(
+    whisper, tokenizer, language, tokens_per_s, limit
+):
+    generation_config = tiny_generation_config(is_multilingual=True)
+    spec = decoding_spec(whisper, tokenizer, generation_config, [0.5], language, None, tokens_per_s)
+    assert spec["max_new_tokens"] == {"0.5": limit}
 
 
 def _by_hand(model, mel, spec, limit):

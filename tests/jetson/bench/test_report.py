@@ -242,14 +242,14 @@ def test_server_run(fixture_folder, expected):
     assert report["validity"]["is_valid"]
 
 
-def test_min_count_and_min_duration_make_the_run_longer(fixture_folder):
+def test_min_count_and_min_duration_make_the_run_longer(fixture_folder, virtual_time):
     pytest.importorskip("onnxruntime")
     bundle = Bundle.load(fixture_folder)
     clips = bundle.read_eval_clips()
     report = run_bench(bundle, clips, Settings(warmup=0, repeats=1, min_count=10, power="none"))
     assert sum(len(row["latency_ms"]) for row in report["utterances"]) == 12  # whole passes over 3 clips
-    report = run_bench(bundle, clips, Settings(warmup=0, repeats=1, min_duration_s=0.5, power="none"))
-    assert report["throughput"]["run_s"]["value"] >= 0.5
+    report = run_bench(bundle, clips, Settings(warmup=0, repeats=1, min_duration_s=5.0, power="none"))
+    assert report["throughput"]["run_s"]["value"] >= 5.0
 
 
 def test_energy_is_given_for_a_second_of_audio_and_a_clip(fixture_folder):
@@ -339,18 +339,16 @@ def test_ctrl_c_keeps_what_was_measured(fixture_folder):
     assert sum(len(row["latency_ms"]) for row in report["utterances"]) == 4
 
 
-def test_memory_counts_the_loading_of_the_model(fixture_folder):
+def test_memory_counts_the_loading_of_the_model(fixture_folder, virtual_time):
     """A model that takes 300 MiB for a moment while it is loaded, and gives it back."""
     pytest.importorskip("onnxruntime")
-    import time
-
     import numpy as np
 
     from edgeqlora_jetson.runtimes import open_runtime
 
     def open_hungry(*args, **kwargs):
         held = np.ones(300 * 2**17)
-        time.sleep(0.8)
+        virtual_time.sleep(0.8)
         del held
         return open_runtime(*args, **kwargs)
 

@@ -61,7 +61,7 @@ def build_or_die(self, network, config):
     if death == "sleep":
         with open(os.environ["FAKE_TRT_PID"], "w") as file:
             file.write(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(600)
     return build(self, network, config)
 module.Builder.build_serialized_network = build_or_die
 sys.modules[__name__] = module
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_worker(bundle, machine, monkeypatch, tmp_path):
     start_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, progress=interrupt, **machine)
-    assert time.monotonic() - start_s < 30.0  # the worker sleeps for 60
+    assert time.monotonic() - start_s < 300.0  # the worker sleeps for 600
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -324,9 +324,8 @@ def test_where_engines_are_kept(monkeypatch, tmp_path):
     assert read_power_mode(str(tmp_path)) is None
 
 
-def test_an_unwritable_place_is_said_before_the_build(bundle, machine, tmp_path):
+def test_an_unwritable_place_is_said_before_the_build(bundle, machine, tmp_path, monkeypatch):
     write_text(tmp_path / "file", "")
-    start_s = time.monotonic()
+    monkeypatch.setattr("edgeqlora_jetson.engine_build.run._wait", lambda *args: pytest.fail("a worker was started"))
     with pytest.raises(UserError, match="is a file, not a folder"):
         build_engines(bundle, cache_dir=str(tmp_path / "file" / "engines"), root=machine["root"])
-    assert time.monotonic() - start_s < 1.0

@@ -349,6 +349,17 @@ def write_tegrastats(folder: object, lines: Sequence[str], **options: object) ->
     return path
 
 
+def is_running(folder: object) -> bool:
+    """Whether the program of `write_tegrastats` that was started last still runs and is not a zombie."""
+    try:
+        with open(os.path.join(str(folder), "tegrastats.pid")) as file:
+            path = "/proc/{}/stat".format(file.read())
+        with open(path) as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 _PROGRAM = """
 import argparse, json, os, signal, sys, time
 

@@ -1,5 +1,6 @@
 """The jtop source against a stand-in for the documented client of jetson-stats."""
 
+import re
 import sys
 import threading
 import time
@@ -112,16 +113,16 @@ def test_its_total_of_agx_orin_is_not_used(jtop):
 
 
 def test_a_service_that_falls_silent(jtop, monkeypatch):
-    jtop()
+    jtop(run=lambda client: [observer(client) for observer in client.observers])
     source = JtopSource(interval_s=0.02)
     source.start()
-    monkeypatch.setattr("edgeqlora_jetson.power.jtop._SILENCE_S", 0.1)
-    Client.clients[-1].observers[:] = []
-    end_s = time.monotonic() + 10
-    while source.error is None and time.monotonic() < end_s:
-        source.poll()
-        time.sleep(0.01)
-    assert source.error == "the jtop service has sent nothing for 0 s"
+    Client.clients[-1].thread.join()
+    source.poll()
+    assert source.error is None
+    later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600.0)
+    monkeypatch.setattr("edgeqlora_jetson.power.jtop.time", later)
+    source.poll()
+    assert re.fullmatch(r"the jtop service has sent nothing for 36\d\d s", source.error)
     source.stop()
 
 

@@ -1,7 +1,9 @@
 """The rails of every recorded line of tegrastats; tegrastats as a child process that does what real ones do."""
 
 import os
+import re
 import time
+import types
 
 import pytest
 from fakes import power as fake_power
@@ -112,21 +114,21 @@ def tegrastats(tmp_path):
     return make
 
 
-def wait_for(condition, timeout_s=10):
+def wait_for(condition, timeout_s=60):
     end_s = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end_s:
         time.sleep(0.01)
     assert condition()
 
 
-def collect(source, n, timeout_s=10):
+def collect(source, n):
     samples = []
 
     def is_enough():
         samples.extend(source.poll())
         return len(samples) >= n or source.error
 
-    wait_for(is_enough, timeout_s)
+    wait_for(is_enough)
     return samples
 
 
@@ -136,7 +138,9 @@ def test_samples_are_stamped_as_they_arrive(tegrastats, tmp_path):
     assert source.poll() == []  # nothing of the probe is left
     started_s = time.monotonic()
     source.start()
-    samples = collect(source, 6)
+    wait_for(lambda: source.describe()["n_lines"] >= 6)
+    arrived_s = time.monotonic()
+    samples = source.poll()
     source.stop()
     assert [s.rails_mw["VDD_IN"] for s in samples[:4]] == [4046, 5608, 4046, 5608]
     assert all(isinstance(v, float) for v in samples[0].rails_mw.values())
@@ -144,7 +148,7 @@ def test_samples_are_stamped_as_they_arrive(tegrastats, tmp_path):
     times = [s.time_s for s in samples]
     assert started_s < times[0]
     assert times == sorted(times)
-    assert times[-1] - times[0] >= 5 * 0.03
+    assert times[5] <= arrived_s
     assert (tmp_path / "bin" / "arguments.json").read_text() == '["--interval", "30"]'
     assert source.error is None
     description = source.describe()
@@ -220,12 +224,13 @@ def test_a_program_that_does_not_end_is_killed(tegrastats, tmp_path, monkeypatch
 
 
 def test_silence_is_an_error(tegrastats, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeqlora_jetson.power.tegrastats._SILENCE_S", 0.3)
     source = TegrastatsSource(interval_s=0.02, program=tegrastats([ORIN_NANO], hang_after=2), root=str(tmp_path))
     source.start()
     collect(source, 2)
-    wait_for(lambda: source.poll() is not None and source.error)
-    assert source.error == "tegrastats has printed nothing for 0 s"
+    later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600.0)
+    monkeypatch.setattr("edgeqlora_jetson.power.tegrastats.time", later)
+    source.poll()
+    assert re.fullmatch(r"tegrastats has printed nothing for 36\d\d s", source.error)
     source.stop()
 
 
@@ -268,5 +273,5 @@ def test_the_replaying_program_honours_logfile_and_stop(tegrastats, tmp_path):
     child = subprocess.Popen([program, "--interval", "10", "--logfile", str(log)])
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 2)
     subprocess.check_call([program, "--stop"])
-    assert child.wait(10) == -15
+    assert child.wait(60) == -15
     assert log.read_text().startswith(ORIN_NANO)

@@ -1,5 +1,7 @@
 """The parser of tegrastats against anything: no exception, no wrong rail, no total that is not there."""
 
+import os
+
 import pytest
 
 pytest.importorskip("hypothesis")
@@ -46,7 +48,10 @@ def test_any_text_of_its_letters(text):
     assert all(isinstance(power_mw, int) for power_mw in line.rails_mw.values())
 
 
-@settings(max_examples=400)
+N = int(os.environ.get("EDGEQLORA_MUTATIONS", "400"))
+
+
+@settings(max_examples=N)
 @given(st.sampled_from(EXPECTED), st.lists(st.tuples(st.integers(0, 200), JUNK), max_size=6))
 def test_junk_between_the_words_never_changes_a_rail_nor_makes_a_total(row, insertions):
     """A rail may be cut in two by junk and be gone; it must not read another value, and no other may become the total."""
@@ -63,6 +68,25 @@ def test_junk_between_the_words_never_changes_a_rail_nor_makes_a_total(row, inse
     if row["total_mw"] is None and not seen:
         with pytest.raises(UserError):
             resolve_scope(table, list(rails_mw))
+
+
+@settings(max_examples=N)
+@given(
+    st.sampled_from(EXPECTED),
+    st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9), st.text(max_size=9)), min_size=1, max_size=4),
+)
+def test_a_damaged_line_gives_whole_numbers_and_a_scope_or_a_refusal(row, damages):
+    """Pieces of the line cut out, overwritten, or with something between."""
+    line = LINES[row["line"] - 1]
+    for position, length, text in damages:
+        line = line[:position] + text + line[position + length :]
+    rails_mw = parse_line(line).rails_mw
+    assert all(isinstance(power_mw, int) and abs(power_mw) < 10**9 for power_mw in rails_mw.values())
+    try:
+        scope = resolve_scope(TABLES[row["device"]], list(rails_mw))
+    except UserError:
+        return
+    assert set(scope.rails) <= set(rails_mw)
 
 
 @given(st.sampled_from(EXPECTED), st.lists(st.tuples(st.integers(0, 60), FUTURE.filter(lambda t: t != "1/2"))))
