@@ -17,11 +17,8 @@ from edgeqlora_jetson.errors import NotFiniteError
 from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import error_figures
 
-MOST_LOSS = 50.0
-"""Nats per token at which a loss is cut off in the rank: no finite one of a model that learns is near."""
-
-DIVERGED = 1e9
-"""Rank of a model whose loss is not finite: it says nothing, and so makes fewer errors than one that begins to learn."""
+MOST_LOSS, WORST = 50.0, 1e9
+"""Nats per token at which a loss is cut off beside an error rate, far above any that learns; rank of a diverged model."""
 
 
 def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
@@ -68,11 +65,12 @@ class DevScore:
             for name, figure in error_figures(pairs, self.no_words).items()
             if name != "wer" or not self.no_words
         }
-        bounded = min(loss, MOST_LOSS)
         return {
             # An error rate, and where it ties (often at 0) the loss. A word of a million moves the rate by 1e-4 %, more
-            # than the loss can add.
-            "eval_rank": {**rates, "loss": bounded}[self.chosen_by] + 1e-6 * bounded if math.isfinite(loss) else DIVERGED,
+            # than the loss can add. A diverged model says nothing, and so makes fewer errors than one that begins to learn.
+            "eval_rank": {**rates, "loss": loss}[self.chosen_by] + 1e-6 * min(loss, MOST_LOSS)
+            if math.isfinite(loss)
+            else WORST,
             **{f"eval_{name}": round(rate, 4) for name, rate in rates.items()},
             "eval_loss": loss,
             "eval_clips": len(pairs),
