@@ -6,9 +6,12 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Test files that run at a time.
+WORKERS ?= 2
 # The versions that CI ran; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS))
+# Python compiles what it imports; compiling all of torch takes minutes.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS))
 # Torch's own metadata pin its CUDA libraries, and other builds of torch have none: they are not in constraints.txt.
 OF_TORCH := ^(nvidia[-_](cu|n)|cuda[-_]|triton==)
 
@@ -43,8 +46,8 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
 	@echo "Running the tests (6 minutes on two cores)"
-	@# Two at a time, each on one thread: most tests wait for imports and small models.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@# Each on one thread: most tests wait for imports and small models.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	@$(MAKE) --no-print-directory test-pythons
 
 test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed
@@ -56,7 +59,7 @@ test-oldest: ## Run the fast tests on the oldest versions that pyproject.toml al
 	@$(PYTHON) -m venv --clear .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct $(PIP_ARGS) -e ./jetson -e '.[dev]'
-	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
+	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not real"
 
 check: $(VENV)/.dev ## Format, lint, types, import arrows, and Python 3.6 for the board's package
 	$(BIN)/ruff format --check .

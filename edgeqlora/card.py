@@ -10,8 +10,8 @@ from typing import Any, TypedDict, cast
 
 from edgeqlora import __version__
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.board.machine import read_machine
 from edgeqlora_jetson.files import read_json, sha256_file, write_json
-from edgeqlora_jetson.machine import read_machine
 from edgeqlora_jetson.schema import Figure
 
 SCHEMA = "edgeqlora.card/1"

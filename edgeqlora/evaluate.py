@@ -14,8 +14,8 @@ from edgeqlora.data.agreement import read_durations, spoken_language, unread_fie
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
-from edgeqlora_jetson.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.schema import Figure
 from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import COUNTED, align_counts, items

@@ -25,8 +25,8 @@ from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
 from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
-from edgeqlora_jetson.machine import measure_peak_rss_mib
 
 
 def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False) -> Card:

@@ -89,7 +89,9 @@ def _open(row: Row) -> AudioFile:
     try:
         return AudioFile(row.audio if row.read_bytes is None else row.read_bytes(), row.name)
     except UserError as error:
-        raise UserError(f"{error}{name_hint(row.audio) if row.read_bytes is None else ''}") from None
+        if row.read_bytes is None and (hint := name_hint(row.audio)):
+            raise UserError(f"{error}{hint}") from None
+        raise
 
 
 def _range(row: Row, file: AudioFile) -> tuple[int, int]:

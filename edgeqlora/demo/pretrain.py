@@ -194,8 +194,8 @@ def pretrain(speech: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     import transformers
 
     from edgeqlora.demo.tokenizer import build_tokenizer
+    from edgeqlora_jetson.board.machine import measure_peak_rss_mib
     from edgeqlora_jetson.files import atomic_folder
-    from edgeqlora_jetson.machine import measure_peak_rss_mib
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(recipe.seed)

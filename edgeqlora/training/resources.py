@@ -5,8 +5,8 @@ import weakref
 
 from edgeqlora.card import measured, missing
 from edgeqlora_jetson.board.detect import detect_board
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib, measure_rss_mib
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.machine import measure_peak_rss_mib, measure_rss_mib
 from edgeqlora_jetson.power import open_power_source, rail_table
 from edgeqlora_jetson.power.energy import MAX_GAP_S, MIN_COVERAGE, check_rails, integrate_rail
 from edgeqlora_jetson.power.watch import SensorWatch, reads_nothing

@@ -258,7 +258,7 @@ def main() -> None:
     results = arguments.output / "claims.json"
     found = json.loads(results.read_text()) if results.exists() else {}
     from edgeqlora.card import library_versions
-    from edgeqlora_jetson.machine import read_machine
+    from edgeqlora_jetson.board.machine import read_machine
 
     for name in arguments.only:
         print(f"{name}: {PARTS[name].__doc__}", flush=True)

@@ -70,10 +70,11 @@ def line(multilingual, clips, tmp_path_factory) -> dict:
     """Train, merge, export and evaluate on Chinese: the folders, and what each command said."""
     folder = tmp_path_factory.mktemp("zh")
     data = manifest_of(clips, folder / "zh.jsonl", CHINESE)
+    dev = manifest_of(clips.with_name("dev.jsonl"), folder / "dev.jsonl", CHINESE)
     adapter, merged, bundle = (folder / name for name in ("adapter", "merged", "bundle"))
     said = {
         "train": run(
-            "train", "-m", multilingual, "--train", data, "--dev", data, "-o", adapter, "--language", "zh", *STEPS
+            "train", "-m", multilingual, "--train", data, "--dev", dev, "-o", adapter, "--language", "zh", *STEPS
         ),
         "merge": run("merge", adapter, "-o", merged),
         "export": run("export", merged, "--target", "cpu", "-d", data, "--eval-clips", 4, "-o", bundle),
@@ -178,7 +179,8 @@ def test_the_table_of_spellings_travels_from_the_model_to_the_bundle(tiny_model,
     (model / "normalizer.json").write_text('{"colour": "color"}')
     data = manifest_of(clips, tmp_path / "rows.jsonl", ["colour"])
     adapter, full, merged, bundle = (tmp_path / name for name in ("adapter", "full", "merged", "bundle"))
-    data_flags = ["--train", data, "--dev", data]
+    dev = manifest_of(clips.with_name("dev.jsonl"), tmp_path / "dev.jsonl", ["colour"])
+    data_flags = ["--train", data, "--dev", dev]
     run("train", "-m", model, *data_flags, "-o", adapter, *STEPS)
     run("train", "-m", model, *data_flags, "-o", full, "--method", "full", *STEPS)
     run("merge", adapter, "-o", merged)

@@ -28,8 +28,8 @@ from gpu_machine import edgeqlora, no_cuda_provider, no_gpu, no_tensorrt
 from edgeqlora.card import library_versions, measured, missing
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.training.gpu_memory import Sizes, step_bytes
+from edgeqlora_jetson.board.machine import read_machine
 from edgeqlora_jetson.files import read_json, write_json
-from edgeqlora_jetson.machine import read_machine
 
 SCHEMA = "edgeqlora.gpu-figures/1"
 

@@ -108,7 +108,7 @@ def test_bench_writes_a_report_and_a_table(fixture_folder, tmp_path, capsys):
     ]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
-    assert "single-stream: 4 runs of 2 clips (0.8 s of audio)" in out
+    assert "single-stream: 4 runs of 2 clips (0.3 s of audio)" in out
     assert "Wrote " + output in out
     with open(output, encoding="utf-8") as file:
         assert len(json.load(file)["utterances"]) == 2

@@ -30,10 +30,10 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from .. import __version__
+from ..board.machine import measure_peak_rss_mib, read_machine
 from ..bundle import Bundle, EvalClip
 from ..figures import figure, nearest_rank, spread
 from ..files import write_json
-from ..machine import measure_peak_rss_mib, read_machine
 from ..schema import Decoder, Figure, Manifest
 from ..text import NORMALISERS, why_no_words, written_language
 from ..wer import error_figures

@@ -5,10 +5,10 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 
+from ..board.machine import measure_rss_mib
 from ..bundle import Bundle, EvalClip
 from ..errors import UserError
 from ..figures import figure
-from ..machine import measure_rss_mib
 from ..power import MAX_INTERVAL_S, MIN_INTERVAL_S
 from ..runtimes import open_runtime
 from ..schema import Figure

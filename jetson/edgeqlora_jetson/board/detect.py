@@ -6,10 +6,10 @@ import pkgutil
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
-from ..machine import parse_meminfo_mib
 from .clocks import judge_lock, read_clocks
 from .identity import Evidence, identify, is_tegra, parse_tnspec, soc_of
 from .l4t import Release, read_release
+from .machine import parse_meminfo_mib
 from .nvpmodel import read_mode, set_power_mode
 from .sysfs import Run, find, read_text
 

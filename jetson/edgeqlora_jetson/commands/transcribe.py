@@ -5,9 +5,9 @@ import os
 import sys
 from typing import Any, Dict, Mapping, Optional, Sequence
 
+from ..board.machine import read_machine
 from ..bundle import Bundle
 from ..errors import UserError
-from ..machine import read_machine
 from ..pyz import command_name, find_pyz
 from ..screen import command_line, show
 

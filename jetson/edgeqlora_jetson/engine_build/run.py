@@ -11,11 +11,11 @@ import tempfile
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
+from ..board.machine import parse_meminfo_mib
 from ..engines.cache import Place, default_cache_dir, engine_key, engine_path, look_up, write_record
 from ..engines.request import PRECISIONS
 from ..errors import UserError
 from ..files import check_writable, read_json, write_json
-from ..machine import parse_meminfo_mib
 from .worker import USER_ERROR, worker_command
 
 Progress = Callable[[str, float], None]

@@ -9,9 +9,9 @@ import re
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from ..board.machine import measure_peak_rss_mib
 from ..board.sysfs import KeptFile, read_text
 from ..figures import figure
-from ..machine import measure_peak_rss_mib
 from ..schema import Figure
 from .gpu_memory import GpuMemory
 

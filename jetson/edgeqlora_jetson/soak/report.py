@@ -13,7 +13,7 @@ import time
 from typing import Any, Dict, List
 
 from ..bench.report import describe_software
-from ..machine import read_machine
+from ..board.machine import read_machine
 from .checks import judge_soak
 from .run import Soak
 

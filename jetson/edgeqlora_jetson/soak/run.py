@@ -11,9 +11,9 @@ from ..bench.run import runtime_settings
 from ..bench.scenarios import run_single_stream
 from ..bench.warmup import warm_up
 from ..bench.workload import load_workload
+from ..board.machine import measure_rss_mib
 from ..bundle import Bundle, EvalClip
 from ..errors import UserError
-from ..machine import measure_rss_mib
 from ..power.energy import RailVanished
 from ..runtimes import open_runtime
 from ..sensors.session import Sensors

@@ -206,7 +206,8 @@ def test_disk_full_is_one_message(tmp_path, monkeypatch, capsys):
 def test_torchaudio_that_does_not_match_torch_is_named_with_the_mend(tmp_path, tiny_model, clips):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("libtorchaudio.so: undefined symbol: x")')
-    done = run("evaluate", str(tiny_model), "-d", str(clips), PYTHONPATH=str(tmp_path))
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = run("evaluate", str(tiny_model), "-d", str(clips), PYTHONPATH=paths)
     assert done.returncode == 2, done.stderr[-500:]
     assert "does not match torch" in done.stderr
     assert "pip install" in done.stderr

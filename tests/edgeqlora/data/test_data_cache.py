@@ -24,7 +24,8 @@ from edgeqlora.models.whisper.processor import WhisperProcessor
 def processor(feature_extractor) -> WhisperProcessor:
     """A processor around an extractor, with the sizes of whisper-tiny.en."""
     config = SimpleNamespace(max_source_positions=1500, vocab_size=51864, max_target_positions=448)
-    return WhisperProcessor("tiny", SimpleNamespace(eos_token_id=50256), feature_extractor, config)
+    tokenizer = generation = SimpleNamespace(eos_token_id=50256, is_multilingual=False)
+    return WhisperProcessor("tiny", tokenizer, feature_extractor, config, generation)
 
 
 @pytest.fixture(scope="module")

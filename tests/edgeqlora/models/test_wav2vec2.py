@@ -279,7 +279,20 @@ def run(*arguments: object):
 
 
 def train_arguments(model: Path, clips: Path, output: Path, *more: object) -> list[object]:
-    data = ["--train", clips, "--dev", clips, "--steps", 4, "--batch-size", 4, "--eval-every", 2, "--cache", "none"]
+    data = [
+        "--train",
+        clips,
+        "--dev",
+        clips.with_name("dev.jsonl"),
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+        "--eval-every",
+        2,
+        "--cache",
+        "none",
+    ]
     return ["train", "-m", model, "-o", output, *data, "--window-s", "1", *more]
 
 
@@ -305,6 +318,10 @@ def test_the_line_from_training_to_evaluation(tiny_ctc, clips, tmp_path, method)
 
 
 def write_rows(clips: Path, path: Path, text: str) -> Path:
+    """The manifest with another text in its first row, and dev.jsonl beside it."""
+    if clips.name != "dev.jsonl":
+        dev = clips.with_name("dev.jsonl")
+        write_rows(dev, path.with_name("dev.jsonl"), json.loads(dev.read_text().splitlines()[0])["text"])
     rows = [json.loads(line) for line in clips.read_text().splitlines()]
     rows[0]["text"] = text
     for row in rows:

@@ -39,7 +39,9 @@ def test_a_bench_brings_its_report_home_and_the_next_copies_nothing(bundle: Path
     assert not list(server.home.rglob("*.part"))
     assert all(line.startswith(server.host + ": ") for line in said)
     assert any(line.startswith(f"{server.host}: WER (basic-unicode)") for line in said)
-    assert "WER, %              14.29\n" in format_comparison([result])
+    wer = result.report["accuracy"]["basic-unicode"]["wer"]["value"]
+    assert 0 < wer < 50
+    assert f"WER, %              {wer:.2f}\n" in format_comparison([result])
 
     again, said = bench(bundle, server, tmp_path)
     assert again.ok

@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib, parse_cpu_model, parse_meminfo_mib, read_machine
 from edgeqlora_jetson.commands.progress import Elapsed, Progress, format_progress
 from edgeqlora_jetson.files import write_text
-from edgeqlora_jetson.machine import measure_peak_rss_mib, parse_cpu_model, parse_meminfo_mib, read_machine
 
 JETSON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "jetson")
 ARM_CPUINFO = """processor\t: 0
@@ -77,7 +77,7 @@ def test_a_terminal_gets_one_line_rewritten():
 def test_peak_memory_is_that_of_this_program_not_of_the_one_that_started_it(tmp_path):
     big = bytearray(200 * 2**20)
     big[::4096] = b"x" * len(big[::4096])
-    code = "from edgeqlora_jetson.machine import measure_peak_rss_mib as m; print(m())"
+    code = "from edgeqlora_jetson.board.machine import measure_peak_rss_mib as m; print(m())"
     child = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=dict(os.environ, PYTHONPATH=JETSON)
     )
