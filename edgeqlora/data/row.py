@@ -38,39 +38,11 @@ NAMES: dict[str, tuple[str, ...]] = {
 """What a field may be called, our own name first, then those of other tools. Times are in seconds."""
 
 HARMLESS = frozenset(
-    [
-        "accent",
-        "accents",
-        "age",
-        "book_id",
-        "bytes",
-        "channels",
-        "chapter_id",
-        "corpus",
-        "dataset",
-        "domain",
-        "down_votes",
-        "encoding",
-        "format",
-        "gender",
-        "license",
-        "n_channels",
-        "n_samples",
-        "num_channels",
-        "num_samples",
-        "sample_rate",
-        "sampling_rate",
-        "segment",
-        "sentence_domain",
-        "sentence_id",
-        "sentences",
-        "sex",
-        "size",
-        "source",
-        "title",
-        "up_votes",
-        "variant",
-    ]
+    """
+    accent accents age book_id bytes channels chapter_id corpus dataset domain down_votes encoding format gender
+    license n_channels n_samples noise num_channels num_samples sample_rate sampling_rate segment sentence_domain
+    sentence_id sentences sex size snr snr_db source title up_votes variant
+    """.split()  # noqa: SIM905
 )
 """Fields that data sets carry and that change nothing here."""
 

@@ -80,7 +80,7 @@ def line(multilingual, clips, tmp_path_factory) -> dict:
         "export": run("export", merged, "--target", "cpu", "-d", data, "--eval-clips", 4, "-o", bundle),
         "evaluate": run("evaluate", bundle, "-d", data, "-o", folder / "report.json"),
     }
-    return {"adapter": adapter, "merged": merged, "bundle": bundle, "data": data, "said": said}
+    return {"adapter": adapter, "merged": merged, "bundle": bundle, "data": data, "dev": dev, "said": said}
 
 
 def test_a_language_without_spaces_is_trained_and_chosen_by_characters(line, multilingual, tmp_path):
@@ -96,7 +96,7 @@ def test_a_language_without_spaces_is_trained_and_chosen_by_characters(line, mul
     card = json.loads((line["merged"] / "card.json").read_text())
     assert card["choose_by"] == "cer"
     assert all(figures["wer"]["value"] is None for figures in card["candidates"].values())
-    data = ["--train", line["data"], "--dev", line["data"], "-o", tmp_path / "out", "--language", "zh", *STEPS]
+    data = ["--train", line["data"], "--dev", line["dev"], "-o", tmp_path / "out", "--language", "zh", *STEPS]
     assert "choose_by='wer': zh is written" in refusal("train", "-m", multilingual, *data, "--choose-by", "wer")
 
 

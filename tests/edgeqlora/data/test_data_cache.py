@@ -23,9 +23,14 @@ from edgeqlora.models.whisper.processor import WhisperProcessor
 
 def processor(feature_extractor) -> WhisperProcessor:
     """A processor around an extractor, with the sizes of whisper-tiny.en."""
-    config = SimpleNamespace(max_source_positions=1500, vocab_size=51864, max_target_positions=448)
-    tokenizer = generation = SimpleNamespace(eos_token_id=50256, is_multilingual=False)
-    return WhisperProcessor("tiny", tokenizer, feature_extractor, config, generation)
+    config = SimpleNamespace(
+        max_source_positions=1500,
+        vocab_size=51864,
+        max_target_positions=448,
+        num_mel_bins=feature_extractor.feature_size,
+    )
+    tokenizer = SimpleNamespace(eos_token_id=50256, get_vocab=dict)
+    return WhisperProcessor("tiny", tokenizer, feature_extractor, config, SimpleNamespace(eos_token_id=50256))
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,6 @@ def test_power_is_read_by_a_thread_while_nobody_asks(monkeypatch: pytest.MonkeyP
         assert figure["value"] is None
         assert reason in figure["reason"]
         return
-    assert figure["value"] == pytest.approx(50 * figure["duration_s"], rel=1e-3)
+    assert figure["value"] == pytest.approx(50 * figure["duration_s"], rel=1e-2)
     assert 0.35 < figure["duration_s"] < 5
     assert figure["coverage"] == 1.0

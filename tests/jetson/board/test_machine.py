@@ -9,7 +9,7 @@ from edgeqlora_jetson.board.machine import measure_peak_rss_mib, parse_cpu_model
 from edgeqlora_jetson.commands.progress import Elapsed, Progress, format_progress
 from edgeqlora_jetson.files import write_text
 
-JETSON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "jetson")
+JETSON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "jetson")
 ARM_CPUINFO = """processor\t: 0
 BogoMIPS\t: 38.40
 CPU implementer\t: 0x41
