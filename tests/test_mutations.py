@@ -16,7 +16,9 @@ import pytest
 import tomli_w
 
 from edgeqlora.data.manifest import list_splits, load_for
+from edgeqlora.demo import model_dir
 from edgeqlora.errors import UserError
+from edgeqlora.lora.loading import open_adapter
 from edgeqlora.lora.ranks import resolve_ranks
 from edgeqlora.settings import make_settings, read_settings
 from edgeqlora_jetson.audio.features import feature_shape
@@ -116,6 +118,20 @@ CONFIG = {
     "report_to": [],
     "low_memory": True,
 }
+ADAPTER = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": str(model_dir()),
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.1,
+    "target_modules": ["q_proj", "v_proj"],
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {},
+    "init_lora_weights": True,
+    "use_rslora": False,
+    "bias": "none",
+    "modules_to_save": None,
+}
 RANKS = {
     "schema": "edgeqlora.lora.ranks/1",
     "rank_pattern": dict.fromkeys(LINEARS, 4),
@@ -187,6 +203,12 @@ KINDS: dict[str, tuple[str, Any, Callable[[Any], bytes], Callable[[Path], object
         RANKS,
         lambda value: json.dumps(value).encode(),
         lambda path: resolve_ranks(str(path), LINEARS, None),
+    ),
+    "adapter": (
+        "adapter_config.json",
+        ADAPTER,
+        lambda value: json.dumps(value).encode(),
+        lambda path: open_adapter(path.parent),
     ),
     "bundle": ("manifest.json", bundle_manifest(), lambda value: json.dumps(value).encode(), use_bundle),
 }

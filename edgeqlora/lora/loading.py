@@ -26,6 +26,19 @@ LOST = ("pissa_niter", "corda", "loftq", "lora_ga")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "default")
 """Parts that torch.compile, DDP, FSDP, activation checkpointing and PEFT's own adapter name put into names of weights."""
 
+CONFIG_TYPES: dict[str, tuple[Any, str]] = {
+    "peft_type": (str, "a text"),
+    "base_model_name_or_path": (str, "a text"),
+    "r": (int, "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "lora_dropout": ((int, float), "a number"),
+    "target_modules": ((str, list), "a text or a list of texts"),
+    "modules_to_save": (list, "a list of texts"),
+    "rank_pattern": (dict, "an object of names to ranks"),
+    "alpha_pattern": (dict, "an object of names to alphas"),
+}
+"""Types of the keys of adapter_config.json that are read; null is allowed."""
+
 Say = Callable[[str], None]
 
 
@@ -63,7 +76,9 @@ def open_adapter(folder: Path, base_model: str | None = None, method: str | None
     check_files(folder)
     card: Card = read_card(folder) or {}
     verify_weights(folder, card)
-    start = str(read_json(folder / "adapter_config.json", "adapter_config.json").get("init_lora_weights")).lower()
+    said = read_json(folder / "adapter_config.json", "adapter_config.json")
+    _check_types(folder, said)
+    start = str(said.get("init_lora_weights")).lower()
     if start.startswith(LOST):
         raise UserError(
             f"{folder}: this adapter started with init_lora_weights={start!r}, which edits the base model "
@@ -115,7 +130,7 @@ def load_adapted(
 
     try:
         model = PeftModel(learner.model, copy.deepcopy(adapter.config))
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(
             f"{adapter.folder}: PEFT cannot put this adapter on {adapter.base}: {first_line(error)}"
         ) from error
@@ -177,6 +192,16 @@ def put_weights(
             "weights were lost when they were saved; save it again"
         )
     set_peft_model_state_dict(model, named)
+
+
+def _check_types(folder: Path, said: Any) -> None:
+    """PEFT takes any type for what adapter_config.json says, and fails far from there."""
+    if not isinstance(said, dict):
+        raise UserError(f"{folder}/adapter_config.json holds no object: save the adapter again")
+    for name, (types, allowed) in CONFIG_TYPES.items():
+        value = said.get(name)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise UserError(f"{folder}/adapter_config.json: {name} is {value!r:.60}, allowed: {allowed}; save it again")
 
 
 def _read_config(folder: Path) -> Any:

@@ -75,8 +75,8 @@ def decoding_spec(
 ) -> dict[str, Any]:
     """The `decoding` part of a bundle's manifest: plain values only.
 
-    English-only models are prompted with start-of-transcript and no-timestamps; multilingual ones have language
-    and task in between. `generation_config` may be None, and so may its suppressed tokens. tokens_per_s: most label
+    English-only models are prompted with start-of-transcript and no-timestamps; multilingual ones have language and task
+    in between. Without `language`, a multilingual model is told that of its generation config. `generation_config` may be None, and so may its suppressed tokens. tokens_per_s: most label
     tokens in a second of the training data, for the limit of tokens in a window; never taken below what English needs.
 
     Raises UserError for an unknown language or task, or a tokenizer without Whisper's control tokens.
@@ -84,7 +84,9 @@ def decoding_spec(
     base = base_whisper(model)
     config = base.config
     multilingual = is_multilingual(base.config, generation_config, tokenizer)
-    language = language_code(language) if language else None
+    if multilingual and not language:
+        language = getattr(generation_config, "language", None)
+    language = language_code(language.strip("<|>")) if language else None
     vocabulary = tokenizer.get_vocab()
     prompt = _prompt(vocabulary, multilingual, language, task)
     missing = [token for token in prompt if token not in vocabulary]

@@ -85,6 +85,8 @@ def test_wrong_language_and_task_are_named_with_what_is_allowed(whisper, tokeniz
         decoding_spec(whisper, tokenizer, many, [2.0], "xx")
     with pytest.raises(UserError, match="language=None: a multilingual model needs one"):
         decoding_spec(whisper, tokenizer, many, [2.0])
+    german = tiny_generation_config(is_multilingual=True, language="<|de|>")
+    assert decoding_spec(whisper, tokenizer, german, [2.0])["language"] == "de"
     with pytest.raises(UserError, match="task='sing' is unknown"):
         decoding_spec(whisper, tokenizer, many, [2.0], "en", "sing")
 
