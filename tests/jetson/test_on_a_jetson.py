@@ -4,6 +4,7 @@ The same checks run everywhere against a made-up board; those on a board are ski
 """
 
 import os
+import re
 import time
 
 import pytest
@@ -28,7 +29,9 @@ def root(request, tmp_path, monkeypatch):
         return "/"
     with open(os.path.join(HERE, "fixtures", "tegrastats_lines.txt")) as file:
         line = next(line.rstrip("\n") for line in file if "VDD_IN" in line and "VDD_CPU_GPU_CV" in line)
-    program = write_tegrastats(tmp_path / "bin", [line])
+    # Two readings in turns: a sensor that lives never stands still.
+    other = re.sub(r"VDD_IN (\d+)mW", lambda found: "VDD_IN {}mW".format(int(found.group(1)) + 1), line)
+    program = write_tegrastats(tmp_path / "bin", [line, other])
     monkeypatch.setenv("PATH", os.path.dirname(program) + os.pathsep + os.environ["PATH"])
     write_board_tree(tmp_path, "orin-nano-r36")
     return str(tmp_path)
