@@ -45,13 +45,13 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 	@$(BIN)/edgeqlora demo --overwrite
 
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
-	@echo "Running the tests (6 minutes on two cores)"
+	@echo "Running the tests (6 to 12 minutes on two cores)"
 	@# Each on one thread: most tests wait for imports and small models.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	@$(MAKE) --no-print-directory test-pythons
 
 test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed
-	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed, three at a time (4 minutes)"
+	@echo "Running the board's tests on Python 3.6, 3.8, 3.10 and 3.12 where installed, three at a time (4 to 7 minutes)"
 	@bash tests/jetson/run_pythons.sh
 
 test-oldest: ## Run the fast tests on the oldest versions that pyproject.toml allows (a download of 3 GB)

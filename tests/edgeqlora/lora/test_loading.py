@@ -1,6 +1,7 @@
 """Adapters of plain PEFT and of others' making: each kind is merged and scored right, or refused with the reason."""
 
 import json
+import re
 import shutil
 import weakref
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgeqlora.errors import UserError
+from edgeqlora.lora.loading import open_adapter
 from edgeqlora.models.family import load_learner
 from edgeqlora_export.whisper.windowed import windowed
 
@@ -225,3 +228,19 @@ def test_one_model_is_in_memory_at_a_time(plain, clips, command, tmp_path, monke
     code, said = command("merge", plain, "-o", tmp_path / "merged", "--method", "qlora", "--dev", clips)
     assert code == 0, said
     assert len(alive) == 4  # of each of two candidates: the base with its adapter, and what was written
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "adapter_config.json holds no object: save the adapter again"),
+        ('{"peft_type": "LORA", "r": "four"}', "r is 'four', allowed: a whole number; save it again"),
+        ('{"peft_type": "LORA", "r": true}', "r is True, allowed: a whole number"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": 3}', "base_model_name_or_path is 3, allowed: a text"),
+        ('{"peft_type": "LORA", "r": 4}', "does not say which base model it belongs to: pass --base-model"),
+    ],
+)
+def test_what_adapter_config_says_has_its_types(tmp_path, content, message):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_adapter(tmp_path)
