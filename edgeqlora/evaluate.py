@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
+from edgeqlora.data.label_rules import rules_of_bundle
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
@@ -268,6 +269,8 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
     from edgeqlora_jetson.transcribe import Transcriber
 
     bundle = Bundle.load(source)
+    spec = bundle.manifest["decoder"]
+    _, remark = spoken_language(rows, None, rules_of_bundle(spec.get("language")))
     transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
     texts, n_pieces, n_incomplete, processing_s, audio_s = [], [], 0, 0.0, 0.0
     for i, row in enumerate(rows):
@@ -279,14 +282,13 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         audio_s += transcript.audio_s
         if progress:
             progress(i + 1, len(rows))
-    spec = bundle.manifest["decoder"]
     return {
         "texts": texts,
         "processing_s": processing_s,
         "audio_s": audio_s,
         "n_pieces": n_pieces,
         "n_incomplete": n_incomplete,
-        "remarks": [],
+        "remarks": [remark] if remark else [],
         "batch_size": 1,
         "windows_s": bundle.manifest["audio"]["windows_s"],
         "language": written_language(spec.get("language"), spec.get("task")),

@@ -38,10 +38,11 @@ def export(
     """Export `merged`, a folder or hub name, for the board of profile `target`, prove it on clips of `data`, write the bundle.
 
     jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
-    data: default is the dev data that the adapter was trained with. Windows: default is what training used, else 30 s.
+    data: default is the dev data that the adapter was trained with. Windows: default is what training used, else the model's own.
     Values of the profile that no public document confirms are said where they are used, and recorded.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
+    from edgeqlora.data.agreement import spoken_language
     from edgeqlora.data.audio import load_audio
     from edgeqlora.data.manifest import evenly, load_for
     from edgeqlora.models.family import check_source, load_processor
@@ -55,8 +56,8 @@ def export(
     folder = _folder_of(merged)
     card = read_card(folder) or {}
     verify_weights(folder, card)
-    load_processor(str(folder))  # so that parts that do not belong together are found before the weights are read
-    windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [30.0]
+    processor = load_processor(str(folder))  # parts that do not belong together are found before the weights are read
+    windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [processor.native_window_s]
     if max(windows_s) > profile.max_window_s:
         raise UserError(
             f"window_s={max(windows_s):g} is more than {profile.name} is asked for: at most {profile.max_window_s:g} s"
@@ -73,6 +74,9 @@ def export(
     check_output_folder(output, overwrite, [merged, data, target])
     rows = evenly(load_for(role, data, split), max(n_eval, N_PARITY))
     check_output_folder(output, overwrite, {os.path.dirname(row.audio) for row in rows})
+    told, remark = spoken_language(rows, language or card.get("language"), processor.label_rules())
+    if remark:
+        say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
 
     plain = _plain_profile(profile, say)
@@ -86,7 +90,7 @@ def export(
         profile=plain,
         clips=clips,
         n_eval=n_eval,
-        language=language or card.get("language"),
+        language=told,
         task=task or card.get("task"),
         tokens_per_s=card.get("tokens_per_s"),
         name=name or (merged.rpartition("/")[2] if is_hub_name(merged) else None),

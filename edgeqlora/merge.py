@@ -101,6 +101,7 @@ def merge(
     Raises UserError for a folder that is no adapter, an adapter that does not fit its base model (see open_adapter,
     load_adapted), a merge that changes what the adapter does, or dev data that is needed and not there.
     """
+    from edgeqlora.data.agreement import spoken_language
     from edgeqlora.evaluation import scores
     from edgeqlora.lora.loading import open_adapter
     from edgeqlora.models.family import load_processor
@@ -131,7 +132,9 @@ def merge(
 
     if output.is_dir():
         verify_replaceable(output, {os.path.dirname(row.audio) for row in rows})
-    load_processor(base)
+    remark = spoken_language(rows, card.get("language"), load_processor(base).label_rules())[1]
+    if remark:
+        say(remark)
     results: dict[str, dict[str, Any]] = {}
     best: tuple[float, float] | None = None
     chosen = wanted[0]

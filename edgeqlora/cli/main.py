@@ -272,9 +272,10 @@ def data_check(
         if value
         for part in (flag, value)
     ]
+    following = command_line(*words, "-o", "adapter", "--dry-run")
     done(
         f"report in {output}" if output else "nothing written (pass -o)",
-        command_line(*words, "-o", "adapter", "--dry-run"),
+        "correct what the errors name, then check again" if report.n_errors else following,
     )
     if report.n_errors:
         raise typer.Exit(1)
@@ -299,7 +300,7 @@ def profiles_check(
 
     text, is_good = run_checks(profiles or [])
     show(text)
-    done("nothing written", "edgeqlora profiles show NAME")
+    done("nothing written", "edgeqlora profiles show NAME" if is_good else "correct what is named, then check again")
     if not is_good:
         raise typer.Exit(1)
 

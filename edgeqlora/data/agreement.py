@@ -63,7 +63,7 @@ def spoken_language(rows: Sequence[Row], given: str | None, rules: LabelRules) -
     code = rules.language_code
     if code is None:
         return given, None
-    named = Counter(code(row.language) for row in rows if row.language)
+    named = Counter(named for row in rows if row.language and (named := code(row.language)))
     told = code(given) if given else None
     wanted = told or rules.only_language
     n_named = sum(named.values())
@@ -75,7 +75,7 @@ def spoken_language(rows: Sequence[Row], given: str | None, rules: LabelRules) -
         return None, f"rows name several languages ({counts})" if named else None
     others = n_named - named[wanted]
     if others and others == n_named:
-        means = f"--language is {given}" if given else f"the model knows {wanted} only"
+        means = f"--language is {given}" if given else f"the model writes {wanted} only"
         raise UserError(
             f"{others} of {len(rows)} rows name another language ({counts}), and {means}: "
             "correct --language or the rows, or take another base model"

@@ -26,7 +26,8 @@ class LabelRules:
     expected_scripts: frozenset[str] | None = None
     """Scripts that the model writes; None: those of each row's own language."""
     language_code: Callable[[str], str | None] | None = None
-    """Code of a language's name or code, as the model is told it; None: the model is told no language."""
+    """Code of a language's name or code, as the model is told it, or None of what is neither; None: the model is told no
+    language."""
     only_language: str | None = None
     """Code of the one language that the model writes; None: it is told one."""
 
@@ -34,4 +35,15 @@ class LabelRules:
 def rules_of_language(language: str | None) -> LabelRules:
     """Rules of a language alone, for a check without a model."""
     expected = scripts_of_language(language) if language else None
-    return LabelRules(language_code=language_code, expected_scripts=frozenset(expected) if expected else None)
+    return LabelRules(language_code=_code, expected_scripts=frozenset(expected) if expected else None)
+
+
+def rules_of_bundle(language: str | None) -> LabelRules:
+    """Rules of a bundle whose manifest fixes this language; None: it writes whatever it hears."""
+    return LabelRules(language_code=_code if language else None, only_language=language)
+
+
+def _code(language: str) -> str | None:
+    """Code of a code; None of a name, which only a model's own table knows."""
+    code = language_code(language)
+    return code if code and len(code) <= 3 else None

@@ -15,11 +15,6 @@ _ABSENT = "not in this report"
 _HOSTS_ACROSS = 4
 _WIDTH = 27
 _LABEL_WIDTH = 20
-_SCOPES = {
-    "module_input": "module input",
-    "system_input": "system input",
-    "sum_of_rails": "sum of rails",
-}
 
 
 class Cell(NamedTuple):
@@ -191,7 +186,7 @@ def _energy(report: dict[str, Any]) -> Cell:
     if cell.text is None:
         return cell
     scope = _get(report, "energy", "energy_scope")
-    return Cell(f"{cell.text}, {_SCOPES.get(str(scope), str(scope or 'scope unknown'))}")
+    return Cell(f"{cell.text}, {str(scope or 'scope unknown').replace('_', ' ')}")
 
 
 def _memory(report: dict[str, Any]) -> Cell:

@@ -60,3 +60,13 @@ def test_nothing_is_replaced_that_we_did_not_write_or_that_is_read(tiny_model, c
     assert "this program did not write it" in str(CliRunner().invoke(app, [*line, str(tmp_path)]).exception)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     assert clips.exists()
+
+
+def test_export_without_clips_to_prove_it_on_is_refused(tiny_model, tmp_path):
+    line = ["export", str(tiny_model), "-o", str(tmp_path / "b")]
+    for flags, text in (
+        ([], "export proves the graphs on real clips, and there are none: pass --data"),
+        (["-d", str(tmp_path / "gone.jsonl")], "there are none (" + str(tmp_path / "gone.jsonl") + " is not here)"),
+    ):
+        assert text in str(CliRunner().invoke(app, [*line, *flags]).exception)
+    assert not (tmp_path / "b").exists()

@@ -1,6 +1,7 @@
 """Which rows and cuts a command takes: the same for data check, train, merge, evaluate and export."""
 
 import json
+import shutil
 import wave
 from pathlib import Path
 
@@ -315,7 +316,35 @@ def test_an_english_model_refuses_other_languages(folder):
     path = write_rows(folder / "rows.jsonl", {"audio": "a.wav", "text": "a", "language": "de"})
     code, output = dry_run(folder, "--train", path)
     assert code == 2
-    assert "the model knows en only" in output
+    assert "the model writes en only" in output
+
+
+def test_a_bundle_and_an_export_refuse_rows_of_another_language(folder, multilingual):
+    path = write_rows(folder / "rows.jsonl", *({"audio": f"{n}.wav", "text": n, "language": "de"} for n in "ab"))
+    code, output = cli("evaluate", Path(__file__).parents[2] / "jetson/fixtures/bundle", "-d", path)
+    assert code == 2
+    assert "2 of 2 rows name another language (de 2), and the model writes en only" in output
+    export = ["export", "--target", "cpu", "-o", folder / "bundle", "--window-s", 3, "-d", path]
+    code, output = cli(*export, multilingual, "--language", "tr")
+    assert code == 2
+    assert "2 of 2 rows name another language (de 2), and --language is tr" in output
+    code, output = cli(*export, model_dir())
+    assert code == 2
+    assert "the model writes en only" in output
+    some = write_rows(folder / "some.jsonl", *({"audio": f"{n}.wav", "text": n, "language": n} for n in ("de", "en")))
+    for n in ("de", "en"):
+        shutil.copy(folder / "a.wav", folder / f"{n}.wav")
+    code, output = cli("evaluate", Path(__file__).parents[2] / "jetson/fixtures/bundle", "-d", some)
+    assert code == 0, output
+    assert "1 of 2 rows name another language" in output
+
+
+def test_names_of_languages_are_not_compared_with_codes(folder):
+    """Without a model nobody knows which code a name has."""
+    path = write_rows(folder / "rows.jsonl", {"audio": "a.wav", "text": "a", "language": "German"})
+    code, output = cli("data", "check", path, "--language", "de")
+    assert code == 0, output
+    assert "another language" not in output
 
 
 def test_the_limit_of_tokens_follows_from_the_data(folder, multilingual):

@@ -142,9 +142,15 @@ def with_added_token(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def of_other_rank(folder: Path) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+def configured(**changed):
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **changed}))
+
+    return edit
+
+
+PROMPTS = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "SEQ_2_SEQ_LM"}
 
 
 FIRST = "base_model.model.model.decoder.embed_tokens.weight"
@@ -159,12 +165,15 @@ FIRST = "base_model.model.model.decoder.embed_tokens.weight"
         (rewritten(lambda w: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in w.items()}), "every lora_B of this adapter is 0"),
         (rewritten(lambda w: {k: v * float("nan") if "layers.1.self_attn.q_proj.lora_A" in k else v for k, v in w.items()}), "2 of 24 weights hold NaN or infinity"),
         (rewritten(lambda w: {**w, FIRST: torch.zeros(513, 64), "base_model.model.proj_out.weight": torch.zeros(513, 64)}), f"{FIRST} has shape (513, 64) in the adapter and (512, 64) in the model (2 of 26 weights differ): probably another base model, or tokens were added"),
-        (of_other_rank, "has shape (4, 64) in the adapter and (8, 64) in the model"),
+        (configured(target_modules=["qkv"]), "PEFT cannot put this adapter on "),
+        (configured(**PROMPTS), "PREFIX_TUNING cannot be merged into weights: allowed are LoRA and its kin"),
+        (configured(peft_type="NEW_LORA"), "adapter_config.json cannot be read by PEFT: "),
+        (configured(r=8), "has shape (4, 64) in the adapter and (8, 64) in the model"),
         (with_added_token, "its tokenizer has 513 tokens, the base model's 512, and 1 differ: '<|laugh|>' is 512 there and absent here"),
         (lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "adapter_model.safetensors is a Git LFS pointer"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no weights: needed is adapter_model.safetensors or adapter_model.bin"),
     ],
-    ids=["half", "unexpected", "of-another-architecture", "zero", "nan", "embedding", "rank", "tokenizer", "pointer", "gone"],
+    ids=["half", "unexpected", "of-another-architecture", "zero", "nan", "embedding", "targets", "prompts", "kind", "rank", "tokenizer", "pointer", "gone"],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused_by_merge_and_evaluate(spoil, text, plain, clips, command, tmp_path):
     shutil.copytree(plain, tmp_path / "adapter")
@@ -207,6 +216,19 @@ def test_a_merge_that_changes_the_answers_is_refused(plain, command, tmp_path, m
     code, said = command("merge", plain, "-o", tmp_path / "merged")
     assert code == 2
     assert "the merged model (original) answers otherwise than the adapter beside its base" in said
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_peft_cannot_merge_is_refused(plain, command, tmp_path, monkeypatch):
+    from peft import LoraModel
+
+    def refuse(self):
+        raise NotImplementedError("merging is not implemented for this layer")
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", refuse)
+    code, said = command("merge", plain, "-o", tmp_path / "merged")
+    assert code == 2
+    assert "PEFT cannot merge this adapter: merging is not implemented for this layer" in said
     assert not (tmp_path / "merged").exists()
 
 

@@ -10,9 +10,7 @@ import json
 import os
 import stat
 import sys
-import threading
-import time
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 KINDS = (
     "nano-r32",
@@ -119,40 +117,32 @@ def set_rail_mw(root: object, label: str, power_mw: float) -> None:
 
 
 @contextlib.contextmanager
-def live_rail(root: object, label: str, powers_mw: Sequence[float], every_s: float = 0.02) -> Iterator[None]:
-    """A rail that reads `powers_mw` in turns, as a sensor that lives never stands still."""
-    with _repeating(lambda power_mw: set_rail_mw(root, label, power_mw), itertools.cycle(powers_mw), every_s):
-        yield
+def live_rail(
+    clock: Any, root: object, label: str, powers_mw: Sequence[float], every_s: float = 0.02
+) -> Iterator[None]:
+    """A rail that reads `powers_mw` in turns on a VirtualTime, as a sensor that lives never stands still."""
+    values = itertools.cycle(powers_mw)
+    turn = clock.every(every_s, lambda: set_rail_mw(root, label, next(values)))
+    yield
+    turn.join()
 
 
 @contextlib.contextmanager
-def live_package(root: object, number: int, energies_uj: Iterator[int], every_s: float = 0.02) -> Iterator[None]:
-    """An energy counter of powercap that reads one of `energies_uj` after the other."""
+def live_package(
+    clock: Any, root: object, number: int, energies_uj: Iterator[int], every_s: float = 0.02
+) -> Iterator[None]:
+    """An energy counter of powercap that reads one of `energies_uj` after the other on a VirtualTime."""
     folder = os.path.join(str(root), "sys/class/powercap/intel-rapl:{}".format(number))
-    with _repeating(lambda energy_uj: write_file(folder, "energy_uj", str(energy_uj)), energies_uj, every_s):
-        yield
+    turn = clock.every(every_s, lambda: write_file(folder, "energy_uj", str(next(energies_uj))))
+    yield
+    turn.join()
 
 
-@contextlib.contextmanager
-def _repeating(write, values, every_s):
-    ended = threading.Event()
+def run_with(clock, source, table=None, seconds=0.6):
+    """A run of the sensors' session with this source, asked for by name: (energy part of the report, problems).
 
-    def loop():
-        while not ended.wait(every_s):
-            write(next(values))
-
-    thread = threading.Thread(target=loop)
-    thread.daemon = True
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def run_with(source, table=None, seconds=0.6):
-    """A run of the sensors' session with this source, asked for by name: (energy part of the report, problems)."""
+    clock: a VirtualTime that stands under the runner.
+    """
     from edgeqlora_jetson.board.detect import detect_board
     from edgeqlora_jetson.sensors.session import Sensors
 
@@ -161,9 +151,9 @@ def run_with(source, table=None, seconds=0.6):
     with sensors:
         sensors.rest(0.1)
         sensors.start_run()
-        start_s = time.monotonic()
-        time.sleep(seconds)
-        sensors.end_run(start_s, time.monotonic())
+        start_s = clock.monotonic()
+        clock.sleep(seconds)
+        sensors.end_run(start_s, clock.monotonic())
     return sensors.energy, sensors.problems
 
 

@@ -215,33 +215,35 @@ def test_units_in_the_file_and_no_number(tmp_path):
 @pytest.mark.parametrize(
     ("power_mw", "reason"), [(0, "the sensor reads 0: VDD_IN"), (4046, "the sensor does not move")]
 )
-def test_a_monitor_that_is_not_fed_or_asleep_gives_no_energy(tree, power_mw, reason):
+def test_a_monitor_that_is_not_fed_or_asleep_gives_no_energy(tree, power_mw, reason, virtual_time):
     root = tree("orin-nano-r36")
     fake_power.set_rail_mw(root, "VDD_IN", power_mw)
     source = InaSource(interval_s=0.02, root=root)
-    fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), reason)
+    fake_power.assert_no_energy(*fake_power.run_with(virtual_time, source, TABLES["orin-nano"]), reason)
 
 
-def test_a_monitor_that_stops_moving_before_the_run_gives_no_energy(tree):
+def test_a_monitor_that_stops_moving_before_the_run_gives_no_energy(tree, virtual_time):
     root = tree("orin-nano-r36")
     source = InaSource(interval_s=0.02, root=root)
     rest = Sensors.rest
 
     def rest_and_fall_asleep(self, idle_s):
-        with fake_power.live_rail(root, "VDD_IN", (4000, 4100)):
+        with fake_power.live_rail(virtual_time, root, "VDD_IN", (4000, 4100)):
             rest(self, idle_s)
 
     Sensors.rest = rest_and_fall_asleep
     try:
-        fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), "the sensor does not move")
+        fake_power.assert_no_energy(
+            *fake_power.run_with(virtual_time, source, TABLES["orin-nano"]), "the sensor does not move"
+        )
     finally:
         Sensors.rest = rest
 
 
-def test_two_readings_in_turns_are_a_measurement(tree):
+def test_two_readings_in_turns_are_a_measurement(tree, virtual_time):
     root = tree("orin-nano-r36")
     source = InaSource(interval_s=0.02, root=root)
-    with fake_power.live_rail(root, "VDD_IN", (4000, 4040)):
-        energy, problems = fake_power.run_with(source, TABLES["orin-nano"])
+    with fake_power.live_rail(virtual_time, root, "VDD_IN", (4000, 4040)):
+        energy, problems = fake_power.run_with(virtual_time, source, TABLES["orin-nano"])
     assert 4000 <= energy["mean_power"]["value"] <= 4040
     assert problems == []

@@ -146,7 +146,10 @@ def test_a_board_without_rails(jtop):
 @pytest.mark.parametrize(
     ("power_mw", "reason"), [(0, "the sensor reads 0: VDD_IN"), (5261, "the sensor does not move")]
 )
-def test_a_service_that_gives_0_or_one_value_for_ever_gives_no_energy(jtop, power_mw, reason):
-    jtop(power={"rail": {}, "tot": {"power": power_mw, "name": "VDD_IN"}})
+def test_a_service_that_gives_0_or_one_value_for_ever_gives_no_energy(jtop, power_mw, reason, virtual_time):
+    def start(client):
+        client.thread = virtual_time.every(client.interval, lambda: [observer(client) for observer in client.observers])
+
+    jtop(power={"rail": {}, "tot": {"power": power_mw, "name": "VDD_IN"}}, start=start)
     source = JtopSource(interval_s=0.02)
-    fake_power.assert_no_energy(*fake_power.run_with(source, TABLES["orin-nano"]), reason)
+    fake_power.assert_no_energy(*fake_power.run_with(virtual_time, source, TABLES["orin-nano"]), reason)

@@ -1,5 +1,6 @@
 """What may be called the consumption of a board, and which source is chosen where."""
 
+import itertools
 import os
 import re
 
@@ -9,6 +10,7 @@ from test_tegrastats import LINES, TABLES
 
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.power import RailTable, is_jetson, open_power_source, rail_table, resolve_scope
+from edgeqlora_jetson.power.ina import InaSource
 
 
 def test_rail_table_of_a_profile():
@@ -140,10 +142,15 @@ def test_auto_passes_to_the_next_where_a_sensor_reads_0_or_does_not_move(tmp_pat
     root = board(tmp_path, "orin-nano-r36")
     line = LINES[21].replace("VDD_IN 4046mW", "VDD_IN {}mW".format(power_mw))
     monkeypatch.setenv("PATH", os.path.dirname(fake_power.write_tegrastats(tmp_path / "bin", [line])))
-    with fake_power.live_rail(root, "VDD_IN", (4000, 4040)):
+    powers_mw, poll = itertools.cycle((4000, 4040)), InaSource.poll
+    with monkeypatch.context() as alive:
+        # Not on a clock: tegrastats is a program of its own here, and its seconds are real.
+        alive.setattr(
+            InaSource, "poll", lambda self: [fake_power.set_rail_mw(root, "VDD_IN", next(powers_mw)), poll(self)][1]
+        )
         source, scope, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
     assert (source.name, scope.rails) == ("ina", ("VDD_IN",))
-    told = r"tegrastats: the sensor does not move: 2\d readings of VDD_IN \({:,} mW\)".format(power_mw)
+    told = r"tegrastats: the sensor does not move: \d+ readings of VDD_IN \({:,} mW\)".format(power_mw)
     assert re.match(told, notes[0])
     source, _, notes = open_power_source("auto", TABLES["orin-nano"], 0.02, root)
     assert source.name == "tegrastats"  # no other moves: the run tells

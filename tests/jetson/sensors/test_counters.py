@@ -3,7 +3,6 @@
 import itertools
 import os
 import sys
-import time
 import types
 
 import pytest
@@ -259,34 +258,36 @@ def test_without_gpu_there_is_no_combination(workstation, monkeypatch):
         CombinedSource(root=workstation)
 
 
-def test_counters_and_powers_that_stand_still_give_no_energy(nvml, workstation, monkeypatch):
+def test_counters_and_powers_that_stand_still_give_no_energy(nvml, workstation, monkeypatch, virtual_time):
     """RAPL in a virtual machine, a GPU whose counter or power never changes, and one half of both together."""
-    fake_power.assert_no_energy(*fake_power.run_with(RaplSource(0.02, workstation)), "the sensor reads 0: package-0")
+    fake_power.assert_no_energy(
+        *fake_power.run_with(virtual_time, RaplSource(0.02, workstation)), "the sensor reads 0: package-0"
+    )
     nvml(gpu(0))
-    fake_power.assert_no_energy(*fake_power.run_with(NvmlSource(0.02)), "the sensor reads 0: gpu0")
+    fake_power.assert_no_energy(*fake_power.run_with(virtual_time, NvmlSource(0.02)), "the sensor reads 0: gpu0")
     nvml(gpu(0, energy_mj=None))
-    fake_power.assert_no_energy(*fake_power.run_with(NvmlSource(0.02)), "the sensor does not move")
+    fake_power.assert_no_energy(*fake_power.run_with(virtual_time, NvmlSource(0.02)), "the sensor does not move")
     nvml(gpu(0, energy_mj=None, power_mw=0))
-    fake_power.assert_no_energy(*fake_power.run_with(NvmlSource(0.02)), "the sensor reads 0: gpu0")
+    fake_power.assert_no_energy(*fake_power.run_with(virtual_time, NvmlSource(0.02)), "the sensor reads 0: gpu0")
     monkeypatch.setattr("edgeqlora_jetson.power.combined.NvmlSource", lambda interval_s, root: NvmlSource(interval_s))
     nvml(gpu(0))
-    with fake_power.live_package(workstation, 0, itertools.count(1000000, 100000)):
-        energy, problems = fake_power.run_with(CombinedSource(0.02, workstation))
+    with fake_power.live_package(virtual_time, workstation, 0, itertools.count(1000000, 100000)):
+        energy, problems = fake_power.run_with(virtual_time, CombinedSource(0.02, workstation))
     fake_power.assert_no_energy(energy, problems, "the sensor reads 0: gpu0 + package-1")
 
 
-def test_a_counter_that_wraps_around_many_times_in_a_run(tmp_path):
+def test_a_counter_that_wraps_around_many_times_in_a_run(tmp_path, virtual_time):
     """10 W in a counter of 1 J: it starts again from 0 ten times a second."""
     fake_power.write_power_tree(tmp_path, "workstation")
     for number in (0, 1):
         folder = str(tmp_path / "sys/class/powercap/intel-rapl:{}".format(number))
         fake_power.write_file(folder, "max_energy_range_uj", "1000000")
         fake_power.write_file(folder, "energy_uj", "0")
-    start_s = time.monotonic()
-    live = (int((time.monotonic() - start_s) * 1e7) % 1000000 for _ in itertools.count())
-    with fake_power.live_package(tmp_path, 0, live, 0.005), fake_power.live_package(
-        tmp_path, 1, itertools.count(1), 0.005
+    start_s = virtual_time.now_s
+    live = (int((virtual_time.now_s - start_s) * 1e7) % 1000000 for _ in itertools.count())
+    with fake_power.live_package(virtual_time, tmp_path, 0, live, 0.005), fake_power.live_package(
+        virtual_time, tmp_path, 1, itertools.count(1), 0.005
     ):
-        energy, problems = fake_power.run_with(RaplSource(0.02, str(tmp_path)))
-    assert energy["mean_power"]["value"] == pytest.approx(10000, rel=0.1)
+        energy, problems = fake_power.run_with(virtual_time, RaplSource(0.02, str(tmp_path)))
+    assert energy["mean_power"]["value"] == pytest.approx(10000, rel=0.02)
     assert problems == []
