@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
+# Where this is set, every process would compile torch and transformers again: 15 s each.
+export PYTHONDONTWRITEBYTECODE :=
 # Extra arguments for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small torch.
 PIP_ARGS ?=
 VENV := .venv

@@ -9,6 +9,7 @@ import typer
 
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
+from edgeqlora.cli import ranks as cli_ranks
 from edgeqlora.cli.flags import settings_flags
 from edgeqlora.cli.messages import done, say, show
 from edgeqlora.errors import UserError
@@ -96,6 +97,9 @@ def train(
         done(f"model in {settings.output}", _export_command(settings.output))
     else:
         done(f"adapter in {settings.output}", command_line("edgeqlora", "merge", settings.output, "-o", "merged"))
+
+
+cli_ranks.register(app)
 
 
 @app.command()
@@ -196,7 +200,9 @@ def export(
     output: Output,
     target: Annotated[str, typer.Option("--target", "-t", help="Hardware profile: a name, or a TOML file.")] = "cpu",
     jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
-    window_s: Annotated[str | None, typer.Option(help="Windows in s; default: those of training, or 30.")] = None,
+    window_s: Annotated[
+        str | None, typer.Option(help="Windows in s; default: those of training, or the model's own.")
+    ] = None,
     data: Annotated[str, typer.Option("--data", "-d", help="Clips for parity and for the bundle's eval set.")] = "",
     split: Annotated[str, typer.Option(help="Splits of --data to take, with commas between.")] = "",
     eval_clips: Annotated[int, typer.Option(min=0, help="Clips to ship in the bundle.")] = 32,

@@ -101,6 +101,12 @@ class Learner(Protocol):
         Adapters go on every linear inside them; a linear belongs to the group of the innermost block around it.
         """
 
+    def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
+        """Index of the rows of a linear's input that belong to the clip and not to padding, in a batch of one.
+
+        n_valid: as Processor.n_valid_frames gives it. labels: of the batch; their padding is not counted either.
+        """
+
     def freeze_fixed(self) -> None:
         """Switch the gradient of parameters off that are constants of the architecture."""
 

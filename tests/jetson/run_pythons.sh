@@ -49,7 +49,7 @@ run_tests() { # NAME PYTHON PACKAGE... : the whole run in $cache/NAME.log, its o
         echo "FAILED: could not install $*" >"$cache/$name.result"
         return
     fi
-    if (cd "$root" && PYTHONPATH=jetson PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+    if (cd "$root" && PYTHONPATH=jetson OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
         "$folder/bin/python" -m pytest -q -rs -p no:cacheprovider -c /dev/null --rootdir "$root" tests/jetson) >"$log" 2>&1; then
         echo "passed: $(tail -n 1 "$log" | tr -d =)" >"$cache/$name.result"
     else

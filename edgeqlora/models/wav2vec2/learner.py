@@ -29,7 +29,11 @@ class Wav2Vec2Learner:
 
     def blocks(self) -> dict[str, list[str]]:
         n_layers = plain_model(self.model).config.num_hidden_layers
-        return {"encoder": [f"wav2vec2.encoder.layers.{i}" for i in range(n_layers)]}
+        layers = [f"wav2vec2.encoder.layers.{i}" for i in range(n_layers)]
+        return {"lower": layers[: n_layers // 2], "upper": layers[n_layers // 2 :]}
+
+    def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
+        return slice(0, max(1, self.processor.n_outputs(n_valid)))
 
     def freeze_fixed(self) -> None:
         """The convolutions over the samples stay as they are (Baevski et al. 2020, arXiv 2006.11477, section 4.3)."""

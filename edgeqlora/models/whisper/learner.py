@@ -42,6 +42,12 @@ class WhisperLearner:
             "cross": [f"{name}.encoder_attn" for name in decoder],
         }
 
+    def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
+        keys = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
+        if linear.startswith("model.encoder.") or linear.endswith(keys):
+            return slice(0, -(-n_valid // 2))  # the second convolution halves the frames
+        return labels.flatten() != IGNORE
+
     def freeze_fixed(self) -> None:
         plain_model(self.model).get_encoder().embed_positions.requires_grad_(False)  # fixed sinusoids
 

@@ -1,0 +1,87 @@
+"""The command that measures a base model and gives each linear its rank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeqlora.cli.messages import done, say, show
+from edgeqlora.errors import UserError
+from edgeqlora_jetson.screen import command_line
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(ranks)
+
+
+def ranks(
+    base_model: Annotated[str, typer.Option("--base-model", "-m", help="Folder or hub name.", show_default=False)],
+    train: Annotated[
+        str, typer.Option("--train", help="Training data, some clips of which are heard.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, pictures beside it.")] = Path(
+        "ranks.json"
+    ),
+    mode: Annotated[
+        str, typer.Option(help="ear, ear-full, entropy, uniform, eva, depth-u; controls: anti, permuted.")
+    ] = "ear",
+    mean_rank: Annotated[int, typer.Option(help="The budget: as many parameters as this rank everywhere.")] = 8,
+    share: Annotated[
+        list[str] | None, typer.Option(help="Factor of a group's part of it, such as encoder=1.5; may be repeated.")
+    ] = None,
+    least: Annotated[int, typer.Option(help="Lowest rank.")] = 2,
+    by_size: Annotated[
+        bool, typer.Option("--by-size", help="Parts of their own for attention and feed-forward linears.")
+    ] = False,
+    clips: Annotated[int, typer.Option(help="Clips to hear.")] = 64,
+    method: Annotated[str, typer.Option(help="qlora (the base in NF4) or lora.")] = "qlora",
+    split: Annotated[str, typer.Option(help="Splits to take, with commas between.")] = "",
+    window_s: Annotated[str, typer.Option(help="As in train.")] = "auto",
+    language: Annotated[str | None, typer.Option(help="As in train.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the mode permuted.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:
+    """Measure each linear on some clips and give it a rank within a budget; writes ranks.json for train --ranks."""
+    from edgeqlora.cli.progress_bar import CountBar
+    from edgeqlora.research.ranks import calibrate_ranks, format_ranks
+
+    if method not in ("qlora", "lora"):
+        raise UserError(f"method={method!r}: allowed are qlora, lora")
+    with CountBar("listening") as progress:
+        content = calibrate_ranks(
+            base_model,
+            train,
+            output,
+            mode=mode,
+            mean_rank=mean_rank,
+            shares=parse_shares(share or []),
+            least=least,
+            by_size=by_size,
+            n_clips=clips,
+            method=method,
+            split=split,
+            window_s=window_s,
+            language=language,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+            say=say,
+        )
+    show(format_ranks(content))
+    following = ("edgeqlora", "train", "-m", base_model, "--train", train, "--ranks", output, "-o", "adapter")
+    done(f"ranks in {output}, pictures {', '.join(content['pictures'])}", command_line(*following))
+
+
+def parse_shares(texts: list[str]) -> dict[str, float]:
+    """`encoder=1.5` -> {"encoder": 1.5}. UserError for anything else."""
+    shares = {}
+    for text in texts:
+        group, sign, number = text.partition("=")
+        try:
+            shares[group.strip()] = float(number)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UserError(f"share={text!r}: give a group and a factor, such as encoder=1.5")
+    return shares

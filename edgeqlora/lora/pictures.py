@@ -1,0 +1,129 @@
+"""Pictures of ranks: a heatmap, the entropies by group, and rank against entropy. PNG of 800 px width, and SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeqlora.lora.scores import spearman
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+MARKS = ("o", "s", "^", "D")
+
+
+def draw_ranks(content: Mapping[str, Any], beside: Path) -> list[Path]:
+    """Draw the content of a ranks.json; returns the PNG files. Names: that of the file, with -heatmap and so on."""
+    rows = content["scores"]
+    stem = beside.with_suffix("")
+    title = f"mode {content['mode']}, mean rank {content['mean_rank']}, {content['budget']['spent']:,} parameters"
+    return [
+        _save(f"{stem}-heatmap", _heatmap, rows, title),
+        _save(f"{stem}-entropy", _entropies, rows, title),
+        _save(f"{stem}-scatter", _scatter, rows, title),
+    ]
+
+
+def _save(stem: str, draw: Callable[..., Any], *arguments: Any) -> Path:
+    """PNG and SVG of one figure; the bytes of an SVG are the same in each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "edgeqlora", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = draw(*arguments)
+        figure.savefig(f"{stem}.png", dpi=100)
+        figure.savefig(f"{stem}.svg", metadata={"Date": None})
+        matplotlib.pyplot.close(figure)
+    return Path(f"{stem}.png")
+
+
+def _groups(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        found.setdefault(row["group"], []).append(name)
+    return found
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Layer number and what is left of a linear's name: `model.encoder.layers.3.self_attn.q_proj` -> 3, q_proj."""
+    number = re.search(r"\.(\d+)\.", name)
+    return (int(number[1]) if number else 0), name.rsplit(".", 1)[-1]
+
+
+def _heatmap(rows: Mapping[str, Mapping[str, Any]], title: str) -> Any:
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    groups = _groups(rows)
+    n_layers = max(_place(name)[0] for name in rows) + 1
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(8, 1.6 + 0.36 * n_layers), layout="constrained", squeeze=False,
+        width_ratios=[len({_place(name)[1] for name in names}) for names in groups.values()],
+    )  # fmt: skip
+    most = max(row["rank"] for row in rows.values())
+    for axis, (group, names) in zip(axes[0], groups.items(), strict=True):
+        kinds = list(dict.fromkeys(_place(name)[1] for name in names))
+        numbers = sorted({_place(name)[0] for name in names})
+        values = np.full((len(numbers), len(kinds)), np.nan)
+        for name in names:
+            number, kind = _place(name)
+            values[numbers.index(number), kinds.index(kind)] = rows[name]["rank"]
+        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=most, aspect="auto")
+        for y, x in zip(*np.nonzero(~np.isnan(values)), strict=True):
+            dark = values[y, x] < 0.6 * most
+            axis.text(x, y, int(values[y, x]), ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        axis.set_title(group, fontsize=11)
+        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", fontsize=9)
+        axis.set_yticks(range(len(numbers)), [str(number) for number in numbers], fontsize=9)
+    axes[0][0].set_ylabel("layer")
+    figure.supxlabel("linear", fontsize=11)
+    figure.colorbar(image, ax=axes[0].tolist(), label="rank", shrink=0.9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _entropies(rows: Mapping[str, Mapping[str, Any]], title: str) -> Any:
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    values = [row["input_entropy"] for row in rows.values()]
+    edges = np.linspace(0, max(values) * 1.05, 16).tolist()
+    groups = _groups(rows)
+    axis.hist(
+        [[rows[name]["input_entropy"] for name in names] for names in groups.values()],
+        bins=edges, stacked=True, label=list(groups), color=COLOURS[: len(groups)], edgecolor="white",
+    )  # fmt: skip
+    axis.set_xlabel("Rényi-2 entropy of the inputs, nats")
+    axis.set_ylabel("linears")
+    axis.legend(frameon=False)
+    axis.set_title(title, fontsize=11)
+    return figure
+
+
+def _scatter(rows: Mapping[str, Mapping[str, Any]], title: str) -> Any:
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for number, (group, names) in enumerate(_groups(rows).items()):
+        axis.scatter(
+            [rows[name]["input_entropy"] for name in names],
+            [rows[name]["rank"] for name in names],
+            label=f"{group}{_told(rows, names)}",
+            color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], alpha=0.8,
+        )  # fmt: skip
+    axis.set_xlabel("Rényi-2 entropy of the inputs, nats")
+    axis.set_ylabel("rank")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, title="Spearman's correlation in brackets", title_fontsize=9, fontsize=10)
+    axis.set_title(title, fontsize=11)
+    return figure
+
+
+def _told(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    found = spearman([rows[name]["input_entropy"] for name in names], [rows[name]["rank"] for name in names])
+    return " (constant)" if found is None else f" ({found:+.2f})"

@@ -1,0 +1,1 @@
+"""Questions to a model and a data set: which ranks, which settings, and whether anything was gained."""

@@ -1,0 +1,257 @@
+"""`edgeqlora ranks`: one pass over some clips, and from it a rank for each linear within a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from edgeqlora.card import library_versions
+from edgeqlora.data.row import Row
+from edgeqlora.errors import UserError
+from edgeqlora.lora.allocate import Layer, budget_of
+from edgeqlora.lora.modes import MODES, check_mode, ranks_of, weights_of
+from edgeqlora.lora.ranks import SCHEMA
+from edgeqlora.lora.scores import Scores, eigenvalues, scores_of, spearman
+from edgeqlora.settings import TrainSettings, make_settings
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
+from edgeqlora_jetson.files import write_json
+
+SCALING = 2.0
+"""alpha / rank of a layer of the mean rank: what training takes where no alpha is given."""
+AGREES = 0.9
+"""Rank correlation of the ranks from the two halves of the clips, below which the tool says that they disagree."""
+
+
+def calibrate_ranks(
+    base_model: str,
+    train: str,
+    output: Path,
+    *,
+    mode: str = "ear",
+    mean_rank: int = 8,
+    shares: Mapping[str, float] | None = None,
+    least: int = 2,
+    by_size: bool = False,
+    n_clips: int = 64,
+    method: str = "qlora",
+    split: str = "",
+    window_s: str = "auto",
+    language: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Write `output` (ranks.json) and pictures beside it; returns the content.
+
+    mode: one of MODES. mean_rank: the budget is that of this rank in every linear. shares: factor of a group's part of
+    it. least: lowest rank of every linear. by_size: attention and feed-forward linears of a group get parts of their own.
+    n_clips: clips of the training data, drawn by their content; method: qlora (statistics of the NF4 base, and its error)
+    or lora. seed: of `permuted`.
+
+    Raises UserError for bad input before any weights are loaded.
+    """
+    check_mode(mode)
+    if not 1 <= least <= mean_rank <= 256:
+        raise UserError(f"mean_rank={mean_rank}, least={least}: allowed is 1 <= least <= mean_rank <= 256")
+    if n_clips < 4:
+        raise UserError(f"n_clips={n_clips}: allowed is 4 or more, two for each half (64 or more for ranks to settle)")
+    if output.exists() and not overwrite:
+        raise UserError(f"output={str(output)!r} exists: choose another file, or pass --overwrite")
+    from edgeqlora.data.audio import load_audio
+    from edgeqlora.data.batching import window_of
+    from edgeqlora.models.family import check_source, load_learner, load_processor
+    from edgeqlora.training.training_data import prepare
+
+    given = {"base_model": base_model, "train": train, "split": split, "window_s": window_s, "language": language}
+    settings = make_settings({**given, "method": method, "output": str(output), "long_clips": "skip"})
+    check_source(base_model)
+    processor = load_processor(base_model)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    data = prepare(settings, processor, console)
+    chosen = drawn(data.rows, n_clips)
+    if len(chosen) < 4:
+        raise UserError(f"{train} has {len(chosen)} clips that can be used: allowed is 4 or more")
+    if len(chosen) < n_clips:
+        say(f"{len(chosen)} clips are all there are (asked for {n_clips})")
+    learner = load_learner(base_model)
+    errors = _held_as_trained(learner, settings)
+    decoder = learner.decoder(data.windows_s, data.language, None)
+    from edgeqlora.lora.adapters import adapted_linears
+    from edgeqlora.lora.statistics import collect
+
+    def clips() -> Iterator[dict[str, Any]]:
+        for i in chosen:
+            audio = load_audio(data.rows[i])
+            window = window_of(data.durations_s[i], data.windows_s)
+            assert window is not None, "clips that fit no window were left out"
+            n_valid = processor.n_valid_frames(audio.size, window)
+            sample = {
+                "features": processor.features(audio, window),
+                "n_valid": n_valid,
+                "target_ids": data.target_ids[i],
+            }
+            yield {"name": data.rows[i].name, "n_valid": n_valid, "batch": decoder.collate([sample])}
+
+    groups = adapted_linears(learner)
+    statistics = collect(learner, groups, clips(), len(chosen), errors, progress)
+    scores = {linear.name: scores_of(linear) for linear in statistics}
+    layers = layers_of(statistics, mean_rank, by_size)
+    budget = budget_of(layers, mean_rank)
+    spectra = {linear.name: eigenvalues(linear).tolist() for linear in statistics} if mode == "eva" else None
+    split_shares = _shares_of(layers, shares)
+
+    def allocated(of: Mapping[str, Scores]) -> tuple[dict[str, float], dict[str, int]]:
+        weights = weights_of(mode, layers, of)
+        return weights, ranks_of(mode, layers, weights, budget, split_shares, least, spectra, seed)
+
+    weights, ranks = allocated(scores)
+    halves = [allocated({linear.name: scores_of(linear, h, h) for linear in statistics})[1] for h in (0, 1)]
+    names = sorted(ranks)
+    agreement = (
+        spearman([halves[0][name] for name in names], [halves[1][name] for name in names]) if mode in SCORED else None
+    )
+    spent = sum(layer.cost * ranks[layer.name] for layer in layers)
+    content = {
+        "schema": SCHEMA,
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: round(alpha_of(rank, mean_rank), 6) for name, rank in ranks.items() if rank},
+        "mode": mode,
+        "mean_rank": mean_rank,
+        "budget": {
+            "parameters": budget,
+            "spent": spent,
+            "shares": dict(shares or {}),
+            "least": least,
+            "by_size": by_size,
+        },
+        "agreement_of_halves": agreement,
+        "scores": {
+            linear.name: {
+                "group": linear.group,
+                **{key: _rounded(value) for key, value in scores[linear.name]._asdict().items()},
+                "update_dimension": _rounded(scores[linear.name].update_dimension),
+                "weight": weights[linear.name],
+                "rank": ranks[linear.name],
+            }
+            for linear in statistics
+        },
+        "calibration": {
+            "base_model": base_model,
+            "data": train,
+            "split": split or None,
+            "method": method,
+            "windows_s": data.windows_s,
+            "clips": [fingerprint(data.rows[i])[:16] for i in chosen],
+            "seed": seed,
+            "sources": data.sources,
+        },
+        "peak_rss_mib": round(measure_peak_rss_mib(), 1),
+        "machine": read_machine(),
+        "versions": library_versions(),
+    }
+    from edgeqlora.lora.pictures import draw_ranks
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, content)
+    content["pictures"] = [str(path) for path in draw_ranks(content, output)]
+    return content
+
+
+SCORED = tuple(mode for mode in MODES if mode not in ("uniform", "depth-u", "eva", "permuted"))
+"""Modes whose ranks follow from scores of each half."""
+
+
+def fingerprint(row: Row) -> str:
+    """Of what an utterance is: its file's name, its cut and its text, wherever the data set lies."""
+    return hashlib.sha256(f"{Path(row.audio).name}|{row.start}|{row.end}|{row.text}".encode()).hexdigest()
+
+
+def drawn(rows: Sequence[Row], n: int) -> list[int]:
+    """Indices of n rows, chosen and ordered by their fingerprints: the same clips from the same set in any order."""
+    return sorted(range(len(rows)), key=lambda i: fingerprint(rows[i]))[:n]
+
+
+def alpha_of(rank: int, mean_rank: int) -> float:
+    """LoRA alpha so that alpha / rank falls with the square root of the rank, and is SCALING at the mean rank.
+
+    With one alpha for all, a layer that is given more rank would be scaled down by as much (rsLoRA, arXiv 2312.03732).
+    """
+    return SCALING * math.sqrt(mean_rank * rank)
+
+
+def layers_of(statistics: Sequence[Any], mean_rank: int, by_size: bool) -> list[Layer]:
+    """The linears as the allocator sees them. A rank is at most three times the mean, and a quarter of the smaller side."""
+    layers = []
+    for linear in statistics:
+        out_features, in_features = linear.weight.shape
+        cost = int(out_features + in_features)
+        most = max(mean_rank, min(3 * mean_rank, min(out_features, in_features) // 4))
+        layers.append(Layer(linear.name, f"{linear.group}/{cost}" if by_size else linear.group, cost, int(most)))
+    return layers
+
+
+def _shares_of(layers: Sequence[Layer], shares: Mapping[str, float] | None) -> dict[str, float]:
+    """Shares of the allocator's groups, of which one of the model may be several."""
+    known = sorted({layer.group.split("/")[0] for layer in layers})
+    for group, share in (shares or {}).items():
+        if group not in known:
+            raise UserError(f"shares: {group!r} is no group of this model, allowed are {', '.join(known)}")
+        if not 0.1 <= share <= 10:
+            raise UserError(f"shares: {group}={share:g}, allowed is 0.1 to 10")
+    return {layer.group: (shares or {}).get(layer.group.split("/")[0], 1.0) for layer in layers}
+
+
+def _held_as_trained(learner: Any, settings: TrainSettings) -> dict[str, Any]:
+    """Put the values that NF4 holds into the model's linears; returns what was lost, by name. Nothing for lora."""
+    learner.model.requires_grad_(False)
+    if settings.method != "qlora":
+        return {}
+    import torch
+
+    from edgeqlora.lora.adapters import base_dtype
+    from edgeqlora.models.quantised import nf4_round_trip
+
+    dtype = getattr(torch, base_dtype(settings))
+    lost = {}
+    for name, module in learner.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
+            held = nf4_round_trip(module.weight, dtype)
+            lost[name] = module.weight.detach().clone() - held
+            module.weight.copy_(held)
+    return lost
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def format_ranks(content: Mapping[str, Any]) -> str:
+    """A table of groups for a terminal: linears, parameters, ranks from lowest to highest, entropies."""
+    rows = list(content["scores"].values())
+    budget = content["budget"]
+    lines = [
+        f"mode {content['mode']}: {MODES[content['mode']]}",
+        f"{budget['spent']:,} trainable parameters of {budget['parameters']:,} (rank {content['mean_rank']} everywhere)",
+        "",
+        f"{'group':<10}{'linears':>8}{'ranks':>12}{'mean':>7}{'entropy of inputs, nats':>26}{'NF4 error':>12}",
+    ]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+        ranks = [row["rank"] for row in members]
+        entropies = [row["input_entropy"] for row in members]
+        errors = [row["nf4_error"] for row in members if row["nf4_error"] is not None]
+        error = f"{sum(errors) / len(errors):.3f}" if errors else "--"
+        spread = f"{min(ranks)} to {max(ranks)}"
+        entropy = f"{min(entropies):.2f} to {max(entropies):.2f}"
+        lines.append(f"{group:<10}{len(members):>8}{spread:>12}{sum(ranks) / len(ranks):>7.2f}{entropy:>26}{error:>12}")
+    agreement = content["agreement_of_halves"]
+    if agreement is not None:
+        verdict = "they agree" if agreement >= AGREES else "they do NOT agree: take more clips, or --mode uniform"
+        lines += ["", f"ranks from the two halves of the clips: rank correlation {agreement:.3f}, {verdict}"]
+    return "\n".join(lines)
