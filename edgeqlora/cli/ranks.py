@@ -44,7 +44,7 @@ def ranks(
 ) -> None:
     """Measure each linear on some clips and give it a rank within a budget; writes ranks.json for train --ranks."""
     from edgeqlora.cli.progress_bar import CountBar
-    from edgeqlora.research.ranks import calibrate_ranks, format_ranks
+    from edgeqlora.research.ranks import Plan, calibrate_ranks, format_ranks
 
     if method not in ("qlora", "lora"):
         raise UserError(f"method={method!r}: allowed are qlora, lora")
@@ -53,17 +53,12 @@ def ranks(
             base_model,
             train,
             output,
-            mode=mode,
-            mean_rank=mean_rank,
-            shares=parse_shares(share or []),
-            least=least,
-            by_size=by_size,
+            Plan(mode, mean_rank, least, parse_shares(share or []), by_size, seed),
             n_clips=clips,
             method=method,
             split=split,
             window_s=window_s,
             language=language,
-            seed=seed,
             overwrite=overwrite,
             progress=progress,
             say=say,

@@ -18,7 +18,8 @@ def draw_ranks(content: Mapping[str, Any], beside: Path) -> list[Path]:
     """Draw the content of a ranks.json; returns the PNG files. Names: that of the file, with -heatmap and so on."""
     rows = content["scores"]
     stem = beside.with_suffix("")
-    title = f"mode {content['mode']}, mean rank {content['mean_rank']}, {content['budget']['spent']:,} parameters"
+    plan = content["plan"]
+    title = f"mode {plan['mode']}, mean rank {plan['mean_rank']}, {content['budget']['spent']:,} parameters"
     return [
         _save(f"{stem}-heatmap", _heatmap, rows, title),
         _save(f"{stem}-entropy", _entropies, rows, title),

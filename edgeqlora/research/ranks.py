@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from edgeqlora.card import library_versions
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
-from edgeqlora.lora.allocate import Layer, budget_of
+from edgeqlora.lora.allocate import Layer, allocate, budget_of
 from edgeqlora.lora.modes import MODES, check_mode, ranks_of, weights_of
 from edgeqlora.lora.ranks import SCHEMA
 from edgeqlora.lora.scores import Scores, eigenvalues, scores_of, spearman
@@ -21,69 +23,132 @@ from edgeqlora.settings import TrainSettings, make_settings
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.files import write_json
 
+Say = Callable[[str], object]
+
 SCALING = 2.0
 """alpha / rank of a layer of the mean rank: what training takes where no alpha is given."""
 AGREES = 0.9
 """Rank correlation of the ranks from the two halves of the clips, below which the tool says that they disagree."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How scores become ranks. The budget is that of `mean_rank` in every linear."""
+
+    mode: str = "ear"
+    mean_rank: int = 8
+    least: int = 2
+    """Lowest rank of every linear."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Factor of a group's part of the budget, by group."""
+    by_size: bool = False
+    """Attention and feed-forward linears of a group get parts of their own."""
+    seed: int = 0
+    """Of the mode `permuted`."""
+
+    def verify(self) -> None:
+        """Raise UserError for values that are never right, whatever the model."""
+        check_mode(self.mode)
+        if not 1 <= self.least <= self.mean_rank <= 256:
+            raise UserError(
+                f"mean_rank={self.mean_rank}, least={self.least}: allowed is 1 <= least <= mean_rank <= 256"
+            )
+        for group, share in self.shares.items():
+            if not 0.1 <= share <= 10:
+                raise UserError(f"shares: {group}={share:g}, allowed is 0.1 to 10")
+
+
+class Measured(NamedTuple):
+    """What a base model's linears say on some clips; plans of any number follow from it."""
+
+    sides: dict[str, tuple[int, int]]
+    """(out_features, in_features) by name."""
+    groups: dict[str, str]
+    """Group by name."""
+    scores: dict[str, Scores]
+    halves: tuple[dict[str, Scores], dict[str, Scores]]
+    """Scores of each half of the clips alone."""
+    spectra: dict[str, list[float]]
+    """Eigenvalues of each linear's inputs; empty unless asked for."""
+    facts: dict[str, Any]
+    """Model, data and clips, for the record."""
+
+
 def calibrate_ranks(
     base_model: str,
     train: str,
     output: Path,
+    plan: Plan,
     *,
-    mode: str = "ear",
-    mean_rank: int = 8,
-    shares: Mapping[str, float] | None = None,
-    least: int = 2,
-    by_size: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write `output` (ranks.json) and pictures beside it; returns the content. options: those of `measure`.
+
+    Raises UserError for bad input before any clip is heard.
+    """
+    plan.verify()
+    if output.exists() and not overwrite:
+        raise UserError(f"output={str(output)!r} exists: choose another file, or pass --overwrite")
+    measured = measure(base_model, train, plan, with_spectra=plan.mode == "eva", say=say, **options)
+    content = allocate_ranks(measured, plan)
+    from edgeqlora.lora.pictures import draw_ranks
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, content)
+    return {**content, "pictures": [str(path) for path in draw_ranks(content, output)]}
+
+
+def measure(
+    base_model: str,
+    train: str,
+    plan: Plan,
+    *,
     n_clips: int = 64,
     method: str = "qlora",
     split: str = "",
     window_s: str = "auto",
     language: str | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
+    with_spectra: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
-    say: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Write `output` (ranks.json) and pictures beside it; returns the content.
+    say: Say = print,
+) -> Measured:
+    """One pass over n_clips of the training data, drawn by their content.
 
-    mode: one of MODES. mean_rank: the budget is that of this rank in every linear. shares: factor of a group's part of
-    it. least: lowest rank of every linear. by_size: attention and feed-forward linears of a group get parts of their own.
-    n_clips: clips of the training data, drawn by their content; method: qlora (statistics of the NF4 base, and its error)
-    or lora. seed: of `permuted`.
-
-    Raises UserError for bad input before any weights are loaded.
+    method: qlora (statistics of the NF4 base, and its error) or lora. plan: is refused here where the model cannot
+    have it. Raises UserError for bad input before any clip is heard.
     """
-    check_mode(mode)
-    if not 1 <= least <= mean_rank <= 256:
-        raise UserError(f"mean_rank={mean_rank}, least={least}: allowed is 1 <= least <= mean_rank <= 256")
     if n_clips < 4:
         raise UserError(f"n_clips={n_clips}: allowed is 4 or more, two for each half (64 or more for ranks to settle)")
-    if output.exists() and not overwrite:
-        raise UserError(f"output={str(output)!r} exists: choose another file, or pass --overwrite")
     from edgeqlora.data.audio import load_audio
     from edgeqlora.data.batching import window_of
+    from edgeqlora.lora.adapters import adapted_linears
+    from edgeqlora.lora.statistics import collect
     from edgeqlora.models.family import check_source, load_learner, load_processor
     from edgeqlora.training.training_data import prepare
 
     given = {"base_model": base_model, "train": train, "split": split, "window_s": window_s, "language": language}
-    settings = make_settings({**given, "method": method, "output": str(output), "long_clips": "skip"})
+    settings = make_settings({**given, "method": method, "output": "-", "long_clips": "skip"})
     check_source(base_model)
     processor = load_processor(base_model)
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    data = prepare(settings, processor, console)
+    data = prepare(settings, processor, Console(stderr=True, highlight=False, soft_wrap=True, markup=False))
     chosen = drawn(data.rows, n_clips)
     if len(chosen) < 4:
         raise UserError(f"{train} has {len(chosen)} clips that can be used: allowed is 4 or more")
     if len(chosen) < n_clips:
         say(f"{len(chosen)} clips are all there are (asked for {n_clips})")
     learner = load_learner(base_model)
+    linears, modules = adapted_linears(learner), dict(learner.model.named_modules())
+    groups = {name: group for group, names in linears.items() for name in names}
+    sides = {name: (modules[name].out_features, modules[name].in_features) for name in groups}
+    layers = layers_of(sides, groups, plan)
+    # So that a budget or shares that cannot be are refused now, and not after the pass.
+    allocate(
+        layers, dict.fromkeys(groups, 1.0), budget_of(layers, plan.mean_rank), _shares_of(layers, plan), plan.least
+    )
     errors = _held_as_trained(learner, settings)
     decoder = learner.decoder(data.windows_s, data.language, None)
-    from edgeqlora.lora.adapters import adapted_linears
-    from edgeqlora.lora.statistics import collect
 
     def clips() -> Iterator[dict[str, Any]]:
         for i in chosen:
@@ -91,76 +156,68 @@ def calibrate_ranks(
             window = window_of(data.durations_s[i], data.windows_s)
             assert window is not None, "clips that fit no window were left out"
             n_valid = processor.n_valid_frames(audio.size, window)
-            sample = {
-                "features": processor.features(audio, window),
-                "n_valid": n_valid,
-                "target_ids": data.target_ids[i],
-            }
+            features = processor.features(audio, window)
+            sample = {"features": features, "n_valid": n_valid, "target_ids": data.target_ids[i]}
             yield {"name": data.rows[i].name, "n_valid": n_valid, "batch": decoder.collate([sample])}
 
-    groups = adapted_linears(learner)
-    statistics = collect(learner, groups, clips(), len(chosen), errors, progress)
-    scores = {linear.name: scores_of(linear) for linear in statistics}
-    layers = layers_of(statistics, mean_rank, by_size)
-    budget = budget_of(layers, mean_rank)
-    spectra = {linear.name: eigenvalues(linear).tolist() for linear in statistics} if mode == "eva" else None
-    split_shares = _shares_of(layers, shares)
-
-    def allocated(of: Mapping[str, Scores]) -> tuple[dict[str, float], dict[str, int]]:
-        weights = weights_of(mode, layers, of)
-        return weights, ranks_of(mode, layers, weights, budget, split_shares, least, spectra, seed)
-
-    weights, ranks = allocated(scores)
-    halves = [allocated({linear.name: scores_of(linear, h, h) for linear in statistics})[1] for h in (0, 1)]
-    names = sorted(ranks)
-    agreement = (
-        spearman([halves[0][name] for name in names], [halves[1][name] for name in names]) if mode in SCORED else None
-    )
-    spent = sum(layer.cost * ranks[layer.name] for layer in layers)
-    content = {
-        "schema": SCHEMA,
-        "rank_pattern": ranks,
-        "alpha_pattern": {name: round(alpha_of(rank, mean_rank), 6) for name, rank in ranks.items() if rank},
-        "mode": mode,
-        "mean_rank": mean_rank,
-        "budget": {
-            "parameters": budget,
-            "spent": spent,
-            "shares": dict(shares or {}),
-            "least": least,
-            "by_size": by_size,
-        },
-        "agreement_of_halves": agreement,
-        "scores": {
-            linear.name: {
-                "group": linear.group,
-                **{key: _rounded(value) for key, value in scores[linear.name]._asdict().items()},
-                "update_dimension": _rounded(scores[linear.name].update_dimension),
-                "weight": weights[linear.name],
-                "rank": ranks[linear.name],
-            }
-            for linear in statistics
-        },
-        "calibration": {
+    statistics = collect(learner, linears, clips(), len(chosen), errors, progress)
+    return Measured(
+        sides,
+        groups,
+        {linear.name: scores_of(linear) for linear in statistics},
+        (
+            {linear.name: scores_of(linear, 0, 0) for linear in statistics},
+            {linear.name: scores_of(linear, 1, 1) for linear in statistics},
+        ),
+        {linear.name: eigenvalues(linear).tolist() for linear in statistics} if with_spectra else {},
+        {
             "base_model": base_model,
             "data": train,
             "split": split or None,
             "method": method,
             "windows_s": data.windows_s,
             "clips": [fingerprint(data.rows[i])[:16] for i in chosen],
-            "seed": seed,
             "sources": data.sources,
+            "peak_rss_mib": round(measure_peak_rss_mib(), 1),
         },
-        "peak_rss_mib": round(measure_peak_rss_mib(), 1),
+    )
+
+
+def allocate_ranks(measured: Measured, plan: Plan) -> dict[str, Any]:
+    """The content of a ranks.json: ranks and alphas by linear, every score, and how they came about."""
+    layers = layers_of(measured.sides, measured.groups, plan)
+    budget, shares = budget_of(layers, plan.mean_rank), _shares_of(layers, plan)
+
+    def allocated(scores: Mapping[str, Scores]) -> tuple[dict[str, float], dict[str, int]]:
+        weights = weights_of(plan.mode, layers, scores)
+        return weights, ranks_of(plan.mode, layers, weights, budget, shares, plan.least, measured.spectra, plan.seed)
+
+    weights, ranks = allocated(measured.scores)
+    agreement = None
+    if plan.mode in SCORED:
+        one, two = (allocated(half)[1] for half in measured.halves)
+        agreement = spearman([one[name] for name in ranks], [two[name] for name in ranks])
+    return {
+        "schema": SCHEMA,
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: round(alpha_of(rank, plan.mean_rank), 6) for name, rank in ranks.items() if rank},
+        "plan": dataclasses.asdict(plan),
+        "budget": {"parameters": budget, "spent": sum(layer.cost * ranks[layer.name] for layer in layers)},
+        "agreement_of_halves": agreement,
+        "scores": {
+            name: {
+                "group": measured.groups[name],
+                **{key: _rounded(value) for key, value in scores._asdict().items()},
+                "update_dimension": _rounded(scores.update_dimension),
+                "weight": weights[name],
+                "rank": ranks[name],
+            }
+            for name, scores in measured.scores.items()
+        },
+        "calibration": measured.facts,
         "machine": read_machine(),
         "versions": library_versions(),
     }
-    from edgeqlora.lora.pictures import draw_ranks
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, content)
-    content["pictures"] = [str(path) for path in draw_ranks(content, output)]
-    return content
 
 
 SCORED = tuple(mode for mode in MODES if mode not in ("uniform", "depth-u", "eva", "permuted"))
@@ -185,26 +242,23 @@ def alpha_of(rank: int, mean_rank: int) -> float:
     return SCALING * math.sqrt(mean_rank * rank)
 
 
-def layers_of(statistics: Sequence[Any], mean_rank: int, by_size: bool) -> list[Layer]:
+def layers_of(sides: Mapping[str, tuple[int, int]], groups: Mapping[str, str], plan: Plan) -> list[Layer]:
     """The linears as the allocator sees them. A rank is at most three times the mean, and a quarter of the smaller side."""
     layers = []
-    for linear in statistics:
-        out_features, in_features = linear.weight.shape
-        cost = int(out_features + in_features)
-        most = max(mean_rank, min(3 * mean_rank, min(out_features, in_features) // 4))
-        layers.append(Layer(linear.name, f"{linear.group}/{cost}" if by_size else linear.group, cost, int(most)))
+    for name, (out_features, in_features) in sides.items():
+        cost = out_features + in_features
+        most = max(plan.mean_rank, min(3 * plan.mean_rank, min(out_features, in_features) // 4))
+        layers.append(Layer(name, f"{groups[name]}/{cost}" if plan.by_size else groups[name], cost, most))
     return layers
 
 
-def _shares_of(layers: Sequence[Layer], shares: Mapping[str, float] | None) -> dict[str, float]:
+def _shares_of(layers: Sequence[Layer], plan: Plan) -> dict[str, float]:
     """Shares of the allocator's groups, of which one of the model may be several."""
     known = sorted({layer.group.split("/")[0] for layer in layers})
-    for group, share in (shares or {}).items():
+    for group in plan.shares:
         if group not in known:
             raise UserError(f"shares: {group!r} is no group of this model, allowed are {', '.join(known)}")
-        if not 0.1 <= share <= 10:
-            raise UserError(f"shares: {group}={share:g}, allowed is 0.1 to 10")
-    return {layer.group: (shares or {}).get(layer.group.split("/")[0], 1.0) for layer in layers}
+    return {layer.group: plan.shares.get(layer.group.split("/")[0], 1.0) for layer in layers}
 
 
 def _held_as_trained(learner: Any, settings: TrainSettings) -> dict[str, Any]:
@@ -234,10 +288,10 @@ def _rounded(value: float | None) -> float | None:
 def format_ranks(content: Mapping[str, Any]) -> str:
     """A table of groups for a terminal: linears, parameters, ranks from lowest to highest, entropies."""
     rows = list(content["scores"].values())
-    budget = content["budget"]
+    budget, plan = content["budget"], content["plan"]
     lines = [
-        f"mode {content['mode']}: {MODES[content['mode']]}",
-        f"{budget['spent']:,} trainable parameters of {budget['parameters']:,} (rank {content['mean_rank']} everywhere)",
+        f"mode {plan['mode']}: {MODES[plan['mode']]}",
+        f"{budget['spent']:,} trainable parameters of {budget['parameters']:,} (rank {plan['mean_rank']} everywhere)",
         "",
         f"{'group':<10}{'linears':>8}{'ranks':>12}{'mean':>7}{'entropy of inputs, nats':>26}{'NF4 error':>12}",
     ]
