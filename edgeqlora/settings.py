@@ -204,10 +204,10 @@ def read_settings(path: Path) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
             raise UserError(f"{path}: unknown setting {name!r}; {hint}")
     folder = Path(path).resolve().parent
-    return {name: _in_folder(name, value, folder) for name, value in given.items()}
+    return {name: in_folder(name, value, folder) for name, value in given.items()}
 
 
-def _in_folder(name: str, value: Any, folder: Path) -> Any:
+def in_folder(name: str, value: Any, folder: Path) -> Any:
     """A setting with the path in it, if it is one, taken from `folder`."""
     if name not in _PATHS or not isinstance(value, str) or not value or value.startswith("hf:"):
         return value
@@ -278,7 +278,7 @@ def write_settings(settings: TrainSettings, path: Path) -> None:
     import tomli_w
 
     given = {
-        name: _in_folder(name, value, Path.cwd())
+        name: in_folder(name, value, Path.cwd())
         for name in _FIELDS
         if (value := getattr(settings, name)) is not None and value != "" and value != []
     }

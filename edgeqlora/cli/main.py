@@ -9,7 +9,7 @@ import typer
 
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
-from edgeqlora.cli import ranks as cli_ranks
+from edgeqlora.cli import research as cli_research
 from edgeqlora.cli.flags import settings_flags
 from edgeqlora.cli.messages import done, say, show
 from edgeqlora.errors import UserError
@@ -99,7 +99,7 @@ def train(
         done(f"adapter in {settings.output}", command_line("edgeqlora", "merge", settings.output, "-o", "merged"))
 
 
-cli_ranks.register(app)
+cli_research.register(app)
 
 
 @app.command()

@@ -262,7 +262,7 @@ def test_a_batch_gives_the_texts_of_its_clips_alone(tiny_ctc):
 
 def test_every_linear_of_a_layer_gets_an_adapter(tiny_ctc):
     groups = adapted_linears(load_learner(str(tiny_ctc)))
-    names = [name.removeprefix("wav2vec2.encoder.layers.0.") for name in groups["encoder"] if ".layers.0." in name]
+    names = [name.removeprefix("wav2vec2.encoder.layers.0.") for name in groups["lower"] if ".layers.0." in name]
     assert sorted(names) == [
         "attention.k_proj",
         "attention.out_proj",
@@ -271,7 +271,7 @@ def test_every_linear_of_a_layer_gets_an_adapter(tiny_ctc):
         "feed_forward.intermediate_dense",
         "feed_forward.output_dense",
     ]
-    assert len(groups["encoder"]) == 12
+    assert (len(groups["lower"]), len(groups["upper"])) == (6, 6)
 
 
 def run(*arguments: object):

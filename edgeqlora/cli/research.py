@@ -1,4 +1,4 @@
-"""The command that measures a base model and gives each linear its rank."""
+"""The commands that ask questions: which ranks, and whether something was gained."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,9 @@ from edgeqlora_jetson.screen import command_line
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     app.command()(ranks)
+    app.command()(ablate)
 
 
 def ranks(
@@ -80,3 +81,32 @@ def parse_shares(texts: list[str]) -> dict[str, float]:
         if not sign:
             raise UserError(f"share={text!r}: give a group and a factor, such as encoder=1.5")
     return shares
+
+
+def ablate(
+    study: Annotated[Path, typer.Argument(help="TOML file: data, arms, seeds.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs; given again, they go on.")] = Path(
+        "study"
+    ),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what each run trained.")] = False,
+    only_report: Annotated[
+        bool, typer.Option("--only-report", help="No runs: say what the finished ones show.")
+    ] = False,
+) -> None:
+    """Train the arms of a study under equal conditions and say what differs, or that nothing does. Resumable."""
+    from edgeqlora.research.ablate import rows_of, run_study, write_results
+    from edgeqlora.research.study import read_study
+    from edgeqlora.research.verdict import conclude, format_conclusion
+    from edgeqlora_jetson.files import write_json, write_text
+
+    asked = read_study(study)
+    if only_report and not (output / "rows").is_dir():
+        raise UserError(f"{output} has no runs: leave --only-report out")
+    rows = rows_of(output) if only_report else run_study(asked, output, keep, say)
+    entries = conclude(asked, rows)
+    text = format_conclusion(asked, entries)
+    show(text)
+    results = write_results(rows, output)
+    write_json(output / "conclusion.json", {"schema": "edgeqlora.conclusion/1", "arms": entries})
+    write_text(output / "table.md", text + "\n")
+    done(f"rows in {results}, table in {output / 'table.md'}", "read the verdicts above")

@@ -1,0 +1,95 @@
+"""One run of a study, in a process of its own, so that its memory is its own: train, score, write one row.
+
+python -m edgeqlora.research.run_arm SPEC.json
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train with spec["settings"], score on spec["dev"] and spec["test"]; returns the row."""
+    from edgeqlora.card import folder_sha256
+    from edgeqlora.settings import make_settings
+    from edgeqlora.train import train
+    from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
+
+    settings = make_settings(spec["settings"])
+    card = train(settings, overwrite=True)
+    folder = Path(settings.output)
+    row: dict[str, Any] = {
+        "trained": {
+            name: card["figures"][name]["value"]
+            for name in ("trainable_parameters", "samples_per_s", "peak_rss", "peak_vram", "wall_time", "final_loss")
+        },
+        "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "adapter_sha256": folder_sha256(folder),
+    }
+    learner = _load(settings, folder)
+    for name in ("dev", "test") if spec["stage"] == "final" else ("dev",):
+        row[name] = _scored(learner, spec[name], card)
+    row["peak_rss_mib"] = round(measure_peak_rss_mib(), 1)
+    row["machine"] = read_machine()
+    if not spec["keep"]:
+        shutil.rmtree(folder)
+    return row
+
+
+def _load(settings: Any, folder: Path) -> Any:
+    import torch
+
+    from edgeqlora.lora.loading import load_adapted, open_adapter
+    from edgeqlora.models.family import load_learner
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.method == "full":
+        learner = load_learner(str(folder), device=device)
+    else:
+        adapter = open_adapter(folder)
+        learner = load_adapted(adapter, "nf4" if adapter.method == "qlora" else "original", adapter.base_dtype, device)
+    learner.model.eval()
+    return learner
+
+
+def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
+    """One dict an utterance: its speaker, errors and words, loss and tokens."""
+    from edgeqlora.data.manifest import load_for
+    from edgeqlora.evaluation.recognise import Recogniser
+    from edgeqlora.evaluation.scores import normaliser
+    from edgeqlora_jetson.wer import align_counts, items
+
+    rows = load_for("", source, "")
+    recogniser = Recogniser(learner, card["windows_s"], card["language"], card["task"], card["tokens_per_s"])
+    apply = normaliser("basic-unicode", learner.processor.spelling, recogniser.written_language)
+    found = []
+    for row, text in zip(rows, recogniser.recognise(rows).texts, strict=True):
+        loss, n_tokens = recogniser.cross_entropy([row])
+        *edits, n_words = align_counts(items(apply(row.text), "word"), items(apply(text), "word"))
+        found.append(
+            {
+                "clip": row.name,
+                "speaker": row.speaker or row.name,
+                "errors": sum(edits),
+                "words": n_words,
+                "loss": round(loss, 6),
+                "tokens": n_tokens,
+            }
+        )
+    return found
+
+
+def main() -> None:
+    from edgeqlora.quiet import hush
+    from edgeqlora_jetson.files import read_json, write_json
+
+    hush()
+    spec = read_json(sys.argv[1], "specification of a run")
+    write_json(spec["row"], {**spec["of"], **run_arm(spec)})
+
+
+if __name__ == "__main__":
+    main()

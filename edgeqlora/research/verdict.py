@@ -1,0 +1,171 @@
+"""What a study says: differences to its reference with their uncertainty, and a verdict in words that may be no.
+
+Both figures are ratios of sums over the test clips: errors / words, nats / tokens. Arms hear the same clips with the same
+seeds, so differences are paired. Seeds and speakers are drawn again with replacement, each for itself (the pigeonhole
+bootstrap, Owen 2007): clips of one speaker are no independent observations (Liu and Peng 2019, arXiv 1912.09508), and
+neither are clips of one trained model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeqlora.research.study import Study
+
+N_DRAWS = 10_000
+LEVEL = 0.95
+
+
+class Difference(NamedTuple):
+    """An arm minus the reference; below 0 the arm is better."""
+
+    value: float
+    low: float
+    """Of the 95 % interval."""
+    high: float
+    p: float
+    """Share of draws in which the arm is not better: one-sided."""
+    n_seeds: int
+    n_speakers: int
+
+
+def difference(
+    arm: Mapping[int, Any], reference: Mapping[int, Any], top: str, bottom: str, seed: int = 0
+) -> Difference:
+    """Difference of sum(top) / sum(bottom) over the seeds that both have; both: utterances by seed."""
+    seeds = sorted(set(arm) & set(reference))
+    speakers = sorted({u["speaker"] for u in reference[seeds[0]]})
+    column = {speaker: i for i, speaker in enumerate(speakers)}
+    gains = np.zeros((len(seeds), len(speakers)))
+    sizes = np.zeros(len(speakers))
+    for u in reference[seeds[0]]:
+        sizes[column[u["speaker"]]] += u[bottom]
+    for i, number in enumerate(seeds):
+        for one, other in zip(arm[number], reference[number], strict=True):
+            if one["clip"] != other["clip"]:
+                raise ValueError(f"{one['clip']} is held against {other['clip']}")
+            gains[i, column[one["speaker"]]] += one[top] - other[top]
+    draw = np.random.default_rng(seed)
+    of_seeds = draw.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), N_DRAWS)
+    of_speakers = draw.multinomial(len(speakers), np.full(len(speakers), 1 / len(speakers)), N_DRAWS)
+    drawn = ((of_seeds @ gains) * of_speakers).sum(1) / np.maximum(len(seeds) * (of_speakers @ sizes), 1e-12)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = gains.sum() / max(len(seeds) * sizes.sum(), 1e-12)
+    p = (1 + int((drawn >= 0).sum())) / (N_DRAWS + 1)
+    return Difference(float(value), float(low), float(high), p, len(seeds), len(speakers))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction (1979): p-values that hold for all comparisons together."""
+    adjusted, highest = {}, 0.0
+    for i, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p) - i) * value))
+        adjusted[name] = highest
+    return adjusted
+
+
+def judge(found: Difference, margin: float) -> str:
+    """better, not worse, worse or not decided, with what the last would take."""
+    if found.high < 0:
+        return "better"
+    if found.high <= margin:
+        return "not worse"
+    if found.low > 0:
+        return "worse"
+    width = (found.high - found.low) / 2
+    return f"not decided (about {max(2, math.ceil((width / margin) ** 2))} times the clips and seeds needed)"
+
+
+def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One dict an arm that has final rows: its figures, and against the reference loss and WER with a verdict each."""
+    final: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["stage"] == "final":
+            final.setdefault(row["arm"], {})[row["seed"]] = row
+    reference = {seed: row["test"] for seed, row in final.get(study.reference, {}).items()}
+    found = []
+    for arm in study.arms:
+        of_arm = final.get(arm.name, {})
+        if not of_arm:
+            continue
+        one = next(iter(of_arm.values()))
+        entry: dict[str, Any] = {
+            "arm": arm.name,
+            "learning_rate": one["learning_rate"],
+            "seeds": sorted(of_arm),
+            "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),
+            "wer": 100 * _mean(of_arm, lambda row: _ratio(row["test"], "errors", "words")),
+            "trainable_parameters": one["trained"]["trainable_parameters"],
+            "samples_per_s": _mean(of_arm, lambda row: row["trained"]["samples_per_s"] or math.nan),
+            "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
+            "adapter_mib": one["adapter_bytes"] / 2**20,
+        }
+        tests = {seed: row["test"] for seed, row in of_arm.items()}
+        if arm.name != study.reference and set(tests) & set(reference):
+            loss = difference(tests, reference, "loss", "tokens")
+            wer = difference(tests, reference, "errors", "words")
+            wer = wer._replace(value=100 * wer.value, low=100 * wer.low, high=100 * wer.high)
+            entry["against"] = {
+                "loss": {**loss._asdict(), "verdict": judge(loss, study.margin_loss)},
+                "wer": {**wer._asdict(), "verdict": judge(wer, study.margin_wer)},
+            }
+        found.append(entry)
+    compared = [entry for entry in found if entry["arm"] in study.primary and "against" in entry]
+    for figure in ("loss", "wer"):
+        adjusted = holm({entry["arm"]: entry["against"][figure]["p"] for entry in compared})
+        for entry in compared:
+            entry["against"][figure]["p_holm"] = adjusted[entry["arm"]]
+            if entry["against"][figure]["verdict"] == "better" and adjusted[entry["arm"]] > 0.05:
+                entry["against"][figure]["verdict"] = "not decided (better alone, not after Holm's correction)"
+    return found
+
+
+def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a study as Markdown, and the verdicts in words under it."""
+    head = ["arm", "rate", "seeds", "loss, nats/token", "difference", "WER, %", "difference, points", "trained",
+            "clips/s", "peak RSS, MiB", "adapter, MiB"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for entry in entries:
+        against = entry.get("against")
+        lines.append(
+            f"| {entry['arm']} | {entry['learning_rate']:g} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
+            f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} | {_shown(against, 'wer', 2)} | "
+            f"{entry['trainable_parameters']:,} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
+            f"{entry['adapter_mib']:.2f} |"
+        )
+    lines.append("")
+    for entry in entries:
+        if "against" in entry:
+            loss, wer = entry["against"]["loss"], entry["against"]["wer"]
+            kind = "primary" if entry["arm"] in study.primary else "not primary"
+            lines.append(
+                f"- {entry['arm']} against {study.reference} ({kind}): loss {loss['verdict']}"
+                f"{_p(loss)}; WER {wer['verdict']}{_p(wer)}"
+            )
+    if entries and not any("against" in entry for entry in entries):
+        lines.append(f"Nothing to compare yet: no seed of {study.reference} and of another arm is done.")
+    return "\n".join(lines)
+
+
+def _p(figure: Mapping[str, Any]) -> str:
+    return f", p = {figure['p_holm']:.4f} after Holm" if "p_holm" in figure else ""
+
+
+def _shown(against: Mapping[str, Any] | None, figure: str, digits: int) -> str:
+    if against is None:
+        return "--"
+    one = against[figure]
+    return f"{one['value']:+.{digits}f} [{one['low']:+.{digits}f}, {one['high']:+.{digits}f}]"
+
+
+def _ratio(utterances: Sequence[Mapping[str, Any]], top: str, bottom: str) -> float:
+    total: float = sum(u[top] for u in utterances) / max(1, sum(u[bottom] for u in utterances))
+    return total
+
+
+def _mean(of_arm: Mapping[int, Mapping[str, Any]], figure: Callable[[Mapping[str, Any]], float]) -> float:
+    return math.fsum(figure(row) for row in of_arm.values()) / len(of_arm)

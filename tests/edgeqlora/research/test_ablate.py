@@ -1,0 +1,118 @@
+"""`edgeqlora ablate` on tiny runs: equal budgets, resumed, and refused before any work."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from edgeqlora.research.ablate import _claimed, chosen_rates
+from edgeqlora.research.study import read_study
+
+STUDY = """
+base_model = "{model}"
+train = "manifest.jsonl"
+dev = "dev.jsonl"
+test = "dev.jsonl"
+seeds = [1]
+learning_rates = [1e-3]
+primary = ["ear"]
+clips = 8
+[settings]
+steps = 2
+batch_size = 4
+language = "en"
+cache = "none"
+[[arm]]
+name = "uniform"
+ranks = "uniform:4"
+[[arm]]
+name = "ear"
+plan = {{ mode = "ear", mean_rank = 4 }}
+"""
+
+
+@pytest.fixture
+def study(tiny_model, clips):
+    path = clips.parent / "study.toml"
+    path.write_text(STUDY.format(model=tiny_model))
+    return path
+
+
+def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp_path):
+    out = tmp_path / "study"
+    code, said = command("ablate", study, "-o", out)
+    assert code == 0, said
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["arm"] for row in rows] == ["ear", "uniform"]
+    assert len({row["trained"]["trainable_parameters"] for row in rows}) == 1
+    assert all(row["trained"]["peak_rss"] > 100 and row["test_loss"] > 0 and row["adapter_bytes"] > 0 for row in rows)
+    conclusion = json.loads((out / "conclusion.json").read_text())
+    assert conclusion["arms"][1]["against"]["loss"]["n_speakers"] == 8
+    assert "- ear against uniform (primary): loss" in said
+    assert "| uniform | 0.001 | 1 |" in (out / "table.md").read_text()
+    assert not list((out / "work").glob("*/"))  # what was trained is gone, --keep keeps it
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    code, _ = command("ablate", study, "-o", out)
+    assert code == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == stamps
+    study.write_text(study.read_text().replace("clips = 8", "clips = 4"))
+    code, said = command("ablate", study, "-o", out)
+    assert (code, "holds runs of another model, data, learning rates or clips" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("steps = 2", "stepz = 2"), "arm uniform: 'stepz' is no setting of train"),
+        (("steps = 2", "steps = 0"), "arm uniform: steps=0 is out of range: allowed is 1 to 100000000"),
+        (('mode = "ear"', 'mode = "magic"'), "arm ear: mode='magic': allowed are ear"),
+        (("mean_rank = 4", "mean_rnk = 4"), "arm ear: 'mean_rnk' is nothing that a plan has"),
+        (("mean_rank = 4", "mean_rank = 1"), "arm ear: mean_rank=1, least=2"),
+        (('name = "ear"', 'name = "uniform"'), "2 arms named uniform, uniform: give at least two"),
+        (('name = "ear"', 'name = "a/b"'), "an arm is named 'a/b': letters, digits"),
+        (('primary = ["ear"]', 'primary = ["eva"]'), "'eva' is no arm, allowed are uniform, ear"),
+        (("seeds = [1]", "seeds = [0, 1]"), "tune_seed=0 is one of the seeds"),
+        (("seeds = [1]", 'seeds = ["a"]'), "seeds='a', wanted is a number from 0"),
+        (("seeds = [1]", "seed = [1]"), "unknown key 'seed'"),
+        (("steps = 2", "seed = 2"), "arm uniform: seed: given by the study itself"),
+        (("[settings]", "[settings"), "is not valid TOML"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(change, text, study, command, tmp_path):
+    study.write_text(study.read_text().replace(*change))
+    code, said = command("ablate", study, "-o", tmp_path / "study")
+    assert (code, text in said) == (2, True), said
+    assert not (tmp_path / "study").exists()
+
+
+def test_each_arm_gets_the_rate_that_is_best_on_dev(study):
+    study.write_text(study.read_text().replace("learning_rates = [1e-3]", "learning_rates = [1e-3, 1e-2]"))
+    asked = read_study(study)
+    assert [run.key for run in asked.rate_runs] == [
+        "rate-uniform-0-0.001", "rate-ear-0-0.001", "rate-uniform-0-0.01", "rate-ear-0-0.01",
+    ]  # fmt: skip
+
+    def row(arm, rate, loss):
+        return {"arm": arm, "stage": "rate", "learning_rate": rate, "dev": [{"loss": loss, "tokens": 1}]}
+
+    rows = [row("uniform", 1e-3, 2.0), row("uniform", 1e-2, 1.0), row("ear", 1e-3, 1.0), row("ear", 1e-2, float("nan"))]
+    assert chosen_rates(asked, rows) == {"uniform": 1e-2, "ear": 1e-3}
+    assert chosen_rates(asked, rows[:3]) == {"uniform": 1e-2}
+
+
+def test_a_run_is_claimed_once_and_a_dead_claim_does_not_count(tmp_path):
+    claim = tmp_path / "run.claim"
+    with _claimed(claim) as first, _claimed(claim) as second:
+        assert (first, second) == (True, False)
+    assert not claim.exists()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    claim.write_text(json.dumps({"pid": child, "host": socket.gethostname()}))
+    with _claimed(claim) as ours:
+        assert ours
+    claim.write_text(json.dumps({"pid": child, "host": "another"}))
+    with _claimed(claim) as ours:
+        assert not ours  # nobody here can tell whether it lives

@@ -1,0 +1,95 @@
+"""Statistics of a study on made-up runs whose truth is known."""
+
+import numpy as np
+import pytest
+
+from edgeqlora.research.study import Arm, Study
+from edgeqlora.research.verdict import conclude, difference, format_conclusion, holm, judge
+
+
+def utterances(rng, effect, n_speakers=10, n_each=30, speaker_effects=None):
+    """Clips of 10 words; errors drawn at 20 % plus `effect`, plus what a speaker takes from this arm."""
+    found = []
+    for speaker in range(n_speakers):
+        extra = 0.0 if speaker_effects is None else speaker_effects[speaker]
+        for i in range(n_each):
+            errors = int(rng.binomial(10, min(max(0.2 + effect + extra, 0.0), 1.0)))
+            loss = 20 * (1.0 + effect + extra + 0.05 * rng.standard_normal())
+            found.append({"clip": f"{speaker}-{i}", "speaker": str(speaker), "errors": errors, "words": 10, "loss": loss, "tokens": 20})  # fmt: skip
+    return found
+
+
+def runs(effect, seed, n_seeds=5, **options):
+    rng = np.random.default_rng(seed)
+    return {s: utterances(rng, effect, **options) for s in range(n_seeds)}
+
+
+def test_a_real_difference_is_found_and_none_is_not():
+    same = difference(runs(0.0, 1), runs(0.0, 2), "errors", "words")
+    better = difference(runs(-0.05, 3), runs(0.0, 2), "errors", "words")
+    assert same.low < 0 < same.high
+    assert better.high < 0
+    assert better.value == pytest.approx(-0.05, abs=0.015)
+    assert better.p < 0.01 < same.p
+    assert (better.n_seeds, better.n_speakers) == (5, 10)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """No effect on average, but speakers differ: clips as independent observations would miss it half the time."""
+    hits = 0
+    for trial in range(60):
+        rng = np.random.default_rng(100 + trial)
+        effects = rng.normal(0, 0.05, 10)
+        arm = {s: utterances(rng, 0.0, speaker_effects=effects) for s in range(3)}
+        reference = {s: utterances(rng, 0.0) for s in range(3)}
+        found = difference(arm, reference, "loss", "tokens")
+        hits += found.low <= 0 <= found.high
+    assert 48 <= hits <= 60
+
+
+def test_equal_runs_differ_by_nothing():
+    one = runs(0.0, 1)
+    found = difference(one, one, "loss", "tokens")
+    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+    assert judge(found, 0.01) == "not worse"
+
+
+def test_clips_that_do_not_match_are_refused():
+    one, other = runs(0.0, 1), runs(0.0, 2)
+    other[0] = list(reversed(other[0]))
+    with pytest.raises(ValueError, match="is held against"):
+        difference(other, one, "loss", "tokens")
+
+
+def test_holm():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("effect", "n_each", "verdict"), [(-0.1, 30, "better"), (0.1, 30, "worse"), (0.0, 2, "not decided (about")]
+)
+def test_the_verdict_is_in_words(effect, n_each, verdict):
+    arms = tuple(Arm(name, {}, None) for name in ("uniform", "ear"))
+    study = Study("m", "t", "d", "e", arms, (0, 1), (1e-3,), 9, "uniform", ("ear",), 0.001, 0.1, 64)
+    trained = {"trainable_parameters": 100, "samples_per_s": 2.0, "peak_rss": 800.0}
+    rows = [
+        {
+            "arm": name,
+            "seed": seed,
+            "stage": "final",
+            "learning_rate": 1e-3,
+            "test": tests,
+            "trained": trained,
+            "adapter_bytes": 2**20,
+        }
+        for name, size, draw in (("uniform", 0.0, 1), ("ear", effect, 2))
+        for seed, tests in runs(size, draw, 2, n_each=n_each).items()
+    ]
+    entries = conclude(study, rows)
+    against = entries[1]["against"]["loss"]
+    assert against["verdict"].startswith(verdict), against
+    assert against["p_holm"] == against["p"]
+    text = format_conclusion(study, entries)
+    assert f"- ear against uniform (primary): loss {verdict}" in text
+    assert text.count("\n| ") >= 2
