@@ -13,7 +13,7 @@ from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, wri
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import atomic_folder, sha256_file, verify_replaceable
+from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable
 from edgeqlora_jetson.text import written_language
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def merge(
     Both candidates are scored on dev and the better one is written, with the figures of both in the card. choose_by:
     wer, cer (then cross-entropy where these are equal), loss, or auto; default: what training was asked to choose by.
     candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base, and one of plain PEFT (unless method is "qlora"),
-    has one candidate, `original`.
+    has one candidate, `original`, and one that began with init `qera` has `dequantised`.
 
     Raises UserError for a folder that is no adapter, an adapter that does not fit its base model (see open_adapter,
     load_adapted), a merge that changes what the adapter does, or dev data that is needed and not there.
@@ -124,6 +124,13 @@ def merge(
             "'original', or --method qlora if you trained it on one"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])
+    if _repairs_nf4(adapter):
+        if candidate == "original":
+            raise UserError(
+                "candidate='original': this adapter started from what NF4 took from the base (init qera), so on the original "
+                "base that would be added twice; allowed is 'dequantised'"
+            )
+        wanted = ["dequantised"]
     rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
     trained = card.get("settings") or {}
     language = written_language(card.get("language"), card.get("task")) or common_language(rows)
@@ -173,6 +180,13 @@ def merge(
             task=card.get("task"),
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )
+
+
+def _repairs_nf4(adapter: Path) -> bool:
+    """Whether the adapter holds a part of what NF4 lost of its base."""
+    path = adapter / "ranks.json"
+    content = read_json(path, "ranks.json") if path.is_file() else None
+    return isinstance(content, dict) and content.get("init") == "qera"
 
 
 def _dev_rows(source: str, split: str, *, needed: bool, limit: int | None) -> list[Row]:

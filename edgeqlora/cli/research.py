@@ -35,6 +35,7 @@ def ranks(
     by_size: Annotated[
         bool, typer.Option("--by-size", help="Parts of their own for attention and feed-forward linears.")
     ] = False,
+    init: Annotated[str, typer.Option(help="Where adapters start: random, eva, qera.")] = "random",
     clips: Annotated[int, typer.Option(help="Clips to hear.")] = 64,
     method: Annotated[str, typer.Option(help="qlora (the base in NF4) or lora.")] = "qlora",
     split: Annotated[str, typer.Option(help="Splits to take, with commas between.")] = "",
@@ -54,7 +55,7 @@ def ranks(
             base_model,
             train,
             output,
-            Plan(mode, mean_rank, least, parse_shares(share or []), by_size, seed),
+            Plan(mode, mean_rank, least, parse_shares(share or []), by_size, seed, init),
             n_clips=clips,
             method=method,
             split=split,

@@ -57,6 +57,7 @@ def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, 
     else:
         from peft import LoraConfig, get_peft_model
 
+        from edgeqlora.lora.initialise import put_start
         from edgeqlora.lora.ranks import peft_patterns, resolve_ranks
 
         modules = dict(model.named_modules())
@@ -71,12 +72,19 @@ def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, 
             model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
         )
         _verify_ranks(model, ranks.rank)
+        if ranks.start is not None:
+            put_start(model, ranks.start, ranks.rank)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # adapters train in fp32 whatever the base is stored in
         if settings.method == "qlora":
             keep_linear4bit_in_train_mode(model)
-        trainable_dict = {"rank_pattern": ranks.rank, "alpha_pattern": ranks.alpha, "source": ranks.source}
+        trainable_dict = {
+            "rank_pattern": ranks.rank,
+            "alpha_pattern": ranks.alpha,
+            "source": ranks.source,
+            "init": ranks.init,
+        }
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if settings.gradient_checkpointing:
         plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

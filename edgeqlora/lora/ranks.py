@@ -4,9 +4,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.files import read_json
+from edgeqlora_jetson.files import read_json, sha256_file
 
 SCHEMA = "edgeqlora.lora.ranks/1"
 
@@ -21,6 +22,10 @@ class Ranks:
     """LoRA alpha of each adapted linear (scaling = alpha / rank)."""
     source: str
     """Where they come from: `uniform:8` or a path."""
+    init: str = "random"
+    """Where the adapters start (see lora/initialise.py)."""
+    start: Path | None = None
+    """File of their first weights; None: PEFT's own random ones."""
 
 
 def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: float | None) -> Ranks:
@@ -28,6 +33,7 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
 
     text: `uniform:R`, or the path of a ranks.json: {"schema": "edgeqlora.lora.ranks/1", "rank_pattern": {full name: rank},
     "alpha_pattern": {full name: alpha}} (alpha_pattern may be left out: twice the rank).
+    "init" and "start" (first weights of the adapters, in a file beside it) may be there as `edgeqlora ranks` writes them.
     A module that ranks.json leaves out, or gives rank 0, gets no adapter. Raises UserError on names that match nothing
     (PEFT would ignore them silently, peft#3582) and on ranks above the smaller side of the matrix.
     """
@@ -37,6 +43,7 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
             raise UserError(f"ranks={text!r}: the rank after 'uniform:' must be a whole number from 1 to 1024")
         rank = dict.fromkeys(linears, int(number))
         given_alpha: dict[str, float] = {}
+        init, start = "random", None
     else:
         path = Path(text)
         if not os.path.isfile(path):
@@ -53,6 +60,7 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
                 "'alpha_pattern' of names to alphas or none"
             )
         rank, given_alpha = content["rank_pattern"], content.get("alpha_pattern", {})
+        init, start = _start_of(path, content)
         for name, value in given_alpha.items():
             if name not in rank or isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
                 raise UserError(
@@ -72,7 +80,28 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
     if not rank:
         raise UserError(f"ranks={text!r} gives every layer rank 0: nothing would be trained")
     alpha = {name: float(given_alpha.get(name, lora_alpha or 2 * value)) for name, value in rank.items()}
-    return Ranks(rank, alpha, text)
+    return Ranks(rank, alpha, text, init, start)
+
+
+def _start_of(path: Path, content: dict[str, Any]) -> tuple[str, Path | None]:
+    """Initialisation that a ranks.json asks for, and the file of first weights beside it. UserError if it is another."""
+    init, start = content.get("init", "random"), content.get("start")
+    if not isinstance(init, str) or (start is not None and not isinstance(start, dict)):
+        raise UserError(
+            f"{path}: init={init!r:.40} and start={start!r:.40}, allowed are a name, and a file with its hash"
+        )
+    if start is None:
+        return init, None
+    name, sha256 = start.get("file"), start.get("sha256")
+    if not isinstance(name, str) or os.path.basename(name) != name or not isinstance(sha256, str):
+        raise UserError(f"{path}: start={start!r:.80}, allowed is a file beside it with its sha256")
+    beside = path.parent / name
+    if not beside.is_file() or sha256_file(beside) != sha256:
+        raise UserError(
+            f"{beside}, the first weights of {path}, is {'another file' if beside.is_file() else 'not there'}: "
+            "copy both together, or make the ranks again"
+        )
+    return init, beside
 
 
 def peft_patterns(ranks: Ranks) -> dict[str, object]:

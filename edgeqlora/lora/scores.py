@@ -50,14 +50,21 @@ def scores_of(linear: LinearStatistics, first: int = 0, second: int = 1) -> Scor
 
 
 def eigenvalues(linear: LinearStatistics) -> Any:
-    """Eigenvalues of the covariance of all inputs, the largest first: shape (in_features,) or fewer where wide."""
+    """Eigenvalues of the covariance of all inputs, the largest first: shape (in_features,)."""
+    import torch
+
+    return torch.linalg.eigvalsh(covariance(linear).double()).flip(0).clamp(min=0)
+
+
+def covariance(linear: LinearStatistics) -> Any:
+    """Covariance of all inputs, halves weighing the same: (in_features, in_features), fp32."""
     import torch
 
     a, b = (half.inputs for half in linear.halves)
     if a.square is None:
         rows = torch.cat([_rows(a, centred=True), _rows(b, centred=True)])
-        return torch.linalg.svdvals(rows.double()) ** 2 / len(rows)
-    return torch.linalg.eigvalsh((_matrix(a, True) + _matrix(b, True)).double() / 2).flip(0).clamp(min=0)
+        return rows.T @ rows / len(rows)
+    return (_matrix(a, True) + _matrix(b, True)) / 2
 
 
 def second_moment(linear: LinearStatistics) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora.research.ranks import Measured, allocate_ranks, measure
+from edgeqlora.research.ranks import Measured, measure, write_ranks
 from edgeqlora.research.study import Arm, Run, Study, settings_of
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
@@ -97,7 +97,7 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
                 with_spectra=True,
                 say=say,
             )
-        write_json(path, allocate_ranks(measured[method], arm.plan))
+        write_ranks(measured[method], arm.plan, path)
 
 
 def _ranks_path(folder: Path, arm: Arm) -> Path:

@@ -16,12 +16,14 @@ from edgeqlora.card import library_versions
 from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.lora.allocate import Layer, allocate, budget_of
+from edgeqlora.lora.initialise import check_init, save_start
 from edgeqlora.lora.modes import MODES, check_mode, ranks_of, weights_of
 from edgeqlora.lora.ranks import SCHEMA
 from edgeqlora.lora.scores import Scores, eigenvalues, scores_of, spearman
+from edgeqlora.lora.statistics import LinearStatistics, collect
 from edgeqlora.settings import TrainSettings, make_settings
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
-from edgeqlora_jetson.files import write_json
+from edgeqlora_jetson.files import sha256_file, write_json
 
 Say = Callable[[str], object]
 
@@ -45,10 +47,13 @@ class Plan:
     """Attention and feed-forward linears of a group get parts of their own."""
     seed: int = 0
     """Of the mode `permuted`."""
+    init: str = "random"
+    """Where the adapters start: random, eva or qera."""
 
     def verify(self) -> None:
         """Raise UserError for values that are never right, whatever the model."""
         check_mode(self.mode)
+        check_init(self.init)
         if not 1 <= self.least <= self.mean_rank <= 256:
             raise UserError(
                 f"mean_rank={self.mean_rank}, least={self.least}: allowed is 1 <= least <= mean_rank <= 256"
@@ -70,6 +75,8 @@ class Measured(NamedTuple):
     """Scores of each half of the clips alone."""
     spectra: dict[str, list[float]]
     """Eigenvalues of each linear's inputs; empty unless asked for."""
+    statistics: list[LinearStatistics]
+    """What the scores came from; first weights of adapters follow from it."""
     facts: dict[str, Any]
     """Model, data and clips, for the record."""
 
@@ -92,11 +99,10 @@ def calibrate_ranks(
     if output.exists() and not overwrite:
         raise UserError(f"output={str(output)!r} exists: choose another file, or pass --overwrite")
     measured = measure(base_model, train, plan, with_spectra=plan.mode == "eva", say=say, **options)
-    content = allocate_ranks(measured, plan)
     from edgeqlora.lora.pictures import draw_ranks
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, content)
+    content = write_ranks(measured, plan, output)
     return {**content, "pictures": [str(path) for path in draw_ranks(content, output)]}
 
 
@@ -124,10 +130,13 @@ def measure(
     from edgeqlora.data.audio import load_audio
     from edgeqlora.data.batching import window_of
     from edgeqlora.lora.adapters import adapted_linears
-    from edgeqlora.lora.statistics import collect
     from edgeqlora.models.family import check_source, load_learner, load_processor
     from edgeqlora.training.training_data import prepare
 
+    if plan.init == "qera" and method != "qlora":
+        raise UserError(
+            "init='qera' makes up for the error of NF4, and method='lora' has none: allowed are random, eva"
+        )
     given = {"base_model": base_model, "train": train, "split": split, "window_s": window_s, "language": language}
     settings = make_settings({**given, "method": method, "output": "-", "long_clips": "skip"})
     check_source(base_model)
@@ -170,6 +179,7 @@ def measure(
             {linear.name: scores_of(linear, 1, 1) for linear in statistics},
         ),
         {linear.name: eigenvalues(linear).tolist() for linear in statistics} if with_spectra else {},
+        statistics,
         {
             "base_model": base_model,
             "data": train,
@@ -181,6 +191,17 @@ def measure(
             "peak_rss_mib": round(measure_peak_rss_mib(), 1),
         },
     )
+
+
+def write_ranks(measured: Measured, plan: Plan, output: Path) -> dict[str, Any]:
+    """Write ranks.json, and beside it the first weights of the adapters where they are not random; returns the content."""
+    content = allocate_ranks(measured, plan)
+    if plan.init != "random":
+        start = output.with_name(f"{output.stem}-start.safetensors")
+        save_start(start, plan.init, measured.statistics, content["rank_pattern"], content["alpha_pattern"])
+        content["start"] = {"file": start.name, "sha256": sha256_file(start)}
+    write_json(output, content)
+    return content
 
 
 def allocate_ranks(measured: Measured, plan: Plan) -> dict[str, Any]:
@@ -202,6 +223,7 @@ def allocate_ranks(measured: Measured, plan: Plan) -> dict[str, Any]:
         "rank_pattern": ranks,
         "alpha_pattern": {name: round(alpha_of(rank, plan.mean_rank), 6) for name, rank in ranks.items() if rank},
         "plan": dataclasses.asdict(plan),
+        "init": plan.init,
         "budget": {"parameters": budget, "spent": sum(layer.cost * ranks[layer.name] for layer in layers)},
         "agreement_of_halves": agreement,
         "scores": {
