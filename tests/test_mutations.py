@@ -20,6 +20,7 @@ from edgeqlora.demo import model_dir
 from edgeqlora.errors import UserError
 from edgeqlora.lora.loading import open_adapter
 from edgeqlora.lora.ranks import resolve_ranks
+from edgeqlora.research.study import read_study
 from edgeqlora.settings import make_settings, read_settings
 from edgeqlora_jetson.audio.features import feature_shape
 from edgeqlora_jetson.bench.run import Settings, choose_batch
@@ -136,6 +137,28 @@ RANKS = {
     "schema": "edgeqlora.lora.ranks/1",
     "rank_pattern": dict.fromkeys(LINEARS, 4),
     "alpha_pattern": {"model.encoder.layers.0.fc1": 8},
+    "init": "eva",
+    "start": None,
+}
+
+
+STUDY = {
+    "base_model": str(model_dir()),
+    "train": "t.jsonl",
+    "dev": "d.jsonl",
+    "test": "e.jsonl",
+    "seeds": [1, 2],
+    "learning_rates": [0.001, 0.003],
+    "tune_seed": 0,
+    "reference": "uniform",
+    "primary": ["ear"],
+    "margin_wer": 0.5,
+    "clips": 64,
+    "settings": {"steps": 10, "window_s": "3"},
+    "arm": [
+        {"name": "uniform", "ranks": "uniform:4"},
+        {"name": "ear", "plan": {"mode": "ear", "mean_rank": 4, "least": 2, "shares": {"cross": 2.0}, "seed": 1}},
+    ],
 }
 
 
@@ -210,6 +233,7 @@ KINDS: dict[str, tuple[str, Any, Callable[[Any], bytes], Callable[[Path], object
         lambda value: json.dumps(value).encode(),
         lambda path: open_adapter(path.parent),
     ),
+    "study": ("study.toml", STUDY, as_toml, read_study),
     "bundle": ("manifest.json", bundle_manifest(), lambda value: json.dumps(value).encode(), use_bundle),
 }
 

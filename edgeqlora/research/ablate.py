@@ -51,7 +51,7 @@ def chosen_rates(study: Study, rows: list[dict[str, Any]]) -> dict[str, float]:
         of_arm = {row["learning_rate"]: row for row in rows if row["arm"] == arm.name and row["stage"] == "rate"}
         if all(rate in of_arm for rate in study.learning_rates):
             found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate]["dev"]), rate))
-    return found
+    return found | {arm.name: found[arm.rate_of] for arm in study.arms if arm.rate_of in found}
 
 
 def mean_loss(utterances: list[dict[str, Any]]) -> float:

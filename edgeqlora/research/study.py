@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import pydantic
 
 from edgeqlora.errors import UserError
 from edgeqlora.research.ranks import Plan
@@ -23,7 +25,7 @@ else:
 
 COMMON = ("base_model", "train", "dev", "test")
 """Data and model, the same for every arm; relative paths mean the study's own folder."""
-OWN = ("name", "plan")
+OWN = ("name", "plan", "rate_of")
 """Keys of an arm that are no settings of training."""
 PER_RUN = ("output", "seed", "learning_rate", "dev", "train", "base_model", "resume")
 """Settings of training that the study gives to each run itself."""
@@ -38,6 +40,8 @@ class Arm:
     """Settings of training that all arms have, with this arm's own."""
     plan: Plan | None
     """How its ranks follow from measurements; None: `ranks` of its settings."""
+    rate_of: str | None = None
+    """Name of the arm whose learning rate it takes; None: it gets its own."""
 
 
 class Run(NamedTuple):
@@ -83,7 +87,8 @@ class Study:
         """One run for each arm and learning rate; none where there is one rate."""
         if len(self.learning_rates) == 1:
             return []
-        return [Run(arm.name, self.tune_seed, rate, "rate") for rate in self.learning_rates for arm in self.arms]
+        tuned = [arm for arm in self.arms if arm.rate_of is None]
+        return [Run(arm.name, self.tune_seed, rate, "rate") for rate in self.learning_rates for arm in tuned]
 
     def final_runs(self, rates: Mapping[str, float]) -> Iterator[Run]:
         """Seed after seed all arms, so that an unfinished study compares the same seeds."""
@@ -101,6 +106,27 @@ class Study:
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
+class _File(pydantic.BaseModel):
+    """The TOML file of a study: types and ranges."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    base_model: str = pydantic.Field(min_length=1)
+    train: str = pydantic.Field(min_length=1)
+    dev: str = pydantic.Field(min_length=1)
+    test: str = pydantic.Field(min_length=1)
+    seeds: list[Annotated[int, pydantic.Field(ge=0, lt=2**32)]] = pydantic.Field([1, 2, 3], min_length=1)
+    learning_rates: list[Annotated[float, pydantic.Field(gt=0, le=1)]] = pydantic.Field([1e-3], min_length=1)
+    tune_seed: int = pydantic.Field(0, ge=0, lt=2**32)
+    reference: str | None = None
+    primary: list[str] = []
+    margin_loss: float = pydantic.Field(0.01, gt=0, le=10)
+    margin_wer: float = pydantic.Field(0.5, gt=0, le=100)
+    clips: int = pydantic.Field(64, ge=4, le=10**6)
+    settings: dict[str, Any] = {}
+    arm: list[dict[str, Any]] = pydantic.Field(min_length=2)
+
+
 def read_study(path: Path) -> Study:
     """Read and check a study; the settings of every arm are checked as those of `train` are.
 
@@ -112,44 +138,47 @@ def read_study(path: Path) -> Study:
         raise UserError(f"no study {path}: see docs/ranks.md for one to start from") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    known = {*COMMON, "seeds", "learning_rates", "tune_seed", "reference", "primary", "margin_loss", "margin_wer"}
-    known |= {"clips", "settings", "arm"}
-    if unknown := sorted(set(given) - known):
-        raise UserError(f"{path}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(known))}")
-    for name in COMMON:
-        if not isinstance(given.get(name), str) or not given[name]:
-            raise UserError(f"{path}: {name} is not given: a folder or a manifest")
+    try:
+        file = _File(**given)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path}: {_told(error)}") from None
     home = path.resolve().parent
-    common = {name: in_folder("train" if name == "test" else name, given[name], home) for name in COMMON}
-    shared = _table(path, "settings", given.get("settings", {}))
-    arms = tuple(_read_arm(path, common, shared, one) for one in _list(path, "arm", given.get("arm")))
+    common = {name: in_folder("train" if name == "test" else name, getattr(file, name), home) for name in COMMON}
+    arms = tuple(_read_arm(path, common, {**file.settings, **arm}) for arm in file.arm)
     names = [arm.name for arm in arms]
-    if len(set(names)) < len(names) or len(names) < 2:
-        raise UserError(f"{path}: {len(names)} arms named {', '.join(names)}: give at least two, with different names")
-    seeds = tuple(_numbers(path, "seeds", given.get("seeds", [1, 2, 3]), int))
-    rates = tuple(_numbers(path, "learning_rates", given.get("learning_rates", [1e-3]), float))
-    tune_seed = given.get("tune_seed", 0)
-    if tune_seed in seeds:
+    for what, values in (("arms", names), ("seeds", file.seeds), ("learning_rates", file.learning_rates)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{path}: {what} {', '.join(map(str, values))}: one is there twice")
+    if file.tune_seed in file.seeds:
         raise UserError(
-            f"{path}: tune_seed={tune_seed} is one of the seeds: the rates would be chosen on what is compared"
+            f"{path}: tune_seed={file.tune_seed} is one of the seeds: the rates would be chosen on what is compared"
         )
-    reference = given.get("reference", names[0])
-    primary = tuple(given.get("primary", []))
-    for name in (reference, *primary):
+    reference = file.reference or names[0]
+    lent = {arm.rate_of for arm in arms} - {None}
+    if any(arm.rate_of and arm.name in lent for arm in arms):
+        raise UserError(f"{path}: an arm lends its learning rate and takes that of another: it can do one of them")
+    for name in (reference, *file.primary, *sorted(filter(None, lent))):
         if name not in names:
             raise UserError(f"{path}: {name!r} is no arm, allowed are {', '.join(names)}")
     return Study(
         **common,
         arms=arms,
-        seeds=seeds,
-        learning_rates=rates,
-        tune_seed=tune_seed,
+        seeds=tuple(file.seeds),
+        learning_rates=tuple(file.learning_rates),
+        tune_seed=file.tune_seed,
         reference=reference,
-        primary=primary,
-        margin_loss=_number(path, "margin_loss", given.get("margin_loss", 0.01)),
-        margin_wer=_number(path, "margin_wer", given.get("margin_wer", 0.5)),
-        clips=int(_number(path, "clips", given.get("clips", 64))),
+        primary=tuple(file.primary),
+        margin_loss=file.margin_loss,
+        margin_wer=file.margin_wer,
+        clips=file.clips,
     )
+
+
+def _told(error: pydantic.ValidationError) -> str:
+    """The first thing that pydantic found, with its place and the value."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}={first['input']!r:.60}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def settings_of(study: Study, run: Run, ranks: str | None, output: Path) -> TrainSettings:
@@ -159,56 +188,36 @@ def settings_of(study: Study, run: Run, ranks: str | None, output: Path) -> Trai
     return make_settings({**given, "ranks": ranks} if ranks else given)
 
 
-def _read_arm(path: Path, common: Mapping[str, str], shared: Mapping[str, Any], given: Any) -> Arm:
-    given = _table(path, "arm", given)
+def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any]) -> Arm:
     name = given.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}", name):
-        raise UserError(f"{path}: an arm is named {name!r}: letters, digits and . _ + -, at most 40")
-    own = {**shared, **{key: value for key, value in given.items() if key not in OWN}}
-    settings = {key: in_folder(key, value, path.resolve().parent) for key, value in own.items()}
-    if fixed := sorted(set(settings) & set(PER_RUN)):
-        raise UserError(f"{path}: arm {name}: {', '.join(fixed)}: given by the study itself, take it out")
-    fields = {field.name for field in dataclasses.fields(TrainSettings)}
-    if unknown := sorted(set(settings) - fields):
-        raise UserError(f"{path}: arm {name}: {unknown[0]!r} is no setting of train")
-    plan = None
-    if "plan" in given:
-        of_plan = _table(path, f"plan of arm {name}", given["plan"])
-        if unknown := sorted(set(of_plan) - {field.name for field in dataclasses.fields(Plan)}):
-            raise UserError(f"{path}: arm {name}: {unknown[0]!r} is nothing that a plan has")
-        plan = Plan(**of_plan)
-        try:
-            plan.verify()
-        except (UserError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: arm {name}: {error}") from None
-        if "ranks" in given:
-            raise UserError(f"{path}: arm {name} has a plan and ranks: give one of them")
+        raise UserError(f"{path}: an arm is named {name!r:.60}: letters, digits and . _ + -, at most 40")
     try:
+        own = {key: value for key, value in given.items() if key not in OWN}
+        settings = {key: in_folder(key, value, path.resolve().parent) for key, value in own.items()}
+        if fixed := sorted(set(settings) & set(PER_RUN)):
+            raise UserError(f"{', '.join(fixed)}: given by the study itself, take it out")
+        if unknown := sorted(set(settings) - {field.name for field in dataclasses.fields(TrainSettings)}):
+            raise UserError(f"{unknown[0]!r} is no setting of train")
+        plan = _read_plan(given["plan"]) if "plan" in given else None
+        if plan is not None and "ranks" in own:
+            raise UserError("a plan and ranks: give one of them")
         make_settings({**settings, "base_model": common["base_model"], "train": common["train"], "output": "-"})
     except UserError as error:
         raise UserError(f"{path}: arm {name}: {error}") from None
-    return Arm(name, settings, plan)
+    rate_of = given.get("rate_of")
+    if rate_of is not None and not isinstance(rate_of, str):
+        raise UserError(f"{path}: arm {name}: rate_of={rate_of!r:.60}, allowed is the name of an arm")
+    return Arm(name, settings, plan, rate_of)
 
 
-def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {name} is {value!r:.60}, wanted is a table")
-    return value
-
-
-def _list(path: Path, name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: there is no [[{name}]]")
-    return value
-
-
-def _numbers(path: Path, name: str, values: Any, kind: type) -> list[Any]:
-    if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
-        raise UserError(f"{path}: {name}={values!r:.60}, wanted is a list of different numbers")
-    return [kind(_number(path, name, value)) for value in values]
-
-
-def _number(path: Path, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
-        raise UserError(f"{path}: {name}={value!r:.60}, wanted is a number from 0")
-    return value
+def _read_plan(given: Any) -> Plan:
+    fields = [field.name for field in dataclasses.fields(Plan)]
+    if not isinstance(given, dict) or (set(given) - set(fields)):
+        raise UserError(f"plan={given!r:.80}, allowed is a table of {', '.join(fields)}")
+    try:
+        plan = pydantic.TypeAdapter(Plan).validate_json(json.dumps(given, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        raise UserError(f"plan: {_told(error)}") from None
+    plan.verify()
+    return plan

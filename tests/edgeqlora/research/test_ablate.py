@@ -67,14 +67,19 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (("steps = 2", "stepz = 2"), "arm uniform: 'stepz' is no setting of train"),
         (("steps = 2", "steps = 0"), "arm uniform: steps=0 is out of range: allowed is 1 to 100000000"),
         (('mode = "ear"', 'mode = "magic"'), "arm ear: mode='magic': allowed are ear"),
-        (("mean_rank = 4", "mean_rnk = 4"), "arm ear: 'mean_rnk' is nothing that a plan has"),
+        (
+            ("mean_rank = 4", "mean_rnk = 4"),
+            "arm ear: plan={'mode': 'ear', 'mean_rnk': 4}, allowed is a table of mode, mean_rank",
+        ),
         (("mean_rank = 4", "mean_rank = 1"), "arm ear: mean_rank=1, least=2"),
-        (('name = "ear"', 'name = "uniform"'), "2 arms named uniform, uniform: give at least two"),
+        (('name = "ear"', 'name = "uniform"'), "arms uniform, uniform: one is there twice"),
         (('name = "ear"', 'name = "a/b"'), "an arm is named 'a/b': letters, digits"),
         (('primary = ["ear"]', 'primary = ["eva"]'), "'eva' is no arm, allowed are uniform, ear"),
+        (('name = "ear"', 'name = "ear"\nrate_of = "eva"'), "'eva' is no arm"),
+        (('name = "ear"', 'name = "ear"\nrate_of = "ear"'), "an arm lends its learning rate and takes that of another"),
         (("seeds = [1]", "seeds = [0, 1]"), "tune_seed=0 is one of the seeds"),
-        (("seeds = [1]", 'seeds = ["a"]'), "seeds='a', wanted is a number from 0"),
-        (("seeds = [1]", "seed = [1]"), "unknown key 'seed'"),
+        (("seeds = [1]", 'seeds = ["a"]'), "seeds.0='a': input should be a valid integer"),
+        (("seeds = [1]", "seed = [1]"), "seed=[1]: extra inputs are not permitted"),
         (("steps = 2", "seed = 2"), "arm uniform: seed: given by the study itself"),
         (("[settings]", "[settings"), "is not valid TOML"),
     ],
@@ -99,6 +104,10 @@ def test_each_arm_gets_the_rate_that_is_best_on_dev(study):
     rows = [row("uniform", 1e-3, 2.0), row("uniform", 1e-2, 1.0), row("ear", 1e-3, 1.0), row("ear", 1e-2, float("nan"))]
     assert chosen_rates(asked, rows) == {"uniform": 1e-2, "ear": 1e-3}
     assert chosen_rates(asked, rows[:3]) == {"uniform": 1e-2}
+    study.write_text(study.read_text().replace('name = "ear"', 'name = "ear"\nrate_of = "uniform"'))
+    asked = read_study(study)
+    assert [run.arm for run in asked.rate_runs] == ["uniform", "uniform"]
+    assert chosen_rates(asked, rows[:3]) == {"uniform": 1e-2, "ear": 1e-2}
 
 
 def test_a_run_is_claimed_once_and_a_dead_claim_does_not_count(tmp_path):
