@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,27 @@ Say = Callable[[str], object]
 
 
 def run_study(study: Study, folder: Path, keep: bool = False, say: Say = print) -> list[dict[str, Any]]:
-    """Do what is left of a study; returns the rows that are there, finished or not by this process.
+    """Do what is left of a study, and wait for runs that other processes are at; returns all rows.
 
     keep: the trained folders stay. Raises UserError where the folder is another study's, or a run ends with an error.
     """
     _open(study, folder)
     _ranks_files(study, folder, say)
-    rates = _rates(study, folder, keep, say)
-    for run in study.final_runs(rates):
-        _do(study, run, folder, keep, say)
-    return rows_of(folder)
+    told: set[str] = set()
+    while True:
+        for run in study.rate_runs:
+            _do(study, run, folder, keep, say)
+        rates = chosen_rates(study, rows_of(folder))
+        for run in study.final_runs(rates):
+            _do(study, run, folder, keep, say)
+        wanted = {run.key for run in (*study.rate_runs, *study.final_runs(rates))}
+        left = {key for key in wanted if not (folder / "rows" / f"{key}.json").exists()}
+        if not left and len(rates) == len(study.arms):
+            return rows_of(folder)
+        for key in sorted(left - told):
+            say(f"waiting for {key}, which another process is at (its claim: {folder / 'work' / key}.claim)")
+        told |= left
+        time.sleep(2)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -102,12 +114,6 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
 
 def _ranks_path(folder: Path, arm: Arm) -> Path:
     return folder / f"ranks-{arm.name}.json"
-
-
-def _rates(study: Study, folder: Path, keep: bool, say: Say) -> dict[str, float]:
-    for run in study.rate_runs:
-        _do(study, run, folder, keep, say)
-    return chosen_rates(study, rows_of(folder))
 
 
 def _do(study: Study, run: Run, folder: Path, keep: bool, say: Say) -> None:
