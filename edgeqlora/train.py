@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,21 @@ from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
 
+Watch = Callable[[int, dict[str, float]], None]
 
-def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False) -> Card:
+
+def train(
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    quiet: bool = False,
+) -> Card:
     """Run (or resume) a training run and return its card; with `dry_run`, two steps and what the run would cost.
+
+    watch: called after each evaluation with the step and its figures; what it raises ends the run.
 
     Raises UserError for bad input before any weights are loaded or anything is written. Under torchrun each process
     calls this; only the first writes and prints.
@@ -43,7 +56,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     if settings.low_memory and not torch.cuda.is_available():
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=True, quiet=not is_first, highlight=False, soft_wrap=True, markup=False)
+    console = Console(stderr=True, quiet=quiet or not is_first, highlight=False, soft_wrap=True, markup=False)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -79,7 +92,7 @@ def train(settings: TrainSettings, *, resume: bool = False, dry_run: bool = Fals
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
     dev_score = DevScore(recogniser, data.dev_rows, scored, settings) if scored else None
-    run = _Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console)
+    run = _Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console, watch)
     if dry_run:
         estimate = run.estimate()
         return estimate if is_first else {}
@@ -104,12 +117,13 @@ class _Run:
         n_steps: int,
         per_device: int,
         console: Console,
+        watch: Watch | None,
     ):
         from edgeqlora.training.run_log import Throughput
 
         self.settings, self.data, self.dataset, self.recogniser = settings, data, dataset, recogniser
         self.scored, self.dev_score = list(dev_score.rows) if dev_score else [], dev_score
-        self.n_steps, self.per_device, self.console = n_steps, per_device, console
+        self.n_steps, self.per_device, self.console, self.watch = n_steps, per_device, console, watch
         self.eval_every = settings.eval_every or max(10, math.ceil(n_steps / 10))
         self.throughput, self.energy = Throughput(settings.batch_size), EnergyMeter()
         self.wall_s = 0.0
@@ -206,6 +220,7 @@ class _Run:
                 self.data.durations_s, self.data.windows_s, settings.batch_size, n_steps, settings.seed
             ),
             evaluate_now=self.dev_score,
+            watch=self.watch,
             callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
         )
         trainer.remove_callback(PrinterCallback)

@@ -58,6 +58,7 @@ def train(
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as TOML and stop.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Two real steps, then what the run would cost.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    tune: Annotated[int | None, typer.Option(help="Search for better settings in so many runs instead.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a speech model with QLoRA, LoRA or all weights; writes an adapter (or model) folder."""
@@ -70,6 +71,14 @@ def train(
     if save_config is not None:
         write_settings(settings, save_config)
         done(f"settings written to {save_config}", command_line("edgeqlora", "train", "--config", save_config))
+        return
+    if tune is not None:
+        from edgeqlora.research.tune import tune as search
+        from edgeqlora.research.tune import tune_folder
+
+        search(settings, tune, say)
+        found = tune_folder(settings.output) / "best.toml"
+        done(f"best settings in {found}", command_line("edgeqlora", "train", "--config", found))
         return
     if overwrite and config is not None and Path(settings.output).is_dir():
         from edgeqlora_jetson.files import verify_replaceable

@@ -25,10 +25,19 @@ Evaluate = Callable[[], dict[str, float]]
 class SpeechTrainer(Trainer):
     """Trainer for models that see a window of the batch's own length."""
 
-    def __init__(self, *, learner: Learner, sampler: BucketSampler, evaluate_now: Evaluate | None, **kwargs: Any):
-        """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*."""
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        sampler: BucketSampler,
+        evaluate_now: Evaluate | None,
+        watch: Callable[[int, dict[str, float]], None] | None = None,
+        **kwargs: Any,
+    ):
+        """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*;
+        watch: told the step and these figures."""
         super().__init__(model=learner.model, compute_loss_func=self._token_mean_loss, **kwargs)
-        self._learner, self._sampler, self._evaluate_now = learner, sampler, evaluate_now
+        self._learner, self._sampler, self._evaluate_now, self._watch = learner, sampler, evaluate_now, watch
         self._inputs: dict[str, Any] = {}
         # Our loss is already divided by the tokens of the whole step.
         self.loss_is_scaled_for_ga = True
@@ -62,6 +71,8 @@ class SpeechTrainer(Trainer):
         finally:
             model.train(was_training)
         self.log(dict(metrics))
+        if self._watch is not None:
+            self._watch(self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 

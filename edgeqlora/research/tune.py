@@ -1,0 +1,263 @@
+"""`train --tune N`: N runs that look for settings which do better on the dev set, by optuna."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeqlora.errors import UserError
+from edgeqlora.settings import TrainSettings, write_settings
+from edgeqlora_jetson.files import write_json, write_text
+
+if TYPE_CHECKING:
+    import optuna
+
+Say = Callable[[str], object]
+
+RANKS = (4, 8, 16, 32)
+SPEEDS = [0.9, 1.0, 1.1]
+PICTURES = ("optimization_history", "param_importances", "slice", "parallel_coordinate")
+"""Of optuna.visualization.matplotlib."""
+
+
+def tune_folder(output: str) -> Path:
+    """Where a search keeps its database, pictures and best settings."""
+    return Path(f"{output.rstrip('/')}.tune")
+
+
+def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, Any]:
+    """Search until the study of this output has n_trials finished trials; returns what was found.
+
+    The first trial is the settings as they are, so that the search can say whether it beats them. A trial that is
+    worse than half of the others at the same step is stopped (median pruning). The same command goes on with a search
+    that was stopped; several at once share it. Writes best.toml, trials.jsonl and pictures into OUTPUT.tune.
+
+    Raises UserError without dev data, and where the folder's search began with other settings.
+    """
+    if not settings.dev:
+        raise UserError("--tune compares trials on dev data: pass --dev")
+    if n_trials < 2:
+        raise UserError(f"tune={n_trials}: allowed is 2 or more; the first trial is the settings as they are")
+    import optuna
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are called so since 2020
+    folder = tune_folder(settings.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{folder / 'study.db'}",
+        heartbeat_interval=30,
+        grace_period=120,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1),
+    )
+    study = optuna.create_study(
+        study_name="train",
+        storage=storage,
+        load_if_exists=True,
+        direction="minimize",
+        sampler=optuna.samplers.TPESampler(seed=settings.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+    )
+    given = json.loads(json.dumps({k: v for k, v in vars(settings).items() if k not in ("output", "workers")}))
+    if study.user_attrs.setdefault("settings", given) != given and study.user_attrs["settings"] != given:
+        changed = [name for name in given if study.user_attrs["settings"].get(name) != given[name]]
+        raise UserError(
+            f"{folder} holds a search that began with another {changed[0]}: give the same settings, or another --output"
+        )
+    study.set_user_attr("settings", given)
+    space = search_space(settings)
+    if not study.trials:
+        study.enqueue_trial(space.defaults)
+    finished = (TrialState.COMPLETE, TrialState.PRUNED)
+    study.optimize(
+        lambda trial: _try(settings, space, trial, say),
+        callbacks=[MaxTrialsCallback(n_trials, states=finished)],
+        n_trials=max(0, n_trials - len(study.get_trials(deepcopy=False, states=finished))),
+        catch=(),
+    )
+    return _conclude(settings, study, space, folder, say)
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What is searched, by the settings that the user gave."""
+
+    defaults: dict[str, Any]
+    """Parameters of the settings as they are."""
+    tunes_ranks: bool
+    takes_spec_augment: bool
+    tunes_noise: bool
+    rates: tuple[float, float]
+
+    def settings(self, base: TrainSettings, params: dict[str, Any]) -> dict[str, Any]:
+        """Changes to `base` that these parameters stand for."""
+        changes: dict[str, Any] = {name: params[name] for name in ("learning_rate", "warmup_ratio") if name in params}
+        for name in ("lora_dropout", "spec_augment", "noise_probability"):
+            if name in params:
+                changes[name] = params[name]
+        if "rank" in params:
+            changes["ranks"] = f"uniform:{params['rank']}"
+            changes["lora_alpha"] = float(params["alpha_per_rank"] * params["rank"])
+        if "speed_perturb" in params:
+            changes["speed_perturb"] = list(SPEEDS) if params["speed_perturb"] else []
+        return changes
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Parameters of one trial."""
+        params: dict[str, Any] = {
+            "learning_rate": trial.suggest_float("learning_rate", *self.rates, log=True),
+            "warmup_ratio": trial.suggest_float("warmup_ratio", 0.0, 0.2),
+            "speed_perturb": trial.suggest_categorical("speed_perturb", [False, True]),
+        }
+        if self.tunes_ranks:
+            params["rank"] = trial.suggest_categorical("rank", list(RANKS))
+            params["alpha_per_rank"] = trial.suggest_categorical("alpha_per_rank", [1, 2, 4])
+        if "lora_dropout" in self.defaults:
+            params["lora_dropout"] = trial.suggest_float("lora_dropout", 0.0, 0.2)
+        if self.takes_spec_augment:
+            params["spec_augment"] = trial.suggest_categorical("spec_augment", [False, True])
+        if self.tunes_noise:
+            params["noise_probability"] = trial.suggest_float("noise_probability", 0.0, 0.9)
+        return params
+
+
+def search_space(settings: TrainSettings) -> Space:
+    """Learning rate, warm-up and augmentation for every method; rank budget, alpha and dropout where there are adapters.
+
+    Ranks of a file, and speeds of one's own, are kept as they are. Noise is searched where a folder of it is given.
+    """
+    from edgeqlora.models.family import load_processor
+
+    is_full = settings.method == "full"
+    rates = (1e-6, 1e-3) if is_full else (1e-4, 2e-2)
+    takes_spec_augment = len(load_processor(settings.base_model).feature_shape(1.0)) > 1
+    rank = settings.ranks.removeprefix("uniform:") if settings.ranks.startswith("uniform:") else ""
+    tunes_ranks = not is_full and rank.isdigit() and int(rank) in RANKS
+    defaults: dict[str, Any] = {
+        "learning_rate": min(max(settings.resolved_learning_rate(), rates[0]), rates[1]),
+        "warmup_ratio": min(settings.warmup_ratio, 0.2),
+        "speed_perturb": bool(settings.speed_perturb),
+    }
+    if tunes_ranks:
+        alpha = (settings.lora_alpha or 2.0 * int(rank)) / int(rank)
+        defaults |= {"rank": int(rank), "alpha_per_rank": min((1, 2, 4), key=lambda known: abs(known - alpha))}
+    if not is_full:
+        defaults["lora_dropout"] = min(settings.lora_dropout, 0.2)
+    if takes_spec_augment:
+        defaults["spec_augment"] = settings.spec_augment
+    if settings.noise:
+        defaults["noise_probability"] = min(settings.noise_probability, 0.9)
+    return Space(defaults, tunes_ranks, takes_spec_augment, bool(settings.noise), rates)
+
+
+def _try(settings: TrainSettings, space: Space, trial: optuna.Trial, say: Say) -> float:
+    """One run; its value is the best figure that its checkpoints had on dev."""
+    import optuna
+
+    from edgeqlora.train import train
+
+    changes = space.settings(settings, space.suggest(trial))
+    best = math.inf
+    figures: dict[str, float] = {}
+
+    def watch(step: int, metrics: dict[str, float]) -> None:
+        nonlocal best, figures
+        if metrics["eval_rank"] < best:
+            best, figures = metrics["eval_rank"], {k: v for k, v in metrics.items() if k != "eval_seconds"}
+        trial.report(best, len(trial.storage.get_trial(trial._trial_id).intermediate_values))
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=tune_folder(settings.output)) as scratch:
+        one = dataclasses.replace(settings, **changes, output=f"{scratch}/adapter")
+        try:
+            train(one, watch=watch, quiet=True)
+        finally:
+            trial.set_user_attr("figures", figures)
+            gc.collect()
+    say(f"trial {trial.number}: {_figure(figures)}  {_shown(changes)}")
+    return best
+
+
+def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder: Path, say: Say) -> dict[str, Any]:
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not done:
+        raise UserError(f"no trial of {folder} was finished: see its trials.jsonl")
+    best = min(done, key=lambda trial: (trial.value, trial.number))
+    first = next((trial for trial in done if trial.number == 0), None)
+    changes = space.settings(settings, best.params)
+    write_settings(dataclasses.replace(settings, **changes), folder / "best.toml")
+    lines = (
+        json.dumps(
+            {"number": t.number, "state": t.state.name.lower(), "value": t.value, "params": t.params, **t.user_attrs}
+        )
+        for t in trials
+    )
+    write_text(folder / "trials.jsonl", "".join(f"{line}\n" for line in lines))
+    pictures = _draw(study, folder) if len(done) > 2 else []
+    found = {
+        "schema": "edgeqlora.tune/1",
+        "best": {"number": best.number, "figures": best.user_attrs["figures"], "changes": changes},
+        "given": first.user_attrs["figures"] if first is not None else None,
+        "n_finished": len(done),
+        "n_pruned": sum(trial.state == TrialState.PRUNED for trial in trials),
+        "pictures": [str(path) for path in pictures],
+    }
+    write_json(folder / "tune.json", found)
+    if first is not None:
+        ahead = (
+            "beats the settings as they were" if best.number else "nothing was better than the settings as they were"
+        )
+        say(f"{ahead}: dev {_figure(best.user_attrs['figures'])}, as they were {_figure(first.user_attrs['figures'])}")
+    say(
+        "The best of many trials looks better on this dev set than it is: score it on other clips before you believe it"
+    )
+    return found
+
+
+def _draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Optuna's own pictures, 800 px wide."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as pictures
+
+    paths = []
+    for name in PICTURES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # optuna calls its matplotlib pictures experimental
+            try:
+                drawn = getattr(pictures, f"plot_{name}")(study)
+            except (RuntimeError, ValueError, ImportError):
+                continue  # importances need trials that differ, and scikit-learn
+            figure = (drawn.flat[0] if hasattr(drawn, "flat") else drawn).figure
+            figure.set_size_inches(8 if name != "slice" else 16, 4.5)
+            figure.tight_layout()
+            figure.savefig(folder / f"{name}.png", dpi=100)
+            pyplot.close(figure)
+        paths.append(folder / f"{name}.png")
+    return paths
+
+
+def _figure(figures: dict[str, float]) -> str:
+    rate = "wer" if "eval_wer" in figures else "cer"
+    if f"eval_{rate}" not in figures:
+        return "--"
+    return f"{rate.upper()} {figures[f'eval_{rate}']:.2f} %, loss {figures['eval_loss']:.4f}"
+
+
+def _shown(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in changes.items() if v or v == 0)
