@@ -56,6 +56,8 @@ class Card(TypedDict, total=False):
     dev_cer: Figure
     dev_loss: Figure
     choose_by: str
+    canary: dict[str, Any]
+    replay: dict[str, Any]
     figures: dict[str, Figure]
     chosen: str
     candidates: dict[str, Any]

@@ -111,6 +111,14 @@ class TrainSettings:
     """Folder or manifest of room impulse responses to convolve clips with; empty: off."""
     room_probability: float = _setting(0.5, 0.0, 1.0)
     """Share of the clips that are put into a room."""
+    canary: str = ""
+    """General speech, scored before training and with every evaluation: what the model forgets."""
+    max_canary_increase: float | None = _setting(None, 0.0, 1000.0)
+    """Points by which the canary's error rate may rise in the checkpoint that is kept. Default: any."""
+    replay: str = ""
+    """General speech that stands in every step against forgetting; clips without text are transcribed by the base model."""
+    replay_share: float = _setting(0.5, 0.01, 0.99)
+    """Share of a step's clips that are replay, such as 0.5 or 0.25."""
     cache: str = "auto"
     """Folder for cached features; auto: the user's cache folder; none: off."""
     cache_gib: float = _setting(20.0, 0.01, 1e6)
@@ -162,6 +170,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "Windows and labels": ("window_s", "long_clips", "max_label_tokens"),
+    "Forgetting": ("canary", "max_canary_increase", "replay", "replay_share"),
     "Evaluation": ("eval_every", "eval_samples", "patience", "normaliser", "report_to"),
     "Memory and speed": ("precision", "gradient_checkpointing", "low_memory", "cache", "cache_gib", "workers"),
     "Augmentation": (
@@ -176,7 +185,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 """Fields by the panel of `train --help` that shows them."""
 
-_PATHS = ("base_model", "train", "dev", "output", "noise", "room", "ranks", "cache")
+_PATHS = ("base_model", "train", "dev", "output", "noise", "room", "canary", "replay", "ranks", "cache")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

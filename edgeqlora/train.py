@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from edgeqlora.card import Card, measured, missing, write_card
-from edgeqlora.data.batching import BucketSampler
+from edgeqlora.data.batching import BucketSampler, MixedSampler
 from edgeqlora.data.manifest import evenly
 from edgeqlora.errors import UserError
 from edgeqlora.settings import TrainSettings, write_settings
 from edgeqlora.training import checkpoint
 from edgeqlora.training.arguments import computed_with, per_device_batch, training_arguments
 from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
+from edgeqlora.training.general import Canary, label_replay, with_replay
 from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
@@ -57,6 +58,7 @@ def train(
         return_freed_memory()
     is_first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=True, quiet=quiet or not is_first, highlight=False, soft_wrap=True, markup=False)
+    settings = with_replay(settings)
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -67,41 +69,57 @@ def train(
     data = prepare(settings, processor, console)
     if not dry_run and output.is_dir():
         verify_replaceable(output, data.audio_folders)
-    n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / settings.batch_size))
+    of_task = settings.batch_size - (data.replay.per_step if data.replay else 0)
+    n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / of_task))
     _say_plan(console, settings, data, n_steps, world_size)
 
     from edgeqlora.data.cache import FeatureCache, default_cache_folder
     from edgeqlora.data.dataset import SpeechDataset
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.lora.adapters import load_base, with_adapters
+    from edgeqlora.training.run_log import canary_text
 
     verify_choice(settings, data.dev_rows)
     cache_folder = {"auto": default_cache_folder(), "none": None}.get(settings.cache, settings.cache)
+    learner = load_base(settings)
+    rows, target_ids = list(data.rows), list(data.target_ids)
+    if data.replay:
+        cache = Path(cache_folder) if cache_folder else None
+        base = data.sources["base_model"]
+        target_ids += label_replay(data.replay, learner, settings, data.language, base, cache, console.print)
+        rows += data.replay.rows
     dataset = SpeechDataset(
-        data.rows,
-        data.target_ids,
+        rows,
+        target_ids,
         FeatureCache(processor, cache_folder, max_bytes=round(settings.cache_gib * 2**30)),
         augmentation(settings),
         noises=data.noises,
         rooms=data.rooms,
         seed=settings.seed,
     )
-    learner = load_base(settings)
     recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
     ranks, figures = with_adapters(settings, learner)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
     dev_score = DevScore(recogniser, data.dev_rows, scored, settings) if scored else None
+    canary = Canary(settings, data.canary_rows, learner, data.language) if data.canary_rows else None
+    if dev_score is not None:
+        dev_score.canary = canary
     run = _Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console, watch)
     if dry_run:
         estimate = run.estimate()
         return estimate if is_first else {}
     resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
+    if canary is not None:
+        learner.model.eval()
+        file = partial_folder(output) / "canary.json"
+        canary.measure_before(file, resumed=resume_from is not None, is_first=is_first)
+        console.print(f"  before training{canary_text(canary.before or {}).replace(';', ':', 1)}")
     trainer = run.run(partial_folder(output), resume_from, is_first)
     if not is_first:
         return {}
     figures |= run.figures(trainer, resumed=resume_from is not None)
-    return _write_output(settings, output, learner, data, trainer, dev_score, ranks, figures, overwrite)
+    return _write_output(settings, output, learner, data, trainer, dev_score, canary, ranks, figures, overwrite)
 
 
 class _Run:
@@ -194,6 +212,15 @@ class _Run:
             "final_loss": measured(losses[-1], "nats per token") if losses else missing("no step was logged"),
         }
 
+    def _sampler(self, n_steps: int) -> BucketSampler | MixedSampler:
+        data, settings, replay = self.data, self.settings, self.data.replay
+        of_task = settings.batch_size - (replay.per_step if replay else 0)
+        task = BucketSampler(data.durations_s, data.windows_s, of_task, n_steps, settings.seed)
+        if replay is None:
+            return task
+        general = BucketSampler(replay.durations_s, replay.windows_s, replay.per_step, n_steps, settings.seed + 1)
+        return MixedSampler(task, general)
+
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
         from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -216,9 +243,7 @@ class _Run:
             data_collator=self.recogniser.decoder.collate,
             train_dataset=self.dataset,
             eval_dataset=self.scored or None,
-            sampler=BucketSampler(
-                self.data.durations_s, self.data.windows_s, settings.batch_size, n_steps, settings.seed
-            ),
+            sampler=self._sampler(n_steps),
             evaluate_now=self.dev_score,
             watch=self.watch,
             callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
@@ -259,6 +284,7 @@ def _write_output(
     data: Prepared,
     trainer: Any,
     dev_score: DevScore | None,
+    canary: Canary | None,
     ranks: dict[str, Any],
     figures: dict[str, Any],
     overwrite: bool,
@@ -326,6 +352,8 @@ def _write_output(
             steps=state.global_step,
             best_step=best_step,
             **(dev_score.card_fields(state.log_history, best_step) if dev_score else no_dev()),
+            **({"canary": canary.card_field(state.log_history, best_step)} if canary else {}),
+            **({"replay": {"source": settings.replay, "n_clips": len(data.replay.rows)}} if data.replay else {}),
             figures=figures,
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )

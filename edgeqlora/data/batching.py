@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -122,3 +123,23 @@ class BucketSampler:
         full = len(rest) - len(rest) % size
         batches += [rest[start : start + size] for start in range(0, full, size)]
         return [batches[i] for i in rng.permutation(len(batches))], rest[full:]
+
+
+class MixedSampler:
+    """Two samplers in one: of every step first the clips of the task, then those of general speech.
+
+    Rows of the second follow those of the first in the data set.
+    """
+
+    def __init__(self, task: BucketSampler, general: BucketSampler):
+        self.task, self.general = task, general
+
+    def __len__(self) -> int:
+        return len(self.task) + len(self.general)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        task, general, offset = iter(self.task), iter(self.general), len(self.task.bucket)
+        for _ in range(self.task.steps):
+            yield from islice(task, self.task.batch_size)
+            for key in islice(general, self.general.batch_size):
+                yield key._replace(row=key.row + offset)

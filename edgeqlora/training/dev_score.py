@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from edgeqlora.card import measured, missing
 from edgeqlora.data.row import Row
@@ -17,8 +17,9 @@ from edgeqlora_jetson.errors import NotFiniteError
 from edgeqlora_jetson.text import why_no_words, written_language
 from edgeqlora_jetson.wer import error_figures
 
-MOST_LOSS, WORST = 50.0, 1e9
-"""Nats per token at which a loss is cut off beside an error rate, far above any that learns; rank of a diverged model."""
+MOST_LOSS, FORGETS, WORST = 50.0, 1e5, 1e9
+"""Nats per token at which a loss is cut off beside an error rate, far above any that learns; rank of a model that forgets
+more than it may; rank of a diverged one."""
 
 
 def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
@@ -27,11 +28,22 @@ def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
     scores.choose_by(settings.choose_by, [row.text for row in dev_rows], language)
 
 
+class Canary(Protocol):
+    """See training/general.py."""
+
+    limit: float | None
+
+    def __call__(self) -> tuple[dict[str, float], float]: ...
+
+
 class DevScore:
     """Scores a recogniser's model, as it is at the time of the call, on dev clips.
 
     dev_rows: all of them, which decide whether words are counted. rows: those that are scored at each call.
     """
+
+    canary: Canary | None = None
+    """General speech that is scored with it, and may forbid a checkpoint."""
 
     def __init__(self, recogniser: Recogniser, dev_rows: Sequence[Row], rows: Sequence[Row], settings: TrainSettings):
         self.recogniser, self.rows, self.normaliser = recogniser, rows, settings.scored_by()
@@ -65,7 +77,7 @@ class DevScore:
             for name, figure in error_figures(pairs, self.no_words).items()
             if name != "wer" or not self.no_words
         }
-        return {
+        figures = {
             # An error rate, and where it ties (often at 0) the loss. A word of a million moves the rate by 1e-4 %, more
             # than the loss can add. A diverged model says nothing, and so makes fewer errors than one that begins to learn.
             "eval_rank": {**rates, "loss": loss}[self.chosen_by] + 1e-6 * min(loss, MOST_LOSS)
@@ -75,8 +87,14 @@ class DevScore:
             "eval_loss": loss,
             "eval_clips": len(pairs),
             "eval_incomplete": sum(gather_object([result.n_incomplete])),
-            "eval_seconds": round(time.perf_counter() - start_s, 3),
         }
+        if self.canary is not None:
+            general, increase = self.canary()
+            figures |= general
+            if self.canary.limit is not None and increase > self.canary.limit:
+                # Behind every checkpoint that is inside the limit; where none is, the least increase counts.
+                figures["eval_rank"] = max(figures["eval_rank"], min(WORST / 2, FORGETS * (1 + increase)))
+        return {**figures, "eval_seconds": round(time.perf_counter() - start_s, 3)}
 
     def card_fields(self, log_history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
         """What the card says of dev: the figures at `step`, each null with its reason where there is none."""

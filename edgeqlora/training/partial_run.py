@@ -27,7 +27,16 @@ def partial_folder(output: Path) -> Path:
 
 def inputs_of(settings: TrainSettings) -> list[str]:
     """Paths (and names) that a run reads: an output that holds one of them is not replaced."""
-    return [settings.base_model, settings.train, settings.dev, settings.noise, settings.room, settings.ranks]
+    return [
+        settings.base_model,
+        settings.train,
+        settings.dev,
+        settings.noise,
+        settings.room,
+        settings.canary,
+        settings.replay,
+        settings.ranks,
+    ]
 
 
 def data_hashes(settings: TrainSettings, rows: Mapping[str, Sequence[Row]]) -> dict[str, str | None]:
@@ -111,7 +120,19 @@ def _same_settings(settings: TrainSettings, partial: Path) -> None:
     before = dataclasses.asdict(make_settings(read_settings(partial / CONFIG)))
     now = dataclasses.asdict(settings)
     # These may be written differently, or moved; their content is compared by hash in open_partial.
-    free = ["base_model", "train", "dev", "output", "noise", "room", "cache", "cache_gib", "workers"]
+    free = [
+        "base_model",
+        "train",
+        "dev",
+        "output",
+        "noise",
+        "room",
+        "canary",
+        "replay",
+        "cache",
+        "cache_gib",
+        "workers",
+    ]
     if os.path.isfile(settings.ranks):
         free.append("ranks")
     for name in before:

@@ -112,6 +112,7 @@ class RunLog(TrainerCallback):
                 f"  step {state.global_step:>5}: dev {shown}, "
                 f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
                 + (f", {n} stopped at the limit of tokens)" if (n := metrics["eval_incomplete"]) else ")")
+                + canary_text(metrics)
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -130,6 +131,14 @@ class RunLog(TrainerCallback):
             left = f"{left_s // 60}:{left_s % 60:02d} left"
             parts += [f"{speed:.1f} clips/s", f"{rss_mib() / 1024:.2f} GiB", left]
         return ", ".join(parts)
+
+
+def canary_text(figures: dict[str, Any]) -> str:
+    """What an evaluation says of general speech; "" without a canary."""
+    if "eval_canary_loss" not in figures:
+        return ""
+    rate = "wer" if "eval_canary_wer" in figures else "cer"
+    return f"; canary {rate.upper()} {figures[f'eval_canary_{rate}']:.2f} %, loss {figures['eval_canary_loss']:.3f}"
 
 
 def truncate_log(path: Path, last_step: int) -> None:

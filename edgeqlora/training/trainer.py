@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from edgeqlora.data.batching import IGNORE, BucketSampler
+from edgeqlora.data.batching import IGNORE, BucketSampler, MixedSampler
 from edgeqlora.lora.loading import resume_weights
 from edgeqlora.models.family import Learner
 from edgeqlora.training import checkpoint
@@ -29,7 +29,7 @@ class SpeechTrainer(Trainer):
         self,
         *,
         learner: Learner,
-        sampler: BucketSampler,
+        sampler: BucketSampler | MixedSampler,
         evaluate_now: Evaluate | None,
         watch: Callable[[int, dict[str, float]], None] | None = None,
         **kwargs: Any,
@@ -59,6 +59,10 @@ class SpeechTrainer(Trainer):
         however it is divided.
         """
         total: torch.Tensor = self._learner.loss(outputs, self._inputs, labels)
+        if isinstance(self._sampler, MixedSampler):
+            # Parts count by their clips: long general sentences would drown the task's few tokens otherwise.
+            parts = self.args.gradient_accumulation_steps * self.args.world_size
+            return total / (labels != IGNORE).sum().clamp(min=1) / parts
         return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE).sum())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -20,6 +20,7 @@ from edgeqlora.errors import UserError
 from edgeqlora.models.family import Processor
 from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
+from edgeqlora.training.general import Replay, load_canary, prepare_replay
 from edgeqlora.training.partial_run import data_hashes
 from edgeqlora_jetson.screen import visible
 
@@ -46,11 +47,14 @@ class Prepared:
     """sha256 of the base model's files (of a hub model: its commit), and those of partial_run.data_hashes."""
     noises: Recordings
     rooms: Recordings
+    canary_rows: list[Row]
+    replay: Replay | None
 
     @property
     def audio_folders(self) -> set[str]:
         """Folders that the run reads audio from."""
-        rows = (*self.rows, *self.dev_rows, *self.noises.rows, *self.rooms.rows)
+        replay = self.replay.rows if self.replay else []
+        rows = (*self.rows, *self.dev_rows, *self.noises.rows, *self.rooms.rows, *self.canary_rows, *replay)
         return {os.path.dirname(row.audio) for row in rows}
 
 
@@ -129,8 +133,12 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         "share": round(padding_share(durations, windows), 4),
     }
     sources: dict[str, Any] = {"base_model": base_record(settings.base_model)}
+    canary_rows, replay = load_canary(settings), prepare_replay(settings, processor, dev_rows, console.print)
+    if canary_rows:
+        verify_apart([*rows, *(replay.rows if replay else [])], canary_rows)
     noises, rooms = load_recordings("noise", settings.noise), load_recordings("room", settings.room)
     sources |= data_hashes(settings, {"train": every, "dev": dev_rows, "noise": noises.rows, "room": rooms.rows})
+    sources |= data_hashes(settings, {"canary": canary_rows, "replay": replay.rows if replay else []})
     return Prepared(
         rows,
         target_ids,
@@ -146,6 +154,8 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         sources,
         noises,
         rooms,
+        canary_rows,
+        replay,
     )
 
 
