@@ -46,7 +46,7 @@ class TrainSettings:
     method: str = _setting("qlora", allowed=("qlora", "lora", "full"))
     """qlora (NF4 base, LoRA on top), lora (16/32-bit base) or full (all weights)."""
     ranks: str = "uniform:8"
-    """uniform:R, or the path of a ranks.json."""
+    """uniform:R, the path of a ranks.json, or adalora:R (PEFT's AdaLoRA finds them in training)."""
     lora_alpha: float | None = _setting(None, 1e-3, 4096)
     """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
     lora_dropout: float = _setting(0.0, 0.0, 0.9)
@@ -220,7 +220,9 @@ def in_folder(name: str, value: Any, folder: Path) -> Any:
     """A setting with the path in it, if it is one, taken from `folder`."""
     if name not in _PATHS or not isinstance(value, str) or not value or value.startswith("hf:"):
         return value
-    if (name == "ranks" and value.startswith("uniform:")) or (name == "cache" and value in ("auto", "none")):
+    if (name == "ranks" and value.startswith(("uniform:", "adalora:"))) or (
+        name == "cache" and value in ("auto", "none")
+    ):
         return value
     path = os.path.normpath(folder / os.path.expanduser(value))
     if name == "base_model" and not os.path.exists(path) and value[0] not in "./~":

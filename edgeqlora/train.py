@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def train(
     is_first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=True, quiet=quiet or not is_first, highlight=False, soft_wrap=True, markup=False)
     settings = with_replay(settings)
+    if resume and settings.ranks.startswith("adalora:"):
+        raise UserError(
+            "--resume of a run with ranks='adalora:...': what it knows of its ranks is in no checkpoint; start anew"
+        )
     output = Path(settings.output)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     per_device = per_device_batch(settings, world_size)
@@ -98,7 +103,7 @@ def train(
         seed=settings.seed,
     )
     recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
-    ranks, figures = with_adapters(settings, learner)
+    ranks, figures = with_adapters(settings, learner, n_steps)
     _say_model(console, figures)
     scored = evenly(data.dev_rows, settings.eval_samples)
     dev_score = DevScore(recogniser, data.dev_rows, scored, settings) if scored else None
@@ -224,10 +229,12 @@ class _Run:
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
         from transformers import EarlyStoppingCallback, PrinterCallback
 
+        from edgeqlora.lora.adalora import Allocation, asked_rank, orthogonality
         from edgeqlora.training.run_log import RunLog
         from edgeqlora.training.trainer import EveryAdapterLearns, SpeechTrainer, stopped_early
 
         settings = self.settings
+        is_adalora = settings.method != "full" and asked_rank(settings.ranks) is not None
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
         trainer = SpeechTrainer(
             learner=self.recogniser.learner,
@@ -246,7 +253,12 @@ class _Run:
             sampler=self._sampler(n_steps),
             evaluate_now=self.dev_score,
             watch=self.watch,
-            callbacks=[run_log] + ([EveryAdapterLearns()] if settings.method != "full" else []),
+            callbacks=[
+                run_log,
+                *([EveryAdapterLearns()] if settings.method != "full" else []),
+                *([Allocation()] if is_adalora else []),
+            ],
+            penalty=partial(orthogonality, self.recogniser.learner.model) if is_adalora else None,
         )
         trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:
@@ -314,6 +326,10 @@ def _write_output(
             ):
                 shutil.copyfile(file, out / file.name)
         learner.processor.save(out)
+        if settings.method != "full" and settings.ranks.startswith("adalora:"):
+            from edgeqlora.lora.adalora import to_plain_lora
+
+            ranks = to_plain_lora(out)
         if settings.method == "full":
             config = read_json(out / "config.json", "config.json")
             if "use_cache" in config:  # Trainer switches it off while it trains

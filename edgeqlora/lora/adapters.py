@@ -42,8 +42,11 @@ def adapted_linears(learner: Learner) -> dict[str, list[str]]:
     return groups
 
 
-def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the learner its adapters: returns the ranks as a dict (empty for full fine-tuning), and the size figures."""
+def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the learner its adapters: returns the ranks as a dict, and the size figures.
+
+    The dict is empty for full fine-tuning and for AdaLoRA, whose ranks are found in the n_steps of the run.
+    """
     from transformers import set_seed
 
     set_seed(settings.seed)
@@ -57,6 +60,7 @@ def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, 
     else:
         from peft import LoraConfig, get_peft_model
 
+        from edgeqlora.lora.adalora import adalora_config, asked_rank
         from edgeqlora.lora.initialise import put_start
         from edgeqlora.lora.ranks import peft_patterns, resolve_ranks
 
@@ -66,25 +70,28 @@ def with_adapters(settings: TrainSettings, learner: Learner) -> tuple[dict[str, 
             for names in adapted_linears(learner).values()
             for name in names
         }
-        ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
         # task_type stays unset: with one, peft passes input_ids, which speech models do not take (peft#1988).
-        learner.model = model = get_peft_model(
-            model, LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
-        )
-        _verify_ranks(model, ranks.rank)
-        if ranks.start is not None:
-            put_start(model, ranks.start, ranks.rank)
+        if (mean_rank := asked_rank(settings.ranks)) is not None:
+            config = adalora_config(mean_rank, linears, n_steps, settings.lora_dropout)
+            learner.model = model = get_peft_model(model, config)
+        else:
+            ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
+            config = LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
+            learner.model = model = get_peft_model(model, config)
+            _verify_ranks(model, ranks.rank)
+            if ranks.start is not None:
+                put_start(model, ranks.start, ranks.rank)
+            trainable_dict = {
+                "rank_pattern": ranks.rank,
+                "alpha_pattern": ranks.alpha,
+                "source": ranks.source,
+                "init": ranks.init,
+            }
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # adapters train in fp32 whatever the base is stored in
         if settings.method == "qlora":
             keep_linear4bit_in_train_mode(model)
-        trainable_dict = {
-            "rank_pattern": ranks.rank,
-            "alpha_pattern": ranks.alpha,
-            "source": ranks.source,
-            "init": ranks.init,
-        }
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if settings.gradient_checkpointing:
         plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -32,13 +32,14 @@ class SpeechTrainer(Trainer):
         sampler: BucketSampler | MixedSampler,
         evaluate_now: Evaluate | None,
         watch: Callable[[int, dict[str, float]], None] | None = None,
+        penalty: Callable[[], torch.Tensor] | None = None,
         **kwargs: Any,
     ):
         """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*;
-        watch: told the step and these figures."""
+        watch: told the step and these figures; penalty: of the adapters, added to the loss of each step."""
         super().__init__(model=learner.model, compute_loss_func=self._token_mean_loss, **kwargs)
         self._learner, self._sampler, self._evaluate_now, self._watch = learner, sampler, evaluate_now, watch
-        self._inputs: dict[str, Any] = {}
+        self._penalty, self._inputs = penalty, dict[str, Any]()
         # Our loss is already divided by the tokens of the whole step.
         self.loss_is_scaled_for_ga = True
 
@@ -48,7 +49,10 @@ class SpeechTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._inputs = inputs
         with self._learner.window(inputs):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._penalty is not None and isinstance(loss, torch.Tensor):
+            loss = loss + self._penalty() / self.args.gradient_accumulation_steps
+        return loss
 
     def _token_mean_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -157,9 +161,9 @@ class EveryAdapterLearns(TrainerCallback):
         if self._checked:
             return
         self._checked = True
-        silent = [
-            name for name, p in model.named_parameters() if "lora_B" in name and (p.grad is None or not p.grad.any())
-        ]
+        names = [name for name, _ in model.named_parameters()]
+        part = "lora_E" if any("lora_E" in name for name in names) else "lora_B"  # AdaLoRA starts with E at zero
+        silent = [name for name, p in model.named_parameters() if part in name and (p.grad is None or not p.grad.any())]
         # lora_A has a zero gradient in the first step, because B starts at zero.
         if silent:
             raise RuntimeError(f"{len(silent)} adapters get no gradient, the first is {silent[0]}")

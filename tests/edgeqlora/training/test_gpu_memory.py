@@ -41,7 +41,7 @@ def test_base_and_adapters_are_what_the_modules_hold(tiny_model, sizes, tmp_path
     learner = load_learner(str(tiny_model), quantise=True, dtype="bfloat16")
     assert base_bytes(sizes) == pytest.approx(_stored_bytes(learner.model), rel=1e-3)
     given = {"base_model": str(tiny_model), "train": "x", "output": "y", "ranks": "uniform:4"}
-    with_adapters(make_settings(given), learner)
+    with_adapters(make_settings(given), learner, 10)
     adapters = [p for p in learner.model.parameters() if p.requires_grad]
     assert sum(n_in * 4 + 4 * n_out for n_in, n_out in sizes.linears()) == sum(p.numel() for p in adapters)
 
@@ -93,7 +93,7 @@ def test_activations_are_what_autograd_keeps(tiny_model, sizes, monkeypatch) -> 
     """Of the real training model under bf16 autocast; on CUDA that computes norms in fp32, so here they are made to."""
     rank, batch, window_s, n_tokens = 8, 2, 4.0, 30
     learner = load_learner(str(tiny_model), quantise=True, dtype="bfloat16")
-    with_adapters(make_settings({"base_model": str(tiny_model), "train": "x", "output": "y"}), learner)
+    with_adapters(make_settings({"base_model": str(tiny_model), "train": "x", "output": "y"}), learner, 10)
     layer_norm = torch.nn.functional.layer_norm
 
     def in_fp32(x, shape, weight, bias, eps):
