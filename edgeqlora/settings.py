@@ -51,6 +51,8 @@ class TrainSettings:
     """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
     lora_dropout: float = _setting(0.0, 0.0, 0.9)
     """Dropout on the input of the LoRA branch."""
+    entropy_weight: float = _setting(0.0, -1.0, 1.0)
+    """Weight of the entropy of what adapters add: above 0 pushes it down (fewer directions), below 0 up; 0: off."""
     learning_rate: float | None = _setting(None, 1e-8, 1.0, flags=("--lr",))
     """Peak learning rate. Default: 1e-3 with LoRA, 1e-4 with full fine-tuning."""
     steps: int | None = _setting(None, 1, 10**8)
@@ -156,7 +158,7 @@ _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
-    "Adapter": ("method", "ranks", "lora_alpha", "lora_dropout"),
+    "Adapter": ("method", "ranks", "lora_alpha", "lora_dropout", "entropy_weight"),
     "Length and optimiser": (
         "steps",
         "epochs",
@@ -243,6 +245,11 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"report_to={name!r}: the package is not installed; pip install {name}")
+    if settings.entropy_weight and (settings.method == "full" or settings.ranks.startswith("adalora:")):
+        raise UserError(
+            f"entropy_weight={settings.entropy_weight:g} is of LoRA adapters: allowed with method qlora or lora, and ranks "
+            "that are fixed"
+        )
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 import os
 import shutil
@@ -30,6 +31,9 @@ from edgeqlora.training.resources import EnergyMeter, peak_vram
 from edgeqlora.training.training_data import Prepared, augmentation, prepare
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
+
+ADAPTER_LOG = "adapters.jsonl"
+"""Entropy, effective rank and size of every adapter at each evaluation and at the end."""
 
 Watch = Callable[[int, dict[str, float]], None]
 
@@ -217,6 +221,23 @@ class _Run:
             "final_loss": measured(losses[-1], "nats per token") if losses else missing("no step was logged"),
         }
 
+    def _entropy_callbacks(
+        self, folder: Path, log_path: Path | None, resume_from: Path | None, is_adalora: bool
+    ) -> list[Any]:
+        """What watches the entropy of adapters, and pushes it where that is asked for."""
+        if self.settings.method == "full" or is_adalora:
+            return []
+        from edgeqlora.lora.adapters import group_of
+        from edgeqlora.lora.entropy import AdapterLog, EntropyRegulariser
+
+        learner, found = self.recogniser.learner, []
+        if log_path is not None:
+            first = int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0
+            found.append(AdapterLog(learner.model, folder / ADAPTER_LOG, partial(group_of, learner), first))
+        if self.settings.entropy_weight:
+            found.append(EntropyRegulariser(learner.model, self.settings.entropy_weight))
+        return found
+
     def _sampler(self, n_steps: int) -> BucketSampler | MixedSampler:
         data, settings, replay = self.data, self.settings, self.data.replay
         of_task = settings.batch_size - (replay.per_step if replay else 0)
@@ -257,6 +278,7 @@ class _Run:
                 run_log,
                 *([EveryAdapterLearns()] if settings.method != "full" else []),
                 *([Allocation()] if is_adalora else []),
+                *self._entropy_callbacks(folder, log_path, resume_from, is_adalora),
             ],
             penalty=partial(orthogonality, self.recogniser.learner.model) if is_adalora else None,
         )
@@ -336,8 +358,14 @@ def _write_output(
                 write_json(out / "config.json", {**config, "use_cache": True})
             if learner.model.can_generate():
                 learner.model.generation_config.save_pretrained(out)
-        if (partial / "log.jsonl").exists():
-            shutil.copyfile(partial / "log.jsonl", out / "log.jsonl")
+        for name in ("log.jsonl", ADAPTER_LOG):
+            if (partial / name).exists():
+                shutil.copyfile(partial / name, out / name)
+        if (out / ADAPTER_LOG).exists():
+            from edgeqlora.lora.pictures import draw_adapters
+
+            lines = (out / ADAPTER_LOG).read_text(encoding="utf-8").splitlines()
+            draw_adapters([json.loads(line) for line in lines], out / ADAPTER_LOG)
         if (partial / "runs").is_dir():
             shutil.copytree(partial / "runs", out / "runs")  # TensorBoard's
         write_settings(settings, out / CONFIG)

@@ -30,15 +30,25 @@ def load_base(settings: TrainSettings) -> Learner:
     return load_learner(settings.base_model, quantise=quantise, dtype=base_dtype(settings), device=device)
 
 
+def group_of(learner: Learner, name: str) -> str | None:
+    """Group of the innermost block around a module; None of what is in no block."""
+    around = [
+        (len(block), group)
+        for group, names in learner.blocks().items()
+        for block in names
+        if name.startswith(f"{block}.")
+    ]
+    return max(around)[1] if around else None
+
+
 def adapted_linears(learner: Learner) -> dict[str, list[str]]:
     """Full names of the linears that get LoRA, by group: each belongs to the innermost block around it."""
     import torch
 
-    blocks = {f"{block}.": group for group, names in learner.blocks().items() for block in names}
     groups: dict[str, list[str]] = {group: [] for group in learner.blocks()}
     for name, module in plain_model(learner.model).named_modules():
-        if isinstance(module, torch.nn.Linear) and (around := [block for block in blocks if name.startswith(block)]):
-            groups[blocks[max(around, key=len)]].append(name)
+        if isinstance(module, torch.nn.Linear) and (group := group_of(learner, name)):
+            groups[group].append(name)
     return groups
 
 

@@ -27,6 +27,43 @@ def draw_ranks(content: Mapping[str, Any], beside: Path) -> list[Path]:
     ]
 
 
+def draw_adapters(rows: Sequence[Mapping[str, Any]], beside: Path) -> Path | None:
+    """Draw adapters.jsonl: how many of its directions each adapter uses, step by step; None where there is one step."""
+    if len({row["step"] for row in rows}) < 2:
+        return None
+    return _save(str(beside.with_suffix("")), _use_of_ranks, rows)
+
+
+def _use_of_ranks(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    steps = sorted({row["step"] for row in rows})
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        members = groups.setdefault(row["group"] or "", [])
+        if row["name"] not in members:
+            members.append(row["name"])
+    tallest = max(map(len, groups.values()))
+    figure, axes = plt.subplots(1, len(groups), figsize=(8, 1.8 + 0.17 * tallest), layout="constrained", squeeze=False)
+    for axis, (group, names) in zip(axes[0], groups.items(), strict=True):
+        values = np.full((len(names), len(steps)), np.nan)
+        for row in rows:
+            if row["group"] == group:
+                values[names.index(row["name"]), steps.index(row["step"])] = row["effective_rank"] / row["rank"]
+        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        labels = [f"{_place(name)[0]} {_place(name)[1]}" for name in names]
+        axis.set_yticks(range(len(names)), labels, fontsize=7)
+        shown = range(0, len(steps), max(1, len(steps) // 4))
+        axis.set_xticks(list(shown), [str(steps[i]) for i in shown], fontsize=9)
+        axis.set_title(group, fontsize=11)
+    axes[0][0].set_ylabel("layer and linear")
+    figure.supxlabel("step", fontsize=11)
+    figure.colorbar(image, ax=axes[0].tolist(), label="effective rank / rank", shrink=0.9)
+    figure.suptitle("How many of their directions adapters use", fontsize=11)
+    return figure
+
+
 def _save(stem: str, draw: Callable[..., Any], *arguments: Any) -> Path:
     """PNG and SVG of one figure; the bytes of an SVG are the same in each run."""
     import matplotlib
