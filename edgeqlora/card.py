@@ -56,6 +56,7 @@ class Card(TypedDict, total=False):
     dev_cer: Figure
     dev_loss: Figure
     choose_by: str
+    dropped_layers: dict[str, list[int]]
     canary: dict[str, Any]
     replay: dict[str, Any]
     figures: dict[str, Figure]

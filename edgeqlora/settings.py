@@ -45,6 +45,8 @@ class TrainSettings:
     """Folder to write: a PEFT adapter (qlora, lora) or a transformers folder (full)."""
     method: str = _setting("qlora", allowed=("qlora", "lora", "full"))
     """qlora (NF4 base, LoRA on top), lora (16/32-bit base) or full (all weights)."""
+    drop_layers: str = ""
+    """Layers to take out before tuning, such as encoder:1,2 (the first is 0); auto:N: N of the encoder, chosen by what they do."""
     ranks: str = "uniform:8"
     """uniform:R, the path of a ranks.json, or adalora:R (PEFT's AdaLoRA finds them in training)."""
     lora_alpha: float | None = _setting(None, 1e-3, 4096)
@@ -158,7 +160,7 @@ _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
-    "Adapter": ("method", "ranks", "lora_alpha", "lora_dropout", "entropy_weight"),
+    "Adapter": ("method", "drop_layers", "ranks", "lora_alpha", "lora_dropout", "entropy_weight"),
     "Length and optimiser": (
         "steps",
         "epochs",

@@ -28,7 +28,7 @@ from edgeqlora.training.dev_score import DevScore, no_dev, verify_choice
 from edgeqlora.training.general import Canary, label_replay, with_replay
 from edgeqlora.training.partial_run import CONFIG, inputs_of, open_partial, partial_folder, verify_output
 from edgeqlora.training.resources import EnergyMeter, peak_vram
-from edgeqlora.training.training_data import Prepared, augmentation, prepare
+from edgeqlora.training.training_data import Prepared, augmentation, calibration_clips, drawn, prepare
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable, write_json
 
@@ -57,6 +57,7 @@ def train(
     import torch
 
     from edgeqlora.models.family import check_source, load_processor
+    from edgeqlora.models.fewer_layers import parse_layers
     from edgeqlora.training.malloc import return_freed_memory
 
     if settings.low_memory and not torch.cuda.is_available():
@@ -73,6 +74,7 @@ def train(
     per_device = per_device_batch(settings, world_size)
     if not dry_run and (is_first or resume):
         verify_output(settings, output, resume=resume, overwrite=overwrite)
+    parse_layers(settings.drop_layers)
     check_source(settings.base_model)
     processor = load_processor(settings.base_model)
     data = prepare(settings, processor, console)
@@ -106,6 +108,7 @@ def train(
         rooms=data.rooms,
         seed=settings.seed,
     )
+    dropped = _without_layers(settings, learner, data, console)
     recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
     ranks, figures = with_adapters(settings, learner, n_steps)
     _say_model(console, figures)
@@ -128,7 +131,31 @@ def train(
     if not is_first:
         return {}
     figures |= run.figures(trainer, resumed=resume_from is not None)
-    return _write_output(settings, output, learner, data, trainer, dev_score, canary, ranks, figures, overwrite)
+    return _write_output(
+        settings, output, learner, data, trainer, dev_score, canary, ranks, dropped, figures, overwrite
+    )
+
+
+def _without_layers(settings: TrainSettings, learner: Any, data: Prepared, console: Console) -> dict[str, list[int]]:
+    """Take the layers out that the settings name, or choose them on training clips; returns their numbers by stack."""
+    from edgeqlora.models.fewer_layers import angular_distances, drop_layers, least_turning, parse_layers
+
+    asked = parse_layers(settings.drop_layers)
+    if asked is None:
+        return {}
+    if isinstance(asked, int):
+        distances = angular_distances(learner, calibration_clips(learner, data, drawn(data.rows, N_LAYER_CLIPS)))
+        console.print("  angle that each encoder layer turns, in pi: " + ", ".join(f"{d:.3f}" for d in distances))
+        asked = {"encoder": least_turning(distances, asked)}
+    n = {stack: len(layers) for stack, layers in learner.layer_stacks().items()}
+    drop_layers(learner, asked)
+    for stack, numbers in asked.items():
+        console.print(f"  taken out of the {n[stack]} {stack} layers: {', '.join(map(str, numbers))}")
+    return asked
+
+
+N_LAYER_CLIPS = 32
+"""Clips on which layers to take out are chosen."""
 
 
 class _Run:
@@ -320,6 +347,7 @@ def _write_output(
     dev_score: DevScore | None,
     canary: Canary | None,
     ranks: dict[str, Any],
+    dropped: dict[str, list[int]],
     figures: dict[str, Any],
     overwrite: bool,
 ) -> Card:
@@ -396,6 +424,7 @@ def _write_output(
             steps=state.global_step,
             best_step=best_step,
             **(dev_score.card_fields(state.log_history, best_step) if dev_score else no_dev()),
+            **({"dropped_layers": dropped} if dropped else {}),
             **({"canary": canary.card_field(state.log_history, best_step)} if canary else {}),
             **({"replay": {"source": settings.replay, "n_clips": len(data.replay.rows)}} if data.replay else {}),
             figures=figures,

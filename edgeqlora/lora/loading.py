@@ -11,6 +11,7 @@ from typing import Any
 from edgeqlora.card import Card, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner, check_source, first_line, load_learner
+from edgeqlora.models.fewer_layers import drop_layers
 from edgeqlora.models.parts import check_files, verify_base, verify_weights
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_round_trip
 from edgeqlora_jetson.files import read_json
@@ -117,6 +118,8 @@ def load_adapted(
         learner = load_learner(adapter.base, dtype=dtype, device=device)
     else:
         learner = load_learner(adapter.base, quantise=held == "nf4", dtype=adapter.base_dtype, device=device)
+    if dropped := adapter.card.get("dropped_layers"):
+        drop_layers(learner, dropped)
     if held == "dequantised":
         learner.model.float()
         with torch.no_grad():

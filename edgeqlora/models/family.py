@@ -101,6 +101,12 @@ class Learner(Protocol):
         Adapters go on every linear inside them; a linear belongs to the group of the innermost block around it.
         """
 
+    def layer_stacks(self) -> dict[str, Any]:
+        """Lists of equal layers by name, from which some may be taken out: torch ModuleLists."""
+
+    def keep_layers(self, stack: str, numbers: Sequence[int]) -> None:
+        """Leave only these layers of a stack, numbered anew, in model and configuration."""
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         """Index of the rows of a linear's input that belong to the clip and not to padding, in a batch of one.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from edgeqlora.card import library_versions
-from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.lora.allocate import Layer, allocate, budget_of
 from edgeqlora.lora.initialise import check_init, save_start
@@ -127,11 +125,9 @@ def measure(
     """
     if n_clips < 4:
         raise UserError(f"n_clips={n_clips}: allowed is 4 or more, two for each half (64 or more for ranks to settle)")
-    from edgeqlora.data.audio import load_audio
-    from edgeqlora.data.batching import window_of
     from edgeqlora.lora.adapters import adapted_linears
     from edgeqlora.models.family import check_source, load_learner, load_processor
-    from edgeqlora.training.training_data import prepare
+    from edgeqlora.training.training_data import calibration_clips, drawn, fingerprint, prepare
 
     if plan.init == "qera" and method != "qlora":
         raise UserError(
@@ -157,19 +153,7 @@ def measure(
         layers, dict.fromkeys(groups, 1.0), budget_of(layers, plan.mean_rank), _shares_of(layers, plan), plan.least
     )
     errors = _held_as_trained(learner, settings)
-    decoder = learner.decoder(data.windows_s, data.language, None)
-
-    def clips() -> Iterator[dict[str, Any]]:
-        for i in chosen:
-            audio = load_audio(data.rows[i])
-            window = window_of(data.durations_s[i], data.windows_s)
-            assert window is not None, "clips that fit no window were left out"
-            n_valid = processor.n_valid_frames(audio.size, window)
-            features = processor.features(audio, window)
-            sample = {"features": features, "n_valid": n_valid, "target_ids": data.target_ids[i]}
-            yield {"name": data.rows[i].name, "n_valid": n_valid, "batch": decoder.collate([sample])}
-
-    statistics = collect(learner, linears, clips(), len(chosen), errors, progress)
+    statistics = collect(learner, linears, calibration_clips(learner, data, chosen), len(chosen), errors, progress)
     return Measured(
         sides,
         groups,
@@ -244,16 +228,6 @@ def allocate_ranks(measured: Measured, plan: Plan) -> dict[str, Any]:
 
 SCORED = tuple(mode for mode in MODES if mode not in ("uniform", "depth-u", "eva", "permuted"))
 """Modes whose ranks follow from scores of each half."""
-
-
-def fingerprint(row: Row) -> str:
-    """Of what an utterance is: its file's name, its cut and its text, wherever the data set lies."""
-    return hashlib.sha256(f"{Path(row.audio).name}|{row.start}|{row.end}|{row.text}".encode()).hexdigest()
-
-
-def drawn(rows: Sequence[Row], n: int) -> list[int]:
-    """Indices of n rows, chosen and ordered by their fingerprints: the same clips from the same set in any order."""
-    return sorted(range(len(rows)), key=lambda i: fingerprint(rows[i]))[:n]
 
 
 def alpha_of(rank: int, mean_rank: int) -> float:

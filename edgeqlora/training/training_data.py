@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields, verify_apart
+from edgeqlora.data.audio import load_audio
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.dataset import Recordings, load_recordings
@@ -17,7 +21,7 @@ from edgeqlora.data.manifest import load_for
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
-from edgeqlora.models.family import Processor
+from edgeqlora.models.family import Learner, Processor
 from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
 from edgeqlora.training.general import Replay, load_canary, prepare_replay
@@ -223,3 +227,26 @@ def augmentation(settings: TrainSettings) -> AugmentConfig:
         room_probability=settings.room_probability if settings.room else 0.0,
         **masks,
     )
+
+
+def fingerprint(row: Row) -> str:
+    """Of what an utterance is: its file's name, its cut and its text, wherever the data set lies."""
+    return hashlib.sha256(f"{Path(row.audio).name}|{row.start}|{row.end}|{row.text}".encode()).hexdigest()
+
+
+def drawn(rows: Sequence[Row], n: int) -> list[int]:
+    """Indices of n rows, chosen and ordered by their fingerprints: the same clips from the same set in any order."""
+    return sorted(range(len(rows)), key=lambda i: fingerprint(rows[i]))[:n]
+
+
+def calibration_clips(learner: Learner, data: Prepared, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Training clips one by one, as they are, for a look at the base model: {"name", "n_valid", "batch" (of one)}."""
+    processor, decoder = learner.processor, learner.decoder(data.windows_s, data.language, None)
+    for i in chosen:
+        audio = load_audio(data.rows[i])
+        window = window_of(data.durations_s[i], data.windows_s)
+        assert window is not None, "clips that fit no window were left out"
+        n_valid = processor.n_valid_frames(audio.size, window)
+        features = processor.features(audio, window)
+        sample = {"features": features, "n_valid": n_valid, "target_ids": data.target_ids[i]}
+        yield {"name": data.rows[i].name, "n_valid": n_valid, "batch": decoder.collate([sample])}

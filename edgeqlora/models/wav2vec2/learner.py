@@ -32,6 +32,18 @@ class Wav2Vec2Learner:
         layers = [f"wav2vec2.encoder.layers.{i}" for i in range(n_layers)]
         return {"lower": layers[: n_layers // 2], "upper": layers[n_layers // 2 :]}
 
+    def layer_stacks(self) -> dict[str, Any]:
+        return {"encoder": plain_model(self.model).wav2vec2.encoder.layers}
+
+    def keep_layers(self, stack: str, numbers: Sequence[int]) -> None:
+        import torch
+
+        model = plain_model(self.model)
+        encoder = model.wav2vec2.encoder
+        encoder.layers = torch.nn.ModuleList(encoder.layers[i] for i in numbers)
+        for config in {id(config): config for config in (model.config, model.wav2vec2.config, encoder.config)}.values():
+            config.num_hidden_layers = len(numbers)
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         return slice(0, max(1, self.processor.n_outputs(n_valid)))
 

@@ -42,6 +42,25 @@ class WhisperLearner:
             "cross": [f"{name}.encoder_attn" for name in decoder],
         }
 
+    def layer_stacks(self) -> dict[str, Any]:
+        model = plain_model(self.model).model
+        return {"encoder": model.encoder.layers, "decoder": model.decoder.layers}
+
+    def keep_layers(self, stack: str, numbers: Sequence[int]) -> None:
+        import torch
+
+        model = plain_model(self.model)
+        part = getattr(model.model, stack)
+        part.layers = torch.nn.ModuleList(part.layers[i] for i in numbers)
+        for config in {id(config): config for config in (model.config, part.config)}.values():
+            setattr(config, f"{stack}_layers", len(numbers))
+            if stack == "encoder":
+                config.num_hidden_layers = len(numbers)
+        if stack == "decoder":
+            for number, layer in enumerate(part.layers):  # their places in the K/V cache
+                layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = number
+            model.generation_config.alignment_heads = None  # they name layers by number
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         keys = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
         if linear.startswith("model.encoder.") or linear.endswith(keys):
