@@ -19,7 +19,7 @@ from typing import Any
 
 from edgeqlora.errors import UserError
 from edgeqlora.research.ranks import Measured, measure, write_ranks
-from edgeqlora.research.study import Arm, Run, Study, settings_of
+from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
 Say = Callable[[str], object]
@@ -54,24 +54,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [read_json(path, "row of a study") for path in sorted((folder / "rows").glob("*.json"))]
 
 
-def chosen_rates(study: Study, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The learning rate of each arm with the lowest cross-entropy on dev; arms whose runs are not all there are left out."""
-    if len(study.learning_rates) == 1:
-        return {arm.name: study.learning_rates[0] for arm in study.arms}
-    found = {}
-    for arm in study.arms:
-        of_arm = {row["learning_rate"]: row for row in rows if row["arm"] == arm.name and row["stage"] == "rate"}
-        if all(rate in of_arm for rate in study.learning_rates):
-            found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate]["dev"]), rate))
-    return found | {arm.name: found[arm.rate_of] for arm in study.arms if arm.rate_of in found}
-
-
-def mean_loss(utterances: list[dict[str, Any]]) -> float:
-    """Nats a token; infinite where a run diverged."""
-    total = sum(u["loss"] for u in utterances) / max(1, sum(u["tokens"] for u in utterances))
-    return total if total == total else float("inf")
-
-
 def _open(study: Study, folder: Path) -> None:
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
@@ -80,7 +62,7 @@ def _open(study: Study, folder: Path) -> None:
         write_json(record, {"schema": "edgeqlora.study/1", "fingerprint": study.fingerprint()})
     elif read_json(record, "record of a study").get("fingerprint") != study.fingerprint():
         raise UserError(
-            f"{folder} holds runs of another model, data, learning rates or clips: choose another folder with -o"
+            f"{folder} holds runs of another model, data, tune_seed or clips: choose another folder with -o"
         )
 
 

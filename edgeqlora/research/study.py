@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -101,8 +101,8 @@ class Study:
         return next(arm for arm in self.arms if arm.name == name)
 
     def fingerprint(self) -> str:
-        """Of everything that decides a run; arms and seeds may be added to a study that has begun."""
-        shared = {name: getattr(self, name) for name in (*COMMON, "learning_rates", "tune_seed", "clips")}
+        """Of what all runs share; arms, seeds and learning rates may be added to a study that has begun."""
+        shared = {name: getattr(self, name) for name in (*COMMON, "tune_seed", "clips")}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
@@ -221,3 +221,21 @@ def _read_plan(given: Any) -> Plan:
         raise UserError(f"plan: {_told(error)}") from None
     plan.verify()
     return plan
+
+
+def chosen_rates(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The learning rate of each arm with the lowest cross-entropy on dev; arms whose runs are not all there are left out."""
+    if len(study.learning_rates) == 1:
+        return {arm.name: study.learning_rates[0] for arm in study.arms}
+    found = {}
+    for arm in study.arms:
+        of_arm = {row["learning_rate"]: row for row in rows if row["arm"] == arm.name and row["stage"] == "rate"}
+        if all(rate in of_arm for rate in study.learning_rates):
+            found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate]["dev"]), rate))
+    return found | {arm.name: found[arm.rate_of] for arm in study.arms if arm.rate_of in found}
+
+
+def mean_loss(utterances: Sequence[Mapping[str, Any]]) -> float:
+    """Nats a token; infinite where a run diverged."""
+    total: float = sum(u["loss"] for u in utterances) / max(1, sum(u["tokens"] for u in utterances))
+    return total if total == total else float("inf")

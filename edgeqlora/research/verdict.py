@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeqlora.research.study import Study
+from edgeqlora.research.study import Study, chosen_rates
 
 N_DRAWS = 10_000
 LEVEL = 0.95
@@ -83,8 +83,10 @@ def judge(found: Difference, margin: float) -> str:
 def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One dict an arm that has final rows: its figures, and against the reference loss and WER with a verdict each."""
     final: dict[str, dict[int, Mapping[str, Any]]] = {}
+    rates = chosen_rates(study, rows)
     for row in rows:
-        if row["stage"] == "final":
+        # Where a rate was added later, runs at the one that was best before do not count any more.
+        if row["stage"] == "final" and rates.get(row["arm"]) == row["learning_rate"]:
             final.setdefault(row["arm"], {})[row["seed"]] = row
     reference = {seed: row["test"] for seed, row in final.get(study.reference, {}).items()}
     found = []
@@ -96,6 +98,8 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         entry: dict[str, Any] = {
             "arm": arm.name,
             "learning_rate": one["learning_rate"],
+            "is_at_edge": len(study.learning_rates) > 1
+            and one["learning_rate"] in (min(study.learning_rates), max(study.learning_rates)),
             "seeds": sorted(of_arm),
             "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),
             "wer": 100 * _mean(of_arm, lambda row: _ratio(row["test"], "errors", "words")),
@@ -132,7 +136,7 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
     for entry in entries:
         against = entry.get("against")
         lines.append(
-            f"| {entry['arm']} | {entry['learning_rate']:g} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
+            f"| {entry['arm']} | {entry['learning_rate']:g}{' (edge)' * entry['is_at_edge']} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
             f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} | {_shown(against, 'wer', 2)} | "
             f"{entry['trainable_parameters']:,} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
             f"{entry['adapter_mib']:.2f} |"
@@ -146,6 +150,8 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
                 f"- {entry['arm']} against {study.reference} ({kind}): loss {loss['verdict']}"
                 f"{_p(loss)}; WER {wer['verdict']}{_p(wer)}"
             )
+    if any(entry["is_at_edge"] for entry in entries):
+        lines.append("- (edge): the best rate is the lowest or highest that was tried; add one beyond it and run again")
     if entries and not any("against" in entry for entry in entries):
         lines.append(f"Nothing to compare yet: no seed of {study.reference} and of another arm is done.")
     return "\n".join(lines)
