@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from warm_start import warm_edgeqlora
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,15 +85,15 @@ def programs(fences):
     return [(mark, list(group)) for mark, group in itertools.groupby(blocks, key=lambda block: block[0].mark)]
 
 
-def run_program(mark, blocks, folder):
-    """Run the blocks as one program: (exit code, output of each block that began)."""
+def run_program(mark, blocks, folder, programs_in=()):
+    """Run the blocks as one program: (exit code, output of each block that began). programs_in: first on PATH."""
     say = "printf '\\n\\001\\n'\n" if mark == "run" else "print('\\n\\001')\n"
     path = folder / (".block.sh" if mark == "run" else ".block.py")
     path.write_text("".join(say + block.text for block, _ in blocks), encoding="utf-8")
     python_path = [str(ROOT / part) for part in ("", "export", "jetson")]
     env = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join([*programs_in, str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
@@ -117,13 +118,21 @@ def runnable_pages():
     return [page for page in PAGES if any(fence.mark.startswith("run") for fence in read_fences(page)[0])]
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Folder of an `edgeqlora` that has imported its libraries."""
+    with warm_edgeqlora(tmp_path_factory.mktemp("warm")) as folder:
+        yield str(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: page.name)
-def test_every_block_that_is_marked_runs(page, tmp_path):
+def test_every_block_that_is_marked_runs(page, tmp_path, warm):
+    """README's with the program as installed, the others with one that starts faster."""
     for name in ("edgeqlora", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     for mark, blocks in programs(read_fences(page)[0]):
-        code, outputs = run_program(mark, blocks, tmp_path)
+        code, outputs = run_program(mark, blocks, tmp_path, [] if page.name == "README.md" else [warm])
         last = blocks[max(0, len(outputs) - 1)][0]
         shown = outputs[-1][-3000:] if outputs else "(nothing ran)"
         assert code == 0, f"{page.name}:{last.line}: this block ends with exit code {code}:\n{shown}"
