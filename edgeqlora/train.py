@@ -268,7 +268,8 @@ class _Run:
     def _sampler(self, n_steps: int) -> BucketSampler | MixedSampler:
         data, settings, replay = self.data, self.settings, self.data.replay
         of_task = settings.batch_size - (replay.per_step if replay else 0)
-        task = BucketSampler(data.durations_s, data.windows_s, of_task, n_steps, settings.seed)
+        is_any = settings.window_draw == "any"
+        task = BucketSampler(data.durations_s, data.windows_s, of_task, n_steps, settings.seed, is_any)
         if replay is None:
             return task
         general = BucketSampler(replay.durations_s, replay.windows_s, replay.per_step, n_steps, settings.seed + 1)

@@ -77,12 +77,21 @@ class BucketSampler:
     processes and accumulation steps, and every process sees the same windows whatever their number. Clips left over
     at the end of an epoch are batched together in the largest window; the last of them open the next epoch, so that
     none is dropped. Pure function of its arguments: a resumed run meets the same batches.
+
+    any_window: in each epoch a clip gets one of the windows that hold it, each as likely, and not the smallest: so that
+    one model serves them all.
     """
 
     def __init__(
-        self, durations_s: Sequence[float], windows_s: Sequence[float], batch_size: int, steps: int, seed: int
+        self,
+        durations_s: Sequence[float],
+        windows_s: Sequence[float],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        any_window: bool = False,
     ):
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        self.batch_size, self.steps, self.seed, self.any_window = batch_size, steps, seed, any_window
         self.windows_s = list(windows_s)
         self.bucket = [self.windows_s.index(window_of(d, windows_s) or self.windows_s[-1]) for d in durations_s]
         if not self.bucket:
@@ -97,7 +106,7 @@ class BucketSampler:
         while made < self.steps:
             batches, carried = self._epoch(epoch, carried)
             for batch in batches:
-                window = self.windows_s[max(self.bucket[index] for index, _ in batch)]
+                window = self.windows_s[max(self._bucket(index, of_epoch) for index, of_epoch in batch)]
                 for index, of_epoch in batch:
                     yield SampleKey(index, window, of_epoch)
                 made += 1
@@ -105,15 +114,22 @@ class BucketSampler:
                     return
             epoch += 1
 
+    def _bucket(self, index: int, epoch: int) -> int:
+        """Number of the window of a clip in an epoch."""
+        smallest = self.bucket[index]
+        if not self.any_window or smallest == len(self.windows_s) - 1:
+            return smallest
+        return int(np.random.default_rng([self.seed, epoch, index]).integers(smallest, len(self.windows_s)))
+
     def _epoch(
         self, epoch: int, carried: list[tuple[int, int]]
     ) -> tuple[list[list[tuple[int, int]]], list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, epoch])
         buckets: list[list[tuple[int, int]]] = [[] for _ in self.windows_s]
         for index, of_epoch in carried:
-            buckets[self.bucket[index]].append((index, of_epoch))
+            buckets[self._bucket(index, of_epoch)].append((index, of_epoch))
         for index in rng.permutation(len(self.bucket)):
-            buckets[self.bucket[index]].append((int(index), epoch))
+            buckets[self._bucket(int(index), epoch)].append((int(index), epoch))
         size = self.batch_size
         batches, rest = [], []
         for clips in buckets:

@@ -83,3 +83,23 @@ def test_epochs_are_shuffled_differently():
     first, second = [k.row for k in keys[:16]], [k.row for k in keys[16:]]
     assert sorted(first) == sorted(second) == list(range(16))
     assert first != second
+
+
+def test_any_window_draws_all_that_hold_a_clip_and_none_that_does_not():
+    durations = [0.5] * 30 + [1.5] * 30 + [4.0] * 10
+    windows = [1.0, 2.0, 5.0]
+    sampler = BucketSampler(durations, windows, 4, 200, seed=3, any_window=True)
+    seen: dict[float, set[float]] = {}
+    keys = list(sampler)
+    for start in range(0, len(keys), 4):
+        batch = keys[start : start + 4]
+        assert len({key.window_s for key in batch}) == 1
+        for key in batch:
+            assert key.window_s >= durations[key.row]
+            seen.setdefault(durations[key.row], set()).add(key.window_s)
+    assert seen == {0.5: {1.0, 2.0, 5.0}, 1.5: {2.0, 5.0}, 4.0: {5.0}}
+    assert keys == list(BucketSampler(durations, windows, 4, 200, seed=3, any_window=True))
+    shares = [sum(key.window_s == w for key in keys if durations[key.row] == 0.5) for w in windows]
+    assert min(shares) > 0.2 * sum(shares)
+    smallest = [key for key in BucketSampler(durations, windows, 4, 200, seed=3) if durations[key.row] == 0.5]
+    assert sum(key.window_s == 1.0 for key in smallest) > 0.9 * len(smallest)
