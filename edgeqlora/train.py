@@ -65,6 +65,10 @@ def train(
     is_first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=True, quiet=quiet or not is_first, highlight=False, soft_wrap=True, markup=False)
     settings = with_replay(settings)
+    if settings.patience and settings.ranks.startswith("adalora:"):
+        raise UserError(
+            "patience with ranks='adalora:...': before its ranks are found no checkpoint counts; leave it out"
+        )
     if resume and settings.ranks.startswith("adalora:"):
         raise UserError(
             "--resume of a run with ranks='adalora:...': what it knows of its ranks is in no checkpoint; start anew"
@@ -96,8 +100,7 @@ def train(
     rows, target_ids = list(data.rows), list(data.target_ids)
     if data.replay:
         cache = Path(cache_folder) if cache_folder else None
-        base = data.sources["base_model"]
-        target_ids += label_replay(data.replay, learner, settings, data.language, base, cache, console.print)
+        target_ids += label_replay(data.replay, learner, settings, data.language, data.sources, cache, console.print)
         rows += data.replay.rows
     dataset = SpeechDataset(
         rows,
@@ -108,7 +111,9 @@ def train(
         rooms=data.rooms,
         seed=settings.seed,
     )
-    dropped = _without_layers(settings, learner, data, console)
+    kept = partial_folder(output) / "dropped_layers.json"
+    before = read_json(kept, "layers of an unfinished run") if resume and kept.is_file() else None
+    dropped = _without_layers(settings, learner, data, console, before)
     recogniser = Recogniser(learner, data.windows_s, data.language, settings.task, data.tokens_per_s, say=console.print)
     ranks, figures = with_adapters(settings, learner, n_steps)
     _say_model(console, figures)
@@ -122,6 +127,8 @@ def train(
         estimate = run.estimate()
         return estimate if is_first else {}
     resume_from = open_partial(settings, output, data.sources, resume=resume) if is_first or resume else None
+    if is_first and dropped:
+        write_json(kept, dropped)
     if canary is not None:
         learner.model.eval()
         file = partial_folder(output) / "canary.json"
@@ -136,14 +143,21 @@ def train(
     )
 
 
-def _without_layers(settings: TrainSettings, learner: Any, data: Prepared, console: Console) -> dict[str, list[int]]:
-    """Take the layers out that the settings name, or choose them on training clips; returns their numbers by stack."""
+def _without_layers(
+    settings: TrainSettings, learner: Any, data: Prepared, console: Console, chosen_before: dict[str, list[int]] | None
+) -> dict[str, list[int]]:
+    """Take the layers out that the settings name, or choose them on training clips; returns their numbers by stack.
+
+    chosen_before: by the run that is resumed: another machine might choose others.
+    """
     from edgeqlora.models.fewer_layers import angular_distances, drop_layers, least_turning, parse_layers
 
     asked = parse_layers(settings.drop_layers)
     if asked is None:
         return {}
-    if isinstance(asked, int):
+    if isinstance(asked, int) and chosen_before:
+        asked = chosen_before
+    elif isinstance(asked, int):
         distances = angular_distances(learner, calibration_clips(learner, data, drawn(data.rows, N_LAYER_CLIPS)))
         console.print("  angle that each encoder layer turns, in pi: " + ", ".join(f"{d:.3f}" for d in distances))
         asked = {"encoder": least_turning(distances, asked)}
@@ -278,7 +292,7 @@ class _Run:
     def _train(self, folder: Path, n_steps: int, log_path: Path | None, resume_from: Path | None, save: bool) -> Any:
         from transformers import EarlyStoppingCallback, PrinterCallback
 
-        from edgeqlora.lora.adalora import Allocation, asked_rank, orthogonality
+        from edgeqlora.lora.adalora import Allocation, asked_rank, final_step, orthogonality
         from edgeqlora.training.run_log import RunLog
         from edgeqlora.training.trainer import EveryAdapterLearns, SpeechTrainer, stopped_early
 
@@ -309,6 +323,7 @@ class _Run:
                 *self._entropy_callbacks(folder, log_path, resume_from, is_adalora),
             ],
             penalty=partial(orthogonality, self.recogniser.learner.model) if is_adalora else None,
+            not_before=final_step(n_steps) if is_adalora else 0,
         )
         trainer.remove_callback(PrinterCallback)
         if settings.patience and self.scored and save:

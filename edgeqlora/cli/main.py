@@ -73,6 +73,10 @@ def train(
         done(f"settings written to {save_config}", command_line("edgeqlora", "train", "--config", save_config))
         return
     if tune is not None:
+        if dry_run or resume:
+            raise UserError(
+                "--tune with --dry-run or --resume: leave these out; the same --tune command goes on with a search"
+            )
         from edgeqlora.research.tune import tune as search
         from edgeqlora.research.tune import tune_folder
 

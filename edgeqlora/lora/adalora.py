@@ -44,13 +44,18 @@ def adalora_config(rank: int, linears: dict[str, tuple[int, int]], n_steps: int,
         target_r=rank,
         init_r=start,
         tinit=n_steps // 10,
-        tfinal=3 * n_steps // 10,
+        tfinal=n_steps - final_step(n_steps),
         deltaT=max(1, n_steps // 100),
         total_step=n_steps,
         lora_alpha=round(SCALING * start),
         lora_dropout=dropout,
         target_modules=sorted(linears),
     )
+
+
+def final_step(n_steps: int) -> int:
+    """Step from which the ranks stay: only then is the budget met."""
+    return n_steps - 3 * n_steps // 10
 
 
 class Allocation(TrainerCallback):

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from edgeqlora.card import measured
+from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner, load_learner
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, plain_model
 from edgeqlora.settings import TrainSettings
@@ -86,6 +87,11 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
             learner.model = model = get_peft_model(model, config)
         else:
             ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
+            if ranks.init == "qera" and settings.method != "qlora":
+                raise UserError(
+                    f"{settings.ranks} starts adapters at what NF4 takes from the base (init qera), and method="
+                    f"{settings.method!r} has no NF4: allowed is method='qlora', or other ranks"
+                )
             config = LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
             learner.model = model = get_peft_model(model, config)
             _verify_ranks(model, ranks.rank)

@@ -91,10 +91,11 @@ def _u_shaped(layers: Sequence[Layer]) -> dict[str, float]:
     depth = {layer.name: _layer_number(layer.name) for layer in layers}
     found = {}
     for group in {layer.group for layer in layers}:
-        last = max(depth[layer.name] for layer in layers if layer.group == group)
-        for layer in layers:
-            if layer.group == group:
-                found[layer.name] = _rounded(0.5 + 1.25 * (2 * depth[layer.name] / max(last, 1) - 1) ** 2)
+        of_group = [layer.name for layer in layers if layer.group == group]
+        first, last = min(depth[name] for name in of_group), max(depth[name] for name in of_group)
+        for name in of_group:
+            place = (depth[name] - first) / max(last - first, 1)
+            found[name] = _rounded(0.5 + 1.25 * (2 * place - 1) ** 2)
     return found
 
 

@@ -91,7 +91,7 @@ def _start_of(path: Path, content: dict[str, Any]) -> tuple[str, Path | None]:
             f"{path}: init={init!r:.40} and start={start!r:.40}, allowed are a name, and a file with its hash"
         )
     if start is None:
-        return init, None
+        return "random", None  # the ranks of an adapter that was trained: its first weights are not there any more
     name, sha256 = start.get("file"), start.get("sha256")
     if not isinstance(name, str) or os.path.basename(name) != name or not isinstance(sha256, str):
         raise UserError(f"{path}: start={start!r:.80}, allowed is a file beside it with its sha256")

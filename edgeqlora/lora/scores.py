@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeqlora.lora.statistics import LinearStatistics, Moments
 
-TINY = 1e-12
+TINY = 1e-30
 
 
 class Scores(NamedTuple):
@@ -42,9 +42,9 @@ def scores_of(linear: LinearStatistics, first: int = 0, second: int = 1) -> Scor
     product = float((a.product * b.product).sum())
     norms = float(a.product.norm() * b.product.norm())
     return Scores(
-        -math.log(max(_purity(a.inputs, b.inputs, centred=True), TINY)),
-        -math.log(max(_purity(a.gradients, b.gradients, centred=False), TINY)),
-        float(linear.weight.float().norm()) * math.sqrt(max(product, 1e-3 * norms, TINY)),
+        -math.log(_purity(a.inputs, b.inputs, centred=True)),
+        -math.log(_purity(a.gradients, b.gradients, centred=False)),
+        float(linear.weight.float().norm()) * math.sqrt(max(product, 1e-3 * norms)),
         _nf4_error(linear, {first, second}),
     )
 
@@ -102,7 +102,8 @@ def _purity(a: Moments, b: Moments, centred: bool) -> float:
     else:
         x, y = _matrix(a, centred).double(), _matrix(b, centred).double()
         inner, traces = float((x * y).sum()), float(x.trace() * y.trace())
-    return inner / max(traces, TINY)
+    purity = inner / traces if traces > 0 else 1.0
+    return min(max(purity, 1 / a.width), 1.0)
 
 
 def _nf4_error(linear: LinearStatistics, which: set[int]) -> float | None:
@@ -119,7 +120,8 @@ def _nf4_error(linear: LinearStatistics, which: set[int]) -> float | None:
                 total += float(((matrix @ half.square) * matrix).sum()) / half.n
         return total
 
-    return math.sqrt(max(energy(linear.error.float()), 0.0) / max(energy(linear.weight.float()), TINY))
+    whole = energy(linear.weight.float())
+    return math.sqrt(max(energy(linear.error.float()), 0.0) / whole) if whole > 0 else 0.0
 
 
 def relative(values: Sequence[float], exponent: float) -> list[float]:

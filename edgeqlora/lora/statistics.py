@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgeqlora.data.batching import IGNORE
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner
@@ -44,8 +46,8 @@ class Moments:
             square = rows.T @ rows
             self.square = square if self.square is None else self.square.add_(square)
         else:
-            step = max(1, len(rows) // share)
-            self.rows.append(rows[step // 2 :: step][:share].clone())
+            kept = np.linspace(0, len(rows) - 1, min(len(rows), share)).round().astype(int)
+            self.rows.append(rows[kept])
 
 
 @dataclass

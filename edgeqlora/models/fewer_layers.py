@@ -74,7 +74,10 @@ def angular_distances(learner: Learner, clips: Iterable[dict[str, Any]]) -> list
     model.eval()
     try:
         for clip in clips:
-            batch = {name: value.to(device) for name, value in clip["batch"].items()}
+            batch = {
+                name: value.to(device, model.dtype if value.is_floating_point() else None)
+                for name, value in clip["batch"].items()
+            }
             labels = batch.pop("labels")
             with torch.no_grad(), learner.window(batch):
                 model(**batch)

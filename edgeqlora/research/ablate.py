@@ -7,6 +7,7 @@ processes (of one machine, or of several that share the folder) take different r
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -24,21 +25,25 @@ from edgeqlora_jetson.files import read_json, write_json, write_text
 
 Say = Callable[[str], object]
 
+PLACES = ("output", "base_model", "train", "ranks")
+"""Settings that name files: what is in them is compared by hash, and the plan of ranks with that of its ranks.json."""
+
 
 def run_study(study: Study, folder: Path, keep: bool = False, say: Say = print) -> list[dict[str, Any]]:
     """Do what is left of a study, and wait for runs that other processes are at; returns all rows.
 
     keep: the trained folders stay. Raises UserError where the folder is another study's, or a run ends with an error.
     """
-    _open(study, folder)
+    data = data_of(study)
+    _open(study, folder, data)
     _ranks_files(study, folder, say)
     told: set[str] = set()
     while True:
         for run in study.rate_runs:
-            _do(study, run, folder, keep, say)
+            _do(study, run, folder, data, keep, say)
         rates = chosen_rates(study, rows_of(folder))
         for run in study.final_runs(rates):
-            _do(study, run, folder, keep, say)
+            _do(study, run, folder, data, keep, say)
         wanted = {run.key for run in (*study.rate_runs, *study.final_runs(rates))}
         left = {key for key in wanted if not (folder / "rows" / f"{key}.json").exists()}
         if not left and len(rates) == len(study.arms):
@@ -54,21 +59,57 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [read_json(path, "row of a study") for path in sorted((folder / "rows").glob("*.json"))]
 
 
-def _open(study: Study, folder: Path) -> None:
+def data_of(study: Study) -> dict[str, str]:
+    """Hashes of model and data by name, after a look at all of them. Raises UserError where two sets share a clip."""
+    from edgeqlora.data.agreement import read_durations, verify_apart
+    from edgeqlora.data.manifest import load_for
+    from edgeqlora.models.family import check_source
+    from edgeqlora.models.parts import base_record
+    from edgeqlora.training.training_data import fingerprint
+
+    check_source(study.base_model)
+    rows = {
+        name: load_for("train" if name == "train" else "", getattr(study, name)) for name in ("train", "dev", "test")
+    }
+    for name, one in rows.items():
+        read_durations(one)
+        for other in ("train", "dev", "test"):
+            if other != name:
+                try:
+                    verify_apart(one, rows[other])
+                except UserError as error:
+                    raise UserError(f"{name} and {other} of the study share clips: {error}") from None
+    found = {name: _sha256("\n".join(sorted(map(fingerprint, of)))) for name, of in rows.items()}
+    return {"base_model": _sha256(json.dumps(base_record(study.base_model), sort_keys=True)), **found}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _open(study: Study, folder: Path, data: dict[str, str]) -> None:
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
     record = folder / "study.json"
     if not record.exists():
-        write_json(record, {"schema": "edgeqlora.study/1", "fingerprint": study.fingerprint()})
-    elif read_json(record, "record of a study").get("fingerprint") != study.fingerprint():
-        raise UserError(
-            f"{folder} holds runs of another model, data, tune_seed or clips: choose another folder with -o"
-        )
+        write_json(record, {"schema": "edgeqlora.study/1", "fingerprint": study.fingerprint(), "data": data})
+    else:
+        before = read_json(record, "record of a study")
+        changed = [name for name in data if before.get("data", {}).get(name) != data[name]]
+        if before.get("fingerprint") != study.fingerprint():
+            changed.append("tune_seed or clips")
+        if changed:
+            raise UserError(f"{folder} holds runs with another {' and '.join(changed)}: choose another folder with -o")
 
 
 def _ranks_files(study: Study, folder: Path, say: Say) -> None:
     """ranks.json of every arm that has a plan, from one measurement for each method."""
     measured: dict[str, Measured] = {}
+    while any(arm.plan and not _ranks_path(folder, arm).exists() for arm in study.arms):
+        with _claimed(folder / "work" / "measure.claim") as is_ours:
+            if is_ours:
+                break
+        time.sleep(2)  # another process measures
     for arm in study.arms:
         path = _ranks_path(folder, arm)
         if arm.plan is None:
@@ -77,44 +118,57 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
             if read_json(path, "ranks.json")["plan"] != json.loads(json.dumps(vars(arm.plan))):
                 raise UserError(f"{path} is of another plan than arm {arm.name} has: name the arm otherwise")
             continue
-        method = arm.settings.get("method", "qlora")
-        if method not in measured:
+        terms = {name: arm.settings[name] for name in MEASURED_ON if name in arm.settings}
+        key = json.dumps(terms, sort_keys=True)
+        if key not in measured:
+            method = terms.pop("method", "qlora")
             say(f"measuring the base model on {study.clips} clips ({method})")
-            measured[method] = measure(
+            measured[key] = measure(
                 study.base_model,
                 study.train,
                 arm.plan,
                 n_clips=study.clips,
                 method=method,
-                window_s=arm.settings.get("window_s", "auto"),
-                language=arm.settings.get("language"),
                 with_spectra=True,
                 say=say,
+                **terms,
             )
-        write_ranks(measured[method], arm.plan, path)
+        write_ranks(measured[key], arm.plan, path)
+
+
+MEASURED_ON = ("method", "window_s", "language", "split", "limit", "other_script", "max_label_tokens", "speed_perturb")
+"""Settings of an arm that decide what its base model hears."""
 
 
 def _ranks_path(folder: Path, arm: Arm) -> Path:
     return folder / f"ranks-{arm.name}.json"
 
 
-def _do(study: Study, run: Run, folder: Path, keep: bool, say: Say) -> None:
-    """One run, unless its row is there or another process is at it."""
+def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, say: Say) -> None:
+    """One run, unless its row is there or another process is at it. UserError for a row of other conditions."""
     row = folder / "rows" / f"{run.key}.json"
+    arm = study.arm(run.arm)
+    settings = settings_of(study, run, str(_ranks_path(folder, arm)) if arm.plan else None, folder / "work" / run.key)
+    given = {name: value for name, value in vars(settings).items() if value not in (None, "", [])}
+    places = PLACES if arm.plan else PLACES[:-1]
+    conditions = json.loads(json.dumps({name: value for name, value in given.items() if name not in places}))
     with _claimed(folder / "work" / f"{run.key}.claim") as is_ours:
+        if row.exists():
+            before = read_json(row, "row of a study").get("conditions", {})
+            if changed := sorted(name for name in {*before, *conditions} if before.get(name) != conditions.get(name)):
+                raise UserError(
+                    f"{row} was made with another {' and '.join(changed)} than arm {run.arm} has now: name the arm "
+                    "otherwise, or choose another folder with -o"
+                )
         if not is_ours or row.exists():
             return
-        arm = study.arm(run.arm)
-        settings = settings_of(
-            study, run, str(_ranks_path(folder, arm)) if arm.plan else None, folder / "work" / run.key
-        )
         spec = folder / "work" / f"{run.key}.json"
         write_json(
             spec,
             {
-                "of": run._asdict(),
+                "of": {**run._asdict(), "conditions": conditions},
                 "stage": run.stage,
-                "settings": {name: value for name, value in vars(settings).items() if value not in (None, "", [])},
+                "settings": given,
                 "dev": study.dev,
                 "test": study.test,
                 "row": str(row),
@@ -132,7 +186,8 @@ def _do(study: Study, run: Run, folder: Path, keep: bool, say: Say) -> None:
                 f"run {run.key} ended with code {code}: {tail[-1] if tail else 'it said nothing'} (all of it: {log}); "
                 "run the same command again to go on"
             )
-        say(f"{run.key}: dev loss {mean_loss(read_json(row, 'row of a study')['dev']):.4f}")
+        done = read_json(row, "row of a study")
+        say(f"{run.key}: " + (f"dev loss {mean_loss(done['dev']):.4f}" if "dev" in done else "it diverged"))
 
 
 @contextlib.contextmanager
@@ -173,7 +228,8 @@ def _is_stale(path: Path, mine: Mapping[str, Any]) -> bool:
 def write_results(rows: list[dict[str, Any]], folder: Path) -> Path:
     """All rows as JSON lines, without what each utterance said."""
     path = folder / "results.jsonl"
-    kept = [{key: value for key, value in row.items() if key not in ("dev", "test", "adapter_sha256")} for row in rows]
+    own = ("dev", "test", "adapter_sha256", "conditions")
+    kept = [{key: value for key, value in row.items() if key not in own} for row in rows]
     for row, whole in zip(kept, rows, strict=True):
         for name in ("dev", "test"):
             if name in whole:

@@ -56,6 +56,10 @@ class Plan:
             raise UserError(
                 f"mean_rank={self.mean_rank}, least={self.least}: allowed is 1 <= least <= mean_rank <= 256"
             )
+        if self.mode == "eva" and (self.shares or self.by_size):
+            raise UserError(
+                "mode='eva' deals ranks out over all groups at once: shares and by_size are of the other modes"
+            )
         for group, share in self.shares.items():
             if not 0.1 <= share <= 10:
                 raise UserError(f"shares: {group}={share:g}, allowed is 0.1 to 10")
@@ -112,15 +116,14 @@ def measure(
     n_clips: int = 64,
     method: str = "qlora",
     split: str = "",
-    window_s: str = "auto",
-    language: str | None = None,
     with_spectra: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
     say: Say = print,
+    **settings_of_data: Any,
 ) -> Measured:
     """One pass over n_clips of the training data, drawn by their content.
 
-    method: qlora (statistics of the NF4 base, and its error) or lora. plan: is refused here where the model cannot
+    settings_of_data: of `train`, such as window_s and language. method: qlora (statistics of the NF4 base, and its error) or lora. plan: is refused here where the model cannot
     have it. Raises UserError for bad input before any clip is heard.
     """
     if n_clips < 4:
@@ -133,7 +136,7 @@ def measure(
         raise UserError(
             "init='qera' makes up for the error of NF4, and method='lora' has none: allowed are random, eva"
         )
-    given = {"base_model": base_model, "train": train, "split": split, "window_s": window_s, "language": language}
+    given = {"base_model": base_model, "train": train, "split": split, **settings_of_data}
     settings = make_settings({**given, "method": method, "output": "-", "long_clips": "skip"})
     check_source(base_model)
     processor = load_processor(base_model)
@@ -215,7 +218,7 @@ def allocate_ranks(measured: Measured, plan: Plan) -> dict[str, Any]:
                 "group": measured.groups[name],
                 **{key: _rounded(value) for key, value in scores._asdict().items()},
                 "update_dimension": _rounded(scores.update_dimension),
-                "weight": weights[name],
+                "weight": None if plan.mode == "eva" else weights[name],
                 "rank": ranks[name],
             }
             for name, scores in measured.scores.items()
@@ -243,6 +246,11 @@ def layers_of(sides: Mapping[str, tuple[int, int]], groups: Mapping[str, str], p
     layers = []
     for name, (out_features, in_features) in sides.items():
         cost = out_features + in_features
+        if plan.mean_rank > min(out_features, in_features):
+            raise UserError(
+                f"mean_rank={plan.mean_rank} is more than the smaller side of {name} ({out_features} x {in_features}): "
+                f"allowed is at most {min(min(pair) for pair in sides.values())}"
+            )
         most = max(plan.mean_rank, min(3 * plan.mean_rank, min(out_features, in_features) // 4))
         layers.append(Layer(name, f"{groups[name]}/{cost}" if plan.by_size else groups[name], cost, most))
     return layers
@@ -300,6 +308,8 @@ def format_ranks(content: Mapping[str, Any]) -> str:
         spread = f"{min(ranks)} to {max(ranks)}"
         entropy = f"{min(entropies):.2f} to {max(entropies):.2f}"
         lines.append(f"{group:<10}{len(members):>8}{spread:>12}{sum(ranks) / len(ranks):>7.2f}{entropy:>26}{error:>12}")
+    if plan["mode"] != "uniform" and len({row["rank"] for row in rows}) == 1:
+        lines += ["", "every linear is at the highest rank that it may have: the mode changes nothing at this budget"]
     agreement = content["agreement_of_halves"]
     if agreement is not None:
         verdict = "they agree" if agreement >= AGREES else "they do NOT agree: take more clips, or --mode uniform"

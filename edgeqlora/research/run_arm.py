@@ -5,10 +5,14 @@ python -m edgeqlora.research.run_arm SPEC.json
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from edgeqlora.errors import UserError
+from edgeqlora_jetson.errors import NotFiniteError
 
 
 def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
@@ -29,9 +33,14 @@ def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
         "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "adapter_sha256": folder_sha256(folder),
     }
-    learner = _load(settings, folder)
-    for name in ("dev", "test") if spec["stage"] == "final" else ("dev",):
-        row[name] = _scored(learner, spec[name], card)
+    try:
+        learner = _load(settings, folder)
+        for name in ("dev", "test") if spec["stage"] == "final" else ("dev",):
+            row[name] = _scored(learner, spec[name], card)
+        if not all(math.isfinite(u["loss"]) for name in ("dev", "test") for u in row.get(name, [])):
+            raise NotFiniteError("its loss is not finite")
+    except UserError as error:  # weights or logits that are no numbers: a result, and not the end of the study
+        row = {**{key: value for key, value in row.items() if key not in ("dev", "test")}, "diverged": str(error)}
     row["peak_rss_mib"] = round(measure_peak_rss_mib(), 1)
     row["machine"] = read_machine()
     if not spec["keep"]:
@@ -60,6 +69,7 @@ def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
     from edgeqlora.data.manifest import load_for
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import normaliser
+    from edgeqlora.training.training_data import fingerprint
     from edgeqlora_jetson.wer import align_counts, items
 
     rows = load_for("", source, "")
@@ -71,8 +81,8 @@ def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
         *edits, n_words = align_counts(items(apply(row.text), "word"), items(apply(text), "word"))
         found.append(
             {
-                "clip": row.name,
-                "speaker": row.speaker or row.name,
+                "clip": fingerprint(row)[:16],
+                "speaker": row.speaker or fingerprint(row)[:16],
                 "errors": sum(edits),
                 "words": n_words,
                 "loss": round(loss, 6),

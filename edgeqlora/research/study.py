@@ -102,7 +102,7 @@ class Study:
 
     def fingerprint(self) -> str:
         """Of what all runs share; arms, seeds and learning rates may be added to a study that has begun."""
-        shared = {name: getattr(self, name) for name in (*COMMON, "tune_seed", "clips")}
+        shared = {name: getattr(self, name) for name in ("tune_seed", "clips")}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
@@ -202,6 +202,10 @@ def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any]) -
         plan = _read_plan(given["plan"]) if "plan" in given else None
         if plan is not None and "ranks" in own:
             raise UserError("a plan and ranks: give one of them")
+        if plan is not None and settings.get("drop_layers"):
+            raise UserError("a plan and drop_layers: ranks are measured on the whole model, so give one of them")
+        if plan is not None and plan.init == "qera" and settings.get("method", "qlora") != "qlora":
+            raise UserError(f"init='qera' and method={settings['method']!r}: only qlora has an NF4 base")
         make_settings({**settings, "base_model": common["base_model"], "train": common["train"], "output": "-"})
     except UserError as error:
         raise UserError(f"{path}: arm {name}: {error}") from None
@@ -231,11 +235,13 @@ def chosen_rates(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, f
     for arm in study.arms:
         of_arm = {row["learning_rate"]: row for row in rows if row["arm"] == arm.name and row["stage"] == "rate"}
         if all(rate in of_arm for rate in study.learning_rates):
-            found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate]["dev"]), rate))
+            found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate].get("dev")), rate))
     return found | {arm.name: found[arm.rate_of] for arm in study.arms if arm.rate_of in found}
 
 
-def mean_loss(utterances: Sequence[Mapping[str, Any]]) -> float:
-    """Nats a token; infinite where a run diverged."""
+def mean_loss(utterances: Sequence[Mapping[str, Any]] | None) -> float:
+    """Nats a token; infinite for None: the run diverged."""
+    if utterances is None:
+        return float("inf")
     total: float = sum(u["loss"] for u in utterances) / max(1, sum(u["tokens"] for u in utterances))
-    return total if total == total else float("inf")
+    return total

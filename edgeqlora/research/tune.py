@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,10 @@ def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, 
     """
     if not settings.dev:
         raise UserError("--tune compares trials on dev data: pass --dev")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "--tune under torchrun: each process would search for itself; start the command several times instead"
+        )
     if n_trials < 2:
         raise UserError(f"tune={n_trials}: allowed is 2 or more; the first trial is the settings as they are")
     import optuna
@@ -64,7 +69,6 @@ def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, 
         storage=storage,
         load_if_exists=True,
         direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=settings.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
     )
     given = json.loads(json.dumps({k: v for k, v in vars(settings).items() if k not in ("output", "workers")}))
@@ -75,8 +79,12 @@ def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, 
         )
     study.set_user_attr("settings", given)
     space = search_space(settings)
-    if not study.trials:
-        study.enqueue_trial(space.defaults)
+    alive = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE))
+    if not any(trial.user_attrs.get("as_given") for trial in alive):
+        study.enqueue_trial(space.defaults, user_attrs={"as_given": True})
+    # Of one process always the same; a second one beside it, or a later one, must not draw the same again.
+    beside = os.getpid() if any(trial.state == TrialState.RUNNING for trial in alive) else 0
+    study.sampler = optuna.samplers.TPESampler(seed=(settings.seed + 7919 * len(study.trials) + beside) % 2**32)
     finished = (TrialState.COMPLETE, TrialState.PRUNED)
     study.optimize(
         lambda trial: _try(settings, space, trial, say),
@@ -108,7 +116,7 @@ class Space:
             changes["ranks"] = f"uniform:{params['rank']}"
             changes["lora_alpha"] = float(params["alpha_per_rank"] * params["rank"])
         if "speed_perturb" in params:
-            changes["speed_perturb"] = list(SPEEDS) if params["speed_perturb"] else []
+            changes["speed_perturb"] = (base.speed_perturb or list(SPEEDS)) if params["speed_perturb"] else []
         return changes
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -165,7 +173,9 @@ def _try(settings: TrainSettings, space: Space, trial: optuna.Trial, say: Say) -
 
     from edgeqlora.train import train
 
-    changes = space.settings(settings, space.suggest(trial))
+    params = space.suggest(trial)
+    as_given = bool(trial.user_attrs.get("as_given"))
+    changes = {} if as_given else space.settings(settings, params)
     best = math.inf
     figures: dict[str, float] = {}
 
@@ -174,7 +184,7 @@ def _try(settings: TrainSettings, space: Space, trial: optuna.Trial, say: Say) -
         if metrics["eval_rank"] < best:
             best, figures = metrics["eval_rank"], {k: v for k, v in metrics.items() if k != "eval_seconds"}
         trial.report(best, len(trial.storage.get_trial(trial._trial_id).intermediate_values))
-        if trial.should_prune():
+        if not as_given and trial.should_prune():
             raise optuna.TrialPruned
 
     with tempfile.TemporaryDirectory(prefix="trial-", dir=tune_folder(settings.output)) as scratch:
@@ -196,8 +206,8 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
     if not done:
         raise UserError(f"no trial of {folder} was finished: see its trials.jsonl")
     best = min(done, key=lambda trial: (trial.value, trial.number))
-    first = next((trial for trial in done if trial.number == 0), None)
-    changes = space.settings(settings, best.params)
+    first = next((trial for trial in done if trial.user_attrs.get("as_given")), None)
+    changes = {} if best is first else space.settings(settings, best.params)
     write_settings(dataclasses.replace(settings, **changes), folder / "best.toml")
     lines = (
         json.dumps(
@@ -218,7 +228,9 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
     write_json(folder / "tune.json", found)
     if first is not None:
         ahead = (
-            "beats the settings as they were" if best.number else "nothing was better than the settings as they were"
+            "beats the settings as they were"
+            if best is not first
+            else "nothing was better than the settings as they were"
         )
         say(f"{ahead}: dev {_figure(best.user_attrs['figures'])}, as they were {_figure(first.user_attrs['figures'])}")
     say(

@@ -31,6 +31,8 @@ class Difference(NamedTuple):
     """Share of draws in which the arm is not better: one-sided."""
     n_seeds: int
     n_speakers: int
+    n_left_out: int
+    """Clips that not all runs could count, such as those longer than a window: they count for none."""
 
 
 def difference(
@@ -38,17 +40,26 @@ def difference(
 ) -> Difference:
     """Difference of sum(top) / sum(bottom) over the seeds that both have; both: utterances by seed."""
     seeds = sorted(set(arm) & set(reference))
-    speakers = sorted({u["speaker"] for u in reference[seeds[0]]})
+    runs = [run[seed] for run in (arm, reference) for seed in seeds]
+    for clips in zip(*runs, strict=True):
+        if len({u["clip"] for u in clips}) > 1:
+            raise ValueError(f"{clips[0]['clip']} is held against {clips[-1]['clip']}")
+    counted = [
+        i
+        for i, clips in enumerate(zip(*runs, strict=True))
+        if len({u[bottom] for u in clips}) == 1 and clips[0][bottom]
+    ]
+    speakers = sorted({reference[seeds[0]][i]["speaker"] for i in counted}) or [""]
     column = {speaker: i for i, speaker in enumerate(speakers)}
     gains = np.zeros((len(seeds), len(speakers)))
     sizes = np.zeros(len(speakers))
-    for u in reference[seeds[0]]:
-        sizes[column[u["speaker"]]] += u[bottom]
-    for i, number in enumerate(seeds):
-        for one, other in zip(arm[number], reference[number], strict=True):
-            if one["clip"] != other["clip"]:
-                raise ValueError(f"{one['clip']} is held against {other['clip']}")
-            gains[i, column[one["speaker"]]] += one[top] - other[top]
+    for i in counted:
+        one = reference[seeds[0]][i]
+        sizes[column[one["speaker"]]] += one[bottom]
+    for row, number in enumerate(seeds):
+        for i in counted:
+            one, other = arm[number][i], reference[number][i]
+            gains[row, column[one["speaker"]]] += one[top] - other[top]
     draw = np.random.default_rng(seed)
     of_seeds = draw.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), N_DRAWS)
     of_speakers = draw.multinomial(len(speakers), np.full(len(speakers), 1 / len(speakers)), N_DRAWS)
@@ -56,7 +67,8 @@ def difference(
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = gains.sum() / max(len(seeds) * sizes.sum(), 1e-12)
     p = (1 + int((drawn >= 0).sum())) / (N_DRAWS + 1)
-    return Difference(float(value), float(low), float(high), p, len(seeds), len(speakers))
+    n_left_out = len(runs[0]) - len(counted)
+    return Difference(float(value), float(low), float(high), p, len(seeds), len(speakers), n_left_out)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
@@ -70,6 +82,8 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 def judge(found: Difference, margin: float) -> str:
     """better, not worse, worse or not decided, with what the last would take."""
+    if found.n_seeds < 2 or found.n_speakers < 2:
+        return f"not decided ({found.n_seeds} seeds and {found.n_speakers} speakers: two of each are the least)"
     if found.high < 0:
         return "better"
     if found.high <= margin:
@@ -84,9 +98,12 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     """One dict an arm that has final rows: its figures, and against the reference loss and WER with a verdict each."""
     final: dict[str, dict[int, Mapping[str, Any]]] = {}
     rates = chosen_rates(study, rows)
+    diverged: dict[str, list[int]] = {}
     for row in rows:
+        if row["stage"] == "final" and "test" not in row and rates.get(row["arm"]) == row["learning_rate"]:
+            diverged.setdefault(row["arm"], []).append(row["seed"])
         # Where a rate was added later, runs at the one that was best before do not count any more.
-        if row["stage"] == "final" and rates.get(row["arm"]) == row["learning_rate"]:
+        if row["stage"] == "final" and "test" in row and rates.get(row["arm"]) == row["learning_rate"]:
             final.setdefault(row["arm"], {})[row["seed"]] = row
     reference = {seed: row["test"] for seed, row in final.get(study.reference, {}).items()}
     found = []
@@ -101,6 +118,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "is_at_edge": len(study.learning_rates) > 1
             and one["learning_rate"] in (min(study.learning_rates), max(study.learning_rates)),
             "seeds": sorted(of_arm),
+            "diverged": sorted(diverged.get(arm.name, [])),
             "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),
             "wer": 100 * _mean(of_arm, lambda row: _ratio(row["test"], "errors", "words")),
             "trainable_parameters": one["trained"]["trainable_parameters"],
@@ -146,10 +164,17 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
         if "against" in entry:
             loss, wer = entry["against"]["loss"], entry["against"]["wer"]
             kind = "primary" if entry["arm"] in study.primary else "not primary"
-            lines.append(
-                f"- {entry['arm']} against {study.reference} ({kind}): loss {loss['verdict']}"
-                f"{_p(loss)}; WER {wer['verdict']}{_p(wer)}"
+            left_out = (
+                f"; {loss['n_left_out']} clips left out, which not all runs could count" if loss["n_left_out"] else ""
             )
+            lines.append(
+                f"- {entry['arm']} against {study.reference} ({kind}, {loss['n_seeds']} seeds, {loss['n_speakers']} speakers): "
+                f"loss {loss['verdict']}{_p(loss)}; WER {wer['verdict']}{_p(wer)}{left_out}"
+            )
+    for entry in entries:
+        if entry["diverged"]:
+            seeds = ", ".join(map(str, entry["diverged"]))
+            lines.append(f"- {entry['arm']} diverged with seeds {seeds}: its figures are those of the other seeds")
     if any(entry["is_at_edge"] for entry in entries):
         lines.append("- (edge): the best rate is the lowest or highest that was tried; add one beyond it and run again")
     if entries and not any("against" in entry for entry in entries):

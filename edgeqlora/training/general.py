@@ -79,21 +79,20 @@ def label_replay(
     learner: Learner,
     settings: TrainSettings,
     language: str | None,
-    base: Any,
+    sources: dict[str, Any],
     cache: Path | None,
     say: Say,
 ) -> list[list[int]]:
     """Target ids of the replay clips, from their texts; where there is none, from what the base model says of them.
 
     These are made once and kept in the cache folder. Clips of which the base says nothing are taken out of `replay`.
-    base: record of the base model, a part of the cache's key. learner: the base, without adapters.
+    sources: hashes of base model and data, a part of the cache's key. learner: the base, without adapters.
     """
     silent = [i for i, row in enumerate(replay.rows) if not row.text.strip()]
     texts = [row.text for row in replay.rows]
     if silent:
-        key = json.dumps(
-            [base, settings.method, language, [[replay.rows[i].name, replay.durations_s[i]] for i in silent]]
-        )
+        of_data = [sources[name] for name in ("base_model", "replay", "replay_audio")]
+        key = json.dumps([of_data, settings.method, settings.task, language, silent, replay.windows_s])
         path = cache / f"replay-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache is not None else None
         if path is not None and path.is_file():
             said = read_json(path, "transcripts of the base model")

@@ -19,6 +19,9 @@ from edgeqlora.models.family import Learner
 from edgeqlora.training import checkpoint
 from edgeqlora_jetson.files import sha256_file, write_json
 
+NOT_YET = 1e7
+"""Added to the rank of a checkpoint that may not be the best, above all but a diverged one's."""
+
 Evaluate = Callable[[], dict[str, float]]
 
 
@@ -33,13 +36,15 @@ class SpeechTrainer(Trainer):
         evaluate_now: Evaluate | None,
         watch: Callable[[int, dict[str, float]], None] | None = None,
         penalty: Callable[[], torch.Tensor] | None = None,
+        not_before: int = 0,
         **kwargs: Any,
     ):
         """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*;
-        watch: told the step and these figures; penalty: of the adapters, added to the loss of each step."""
+        watch: told the step and these figures; penalty: of the adapters, added to the loss of each step;
+        not_before: step from which a checkpoint may be the best."""
         super().__init__(model=learner.model, compute_loss_func=self._token_mean_loss, **kwargs)
         self._learner, self._sampler, self._evaluate_now, self._watch = learner, sampler, evaluate_now, watch
-        self._penalty, self._inputs = penalty, dict[str, Any]()
+        self._penalty, self._not_before, self._inputs = penalty, not_before, dict[str, Any]()
         # Our loss is already divided by the tokens of the whole step.
         self.loss_is_scaled_for_ga = True
 
@@ -78,6 +83,8 @@ class SpeechTrainer(Trainer):
             metrics = self._evaluate_now()
         finally:
             model.train(was_training)
+        if self.state.global_step < self._not_before:
+            metrics["eval_rank"] += NOT_YET
         self.log(dict(metrics))
         if self._watch is not None:
             self._watch(self.state.global_step, metrics)

@@ -42,11 +42,8 @@ def test_ranks_are_taken_away_in_training_and_the_adapter_is_plain(
     assert calls == list(range(30))
     ranks = json.loads((tmp_path / "a/ranks.json").read_text())
     n_linears = 2 * 6 + 2 * 10
-    best = json.loads((tmp_path / "a/card.json").read_text())["best_step"]
-    budget = 4 * n_linears
-    total = sum(ranks["rank_pattern"].values())
-    # The budget falls from 6 to 4 ranks a linear, so the checkpoint of step 15 has more than the last.
-    assert total == budget if best == 30 else budget < total <= 6 * n_linears
+    assert json.loads((tmp_path / "a/card.json").read_text())["best_step"] == 30  # at 15 it has more than it may keep
+    assert sum(ranks["rank_pattern"].values()) == 4 * n_linears
     assert len(set(ranks["rank_pattern"].values())) > 1
     saved = load_file(tmp_path / "a/adapter_model.safetensors")
     assert not [name for name in saved if "lora_E" in name]

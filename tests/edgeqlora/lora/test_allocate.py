@@ -141,3 +141,5 @@ def test_depth_u_gives_the_ends_of_a_group_more():
     weights = weights_of("depth-u", layers, {})
     assert weights["encoder.0.q"] == weights["encoder.4.q"] == 1.75
     assert weights["encoder.2.q"] == 0.5
+    upper = [Layer(f"layers.{i}.fc1", "upper", 10, 5) for i in range(6, 11)]
+    assert list(weights_of("depth-u", upper, {}).values()) == [1.75, 0.8125, 0.5, 0.8125, 1.75]

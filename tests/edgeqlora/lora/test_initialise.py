@@ -103,3 +103,14 @@ def test_qera_needs_a_quantised_base(tiny_model, clips, command, tmp_path):
     assert (code, "method='lora' has none: allowed are random, eva" in said) == (2, True), said
     code, said = command(*arguments[:-1], "pissa")
     assert (code, "init='pissa': allowed are random, eva, qera" in said) == (2, True), said
+    code, said = command(*arguments)
+    assert code == 0, said
+    train = ["train", "-m", tiny_model, "--train", clips, "-o", tmp_path / "a", "--cache", "none", "--steps", 2]
+    code, said = command(*train, "--method", "lora", "--ranks", tmp_path / "r.json")
+    assert (code, "method='lora' has no NF4: allowed is method='qlora'" in said) == (2, True), said
+    content = json.loads((tmp_path / "r.json").read_text())
+    del content["start"]  # as in the folder of an adapter that was trained with it
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    code, said = command(*train, "--ranks", tmp_path / "r.json")
+    assert code == 0, said
+    assert json.loads((tmp_path / "a/ranks.json").read_text())["init"] == "random"

@@ -142,6 +142,27 @@ def test_a_mean_is_no_direction_of_variance():
     assert math.exp(scores_of(linear).input_entropy) == pytest.approx(TRUE_DIMENSION, rel=0.05)
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 1e6])
+def test_entropy_does_not_depend_on_the_size_of_gradients(size):
+    rows = [known(300, SPECTRUM, h) for h in (0, 1)]
+    one = scores_of(linear_of(rows, rows, torch.eye(64)))
+    other = scores_of(linear_of(rows, [size * r for r in rows], torch.eye(64)))
+    assert other.gradient_entropy == pytest.approx(one.gradient_entropy, rel=1e-4)
+    assert 0 <= other.gradient_entropy <= math.log(64)
+    nothing = scores_of(linear_of(rows, [0 * r for r in rows], torch.eye(64)))
+    assert (nothing.gradient_entropy, nothing.sensitivity) == (0.0, 0.0)
+
+
+def test_rows_of_a_wide_layer_are_drawn_from_the_whole_clip():
+    moments = Moments(statistics.WIDE)
+    for n in (5, 63, 95):
+        moments.add(torch.arange(n, dtype=torch.float32)[:, None].expand(n, statistics.WIDE), 32)
+        drawn = moments.rows[-1][:, 0]
+        assert len(drawn) == min(n, 32)
+        assert (drawn[0], drawn[-1]) == (0, n - 1)
+        assert drawn.diff().max() <= n / 32 + 1.5
+
+
 def test_wide_inputs_are_sampled_and_say_the_same(monkeypatch):
     rows = [known(3000, SPECTRUM, h) for h in (0, 1)]
     error = 0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(9))

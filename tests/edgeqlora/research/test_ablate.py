@@ -4,16 +4,18 @@ import json
 import os
 import socket
 
+import numpy as np
 import pytest
+import soundfile
 
 from edgeqlora.research.ablate import _claimed
-from edgeqlora.research.study import chosen_rates, read_study
+from edgeqlora.research.study import chosen_rates, mean_loss, read_study
 
 STUDY = """
 base_model = "{model}"
 train = "manifest.jsonl"
 dev = "dev.jsonl"
-test = "dev.jsonl"
+test = "test.jsonl"
 seeds = [1]
 learning_rates = [1e-3]
 primary = ["ear"]
@@ -34,6 +36,11 @@ plan = {{ mode = "ear", mean_rank = 4 }}
 
 @pytest.fixture
 def study(tiny_model, clips):
+    rng, rows = np.random.default_rng(7), []
+    for i in range(8):
+        soundfile.write(clips.parent / f"test-{i}.wav", (0.1 * rng.standard_normal(8000)).astype(np.float32), 16000)
+        rows.append({"audio": f"test-{i}.wav", "text": "lights on", "speaker": f"t{i}"})
+    (clips.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = clips.parent / "study.toml"
     path.write_text(STUDY.format(model=tiny_model))
     return path
@@ -49,16 +56,29 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     assert all(row["trained"]["peak_rss"] > 100 and row["test_loss"] > 0 and row["adapter_bytes"] > 0 for row in rows)
     conclusion = json.loads((out / "conclusion.json").read_text())
     assert conclusion["arms"][1]["against"]["loss"]["n_speakers"] == 8
-    assert "- ear against uniform (primary): loss" in said
+    assert "- ear against uniform (primary, 1 seeds, 8 speakers): loss not decided (1 seeds and 8 speakers" in said
     assert "| uniform | 0.001 | 1 |" in (out / "table.md").read_text()
     assert not list((out / "work").glob("*/"))  # what was trained is gone, --keep keeps it
     stamps = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     code, _ = command("ablate", study, "-o", out)
     assert code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == stamps
-    study.write_text(study.read_text().replace("clips = 8", "clips = 4"))
+    text = study.read_text()
+    for change, told in (
+        (("clips = 8", "clips = 4"), "holds runs with another tune_seed or clips"),
+        (("steps = 2", "steps = 3"), "was made with another steps than arm uniform has now"),
+        (("uniform:4", "uniform:2"), "was made with another ranks than arm uniform has now"),
+        (('dev = "dev', 'dev = "manifest'), "train and dev of the study share clips"),
+        (('test = "test', 'test = "dev'), "dev and test of the study share clips"),
+    ):
+        study.write_text(text.replace(*change))
+        code, said = command("ablate", study, "-o", out)
+        assert (code, told in said) == (2, True), said
+    rows = (study.parent / "test.jsonl").read_text()
+    (study.parent / "test.jsonl").write_text(rows.replace("lights on", "lights off"))
+    study.write_text(text)
     code, said = command("ablate", study, "-o", out)
-    assert (code, "holds runs of another model, data, tune_seed or clips" in said) == (2, True), said
+    assert (code, "holds runs with another test" in said) == (2, True), said
 
 
 @pytest.mark.parametrize(
@@ -73,6 +93,11 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         ),
         (("mean_rank = 4", "mean_rank = 1"), "arm ear: mean_rank=1, least=2"),
         (('name = "ear"', 'name = "uniform"'), "arms uniform, uniform: one is there twice"),
+        (
+            ("plan = { mode", 'method = "lora"\nplan = { init = "qera", mode'),
+            "only qlora has an NF4 base",
+        ),
+        (("plan = {", 'drop_layers = "encoder:0"\nplan = {'), "a plan and drop_layers"),
         (('name = "ear"', 'name = "a/b"'), "an arm is named 'a/b': letters, digits"),
         (('primary = ["ear"]', 'primary = ["eva"]'), "'eva' is no arm, allowed are uniform, ear"),
         (('name = "ear"', 'name = "ear"\nrate_of = "eva"'), "'eva' is no arm"),
@@ -101,7 +126,12 @@ def test_each_arm_gets_the_rate_that_is_best_on_dev(study):
     def row(arm, rate, loss):
         return {"arm": arm, "stage": "rate", "learning_rate": rate, "dev": [{"loss": loss, "tokens": 1}]}
 
-    rows = [row("uniform", 1e-3, 2.0), row("uniform", 1e-2, 1.0), row("ear", 1e-3, 1.0), row("ear", 1e-2, float("nan"))]
+    rows = [
+        row("uniform", 1e-3, 2.0),
+        row("uniform", 1e-2, 1.0),
+        row("ear", 1e-3, 1.0),
+        {k: v for k, v in row("ear", 1e-2, 0.0).items() if k != "dev"},
+    ]
     assert chosen_rates(asked, rows) == {"uniform": 1e-2, "ear": 1e-3}
     assert chosen_rates(asked, rows[:3]) == {"uniform": 1e-2}
     study.write_text(study.read_text().replace('name = "ear"', 'name = "ear"\nrate_of = "uniform"'))
@@ -125,3 +155,25 @@ def test_a_run_is_claimed_once_and_a_dead_claim_does_not_count(tmp_path):
     claim.write_text(json.dumps({"pid": child, "host": "another"}))
     with _claimed(claim) as ours:
         assert not ours  # nobody here can tell whether it lives
+
+
+def test_a_run_that_diverged_is_a_row_and_the_study_goes_on(tiny_model, clips, tmp_path, monkeypatch):
+    from edgeqlora.research import run_arm
+    from edgeqlora_jetson.errors import NotFiniteError
+
+    def scored(learner, source, card):
+        raise NotFiniteError("the decoder answers NaN")
+
+    monkeypatch.setattr(run_arm, "_scored", scored)
+    settings = {"base_model": str(tiny_model), "train": str(clips), "output": str(tmp_path / "a"), "steps": 2}
+    spec = {
+        "settings": {**settings, "cache": "none", "language": "en"},
+        "stage": "rate",
+        "dev": "d",
+        "test": "e",
+        "keep": False,
+    }
+    row = run_arm.run_arm(spec)
+    assert row["diverged"] == "the decoder answers NaN"
+    assert "dev" not in row
+    assert mean_loss(row.get("dev")) == float("inf")

@@ -111,6 +111,8 @@ def test_a_ctc_model_gets_ranks_from_the_same_code(command, tmp_path):
     [
         (["--mode", "magic"], "mode='magic': allowed are ear, ear-full, entropy"),
         (["--mean-rank", 1], "mean_rank=1, least=2: allowed is 1 <= least <= mean_rank <= 256"),
+        (["--mean-rank", 80], "mean_rank=80 is more than the smaller side of"),
+        (["--mode", "eva", "--share", "cross=2"], "shares and by_size are of the other modes"),
         (["--clips", 2], "n_clips=2: allowed is 4 or more"),
         (["--share", "cross"], "share='cross': give a group and a factor, such as encoder=1.5"),
         (["--share", "lower=2"], "'lower' is no group of this model, allowed are cross, decoder, encoder"),

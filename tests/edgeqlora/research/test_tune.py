@@ -30,12 +30,13 @@ def test_a_search_tries_the_settings_as_they_are_first_and_writes_what_is_best(s
     assert trials[0]["params"]["learning_rate"] == pytest.approx(1e-3)
     assert trials[0]["params"]["rank"] == 8
     assert len({trial["params"]["learning_rate"] for trial in trials}) == 3
+    assert [bool(trial.get("as_given")) for trial in trials] == [True, False, False]
     found = json.loads((folder / "tune.json").read_text())
     done = {trial["number"]: trial["value"] for trial in trials if trial["state"] == "complete"}
     assert found["best"]["number"] == min(done, key=lambda number: (done[number], number))
     assert found["given"]["eval_loss"] > 0
     best = read_settings(folder / "best.toml")
-    assert best["learning_rate"] == pytest.approx(trials[found["best"]["number"]]["params"]["learning_rate"])
+    assert best.get("learning_rate", 1e-3) == pytest.approx(trials[found["best"]["number"]]["params"]["learning_rate"])
     assert "as they were" in said
     assert "score it on other clips" in said
     assert "train --config" in said.rsplit("Next: ", 1)[1]
@@ -50,9 +51,19 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, line, 
     _, folder = searched
     code, said = command(*line, "--tune", 4)
     assert code == 0, said
-    assert len((folder / "trials.jsonl").read_text().splitlines()) == 4
+    trials = [json.loads(text) for text in (folder / "trials.jsonl").read_text().splitlines()]
+    assert len({trial["params"]["learning_rate"] for trial in trials}) == 4, "another process draws other settings"
     code, said = command(*line, "--tune", 5, "--weight-decay", 0.1)
     assert (code, "holds a search that began with another weight_decay" in said) == (2, True), said
+
+
+def test_a_search_in_the_wrong_place_is_refused(line, command, monkeypatch):
+    for flag in ("--dry-run", "--resume"):
+        code, said = command(*line, "--tune", 5, flag)
+        assert (code, "--tune with --dry-run or --resume" in said) == (2, True), said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = command(*line, "--tune", 5)
+    assert (code, "--tune under torchrun" in said) == (2, True), said
 
 
 def test_without_dev_data_or_with_one_trial_there_is_no_search(line, command):

@@ -54,6 +54,25 @@ def test_equal_runs_differ_by_nothing():
     assert judge(found, 0.01) == "not worse"
 
 
+def test_clips_that_not_all_runs_count_are_left_out():
+    """A clip longer than an arm's window has no loss there: that is no loss of 0."""
+    one = runs(0.0, 1)
+    other = {seed: [dict(u) for u in clips] for seed, clips in one.items()}
+    for clips in other.values():
+        for u in clips[::5]:
+            u["loss"], u["tokens"] = 0.0, 0
+    found = difference(other, one, "loss", "tokens")
+    assert (found.value, found.n_left_out) == (0.0, 60)
+    assert difference(one, one, "loss", "tokens").n_left_out == 0
+
+
+def test_one_seed_or_one_speaker_decides_nothing():
+    one, better = runs(0.0, 1, n_seeds=1), runs(-0.1, 2, n_seeds=1)
+    assert judge(difference(better, one, "loss", "tokens"), 0.01).startswith("not decided (1 seeds and 10 speakers")
+    one, better = runs(0.0, 1, n_speakers=1), runs(-0.1, 2, n_speakers=1)
+    assert judge(difference(better, one, "loss", "tokens"), 0.01).startswith("not decided (5 seeds and 1 speakers")
+
+
 def test_clips_that_do_not_match_are_refused():
     one, other = runs(0.0, 1), runs(0.0, 2)
     other[0] = list(reversed(other[0]))
@@ -91,5 +110,5 @@ def test_the_verdict_is_in_words(effect, n_each, verdict):
     assert against["verdict"].startswith(verdict), against
     assert against["p_holm"] == against["p"]
     text = format_conclusion(study, entries)
-    assert f"- ear against uniform (primary): loss {verdict}" in text
+    assert f"- ear against uniform (primary, 2 seeds, 10 speakers): loss {verdict}" in text
     assert text.count("\n| ") >= 2
