@@ -69,9 +69,15 @@ def _save(stem: str, draw: Callable[..., Any], *arguments: Any) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "edgeqlora", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    own: dict[Any, Any] = {
+        "svg.hashsalt": "edgeqlora",
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # optuna's pictures set a style for the whole process
+        matplotlib.rcParams.update(own)
         figure = draw(*arguments)
         figure.savefig(f"{stem}.png", dpi=100)
         figure.savefig(f"{stem}.svg", metadata={"Date": None})

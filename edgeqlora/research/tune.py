@@ -257,8 +257,7 @@ def _draw(study: optuna.Study, folder: Path) -> list[Path]:
                 continue  # importances need trials that differ, and scikit-learn
             figure = (drawn.flat[0] if hasattr(drawn, "flat") else drawn).figure
             figure.set_size_inches(8 if name != "slice" else 16, 4.5)
-            figure.tight_layout()
-            figure.savefig(folder / f"{name}.png", dpi=100)
+            figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
             pyplot.close(figure)
         paths.append(folder / f"{name}.png")
     return paths
