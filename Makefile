@@ -49,7 +49,7 @@ demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the em
 test: $(VENV)/.dev ## Set up, then run the tests; those marked real need ../shared
 	@echo "Running the tests (6 to 12 minutes on two cores)"
 	@# Each on one thread: most tests wait for imports and small models.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-pythons
 
 test-pythons: ## Run the board's tests on every Python of 3.6, 3.8, 3.10, 3.12 that is installed

@@ -46,6 +46,7 @@ def study(tiny_model, clips):
     return path
 
 
+@pytest.mark.slow
 def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp_path):
     out = tmp_path / "study"
     code, said = command("ablate", study, "-o", out)
