@@ -17,14 +17,21 @@ class SensorWatch(object):
         self.counters: Set[str] = set()  # rails that count energy
         self._moved: Set[str] = set()
         self._last_s = float("-inf")
+        self._n_at_last = 0  # samples of that moment: lines that arrive together have one time
         self.n_readings = 0
 
     def add(self, samples: Iterable[Sample]) -> None:
-        """Look at samples; those from before the last one seen are passed over."""
+        """Look at samples; those that were seen before are passed over."""
+        n_seen = self._n_at_last
         for sample in samples:
-            if sample.time_s <= self._last_s:
+            if sample.time_s < self._last_s:
                 continue
-            self._last_s = sample.time_s
+            if sample.time_s == self._last_s and n_seen > 0:
+                n_seen -= 1
+                continue
+            if sample.time_s > self._last_s:
+                self._last_s, self._n_at_last, n_seen = sample.time_s, 0, 0
+            self._n_at_last += 1
             self.n_readings += 1
             for rail in self._rails:
                 if rail in sample.counters_j:
