@@ -24,7 +24,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: "list") -> None:
     """Files with slow tests first: with several workers the last one would run alone for minutes otherwise."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("real")}
     items.sort(key=lambda item: item.path not in slow)
