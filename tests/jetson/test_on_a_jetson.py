@@ -30,7 +30,8 @@ def root(request, tmp_path, monkeypatch):
     with open(os.path.join(HERE, "fixtures", "tegrastats_lines.txt")) as file:
         line = next(line.rstrip("\n") for line in file if "VDD_IN" in line and "VDD_CPU_GPU_CV" in line)
     # Two readings in turns: a sensor that lives never stands still.
-    other = re.sub(r"VDD_IN (\d+)mW", lambda found: "VDD_IN {}mW".format(int(found.group(1)) + 1), line)
+    other = re.sub(r"VDD_IN (\d+)", lambda found: "VDD_IN {}".format(int(found.group(1)) + 1), line)
+    assert other != line
     program = write_tegrastats(tmp_path / "bin", [line, other])
     monkeypatch.setenv("PATH", os.path.dirname(program) + os.pathsep + os.environ["PATH"])
     write_board_tree(tmp_path, "orin-nano-r36")
