@@ -61,14 +61,10 @@ def final_step(n_steps: int) -> int:
 class Allocation(TrainerCallback):
     """Has PEFT take ranks away after each optimiser step, while the gradients are still there."""
 
-    def __init__(self) -> None:
-        self.n_calls = 0
-
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         while hasattr(model, "module"):
             model = model.module
         model.base_model.update_and_allocate(state.global_step + 1)
-        self.n_calls += 1
 
 
 def orthogonality(model: Any) -> Any:

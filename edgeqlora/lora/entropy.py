@@ -111,12 +111,10 @@ class EntropyRegulariser(TrainerCallback):
 
     def __init__(self, model: Any, weight: float, floor: float = 2.0):
         self._entropy, self._weight, self._floor = AdapterEntropy(model), weight, floor
-        self.shares: list[float] = []
-        """Of its gradient in the loss's, of each step it acted in."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if BEGIN <= state.global_step / max(1, state.max_steps) < END:
-            self.shares.append(self._entropy.add_gradient(self._weight, self._floor))
+            self._entropy.add_gradient(self._weight, self._floor)
 
 
 class AdapterLog(TrainerCallback):

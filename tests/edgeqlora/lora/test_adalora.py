@@ -82,12 +82,25 @@ def test_the_plain_adapter_says_what_adalora_says(tiny_model, tmp_path):
     assert torch.allclose(logits(again), wanted, atol=1e-4)
 
 
+def test_an_adapter_of_which_nothing_is_left_is_refused(tiny_model, tmp_path):
+    from peft import get_peft_model
+
+    model = get_peft_model(load_learner(str(tiny_model)).model, adalora.adalora_config(4, {"fc1": (64, 64)}, 50, 0.0))
+    model.save_pretrained(tmp_path)  # every E is 0 before the first step
+    with pytest.raises(UserError, match="AdaLoRA kept no direction: train for more steps"):
+        to_plain_lora(tmp_path)
+
+
 def test_what_it_cannot_do_is_refused(tiny_model, clips, command, tmp_path):
     line = ["train", "-m", tiny_model, "--train", clips, "-o", tmp_path / "a", "--cache", "none"]
     for flags, text in (
         (["--ranks", "adalora:4", "--steps", 10], "in 10 steps: allowed is 20 or more"),
         (["--ranks", "adalora:64", "--steps", 30], "allowed is at most 63, since it begins with more"),
         (["--ranks", "adalora:x"], "must be a whole number from 2 to 256"),
+        (
+            ["--ranks", "adalora:4", "--steps", 30, "--patience", 2, "--dev", clips.parent / "dev.jsonl"],
+            "before its ranks are found no checkpoint counts",
+        ),
         (["--ranks", "adalora:4", "--steps", 30, "--resume"], "is in no checkpoint; start anew"),
     ):
         code, said = command(*line, *flags)

@@ -92,6 +92,16 @@ def test_first_weights_that_do_not_belong_are_refused(tiny_model, clips, command
     shutil.copy(tmp_path / "kept", start)
     content = json.loads(ranks.read_text())
     name = next(iter(content["rank_pattern"]))
+    fewer = {key: value for key, value in content["rank_pattern"].items() if key != name}
+    alphas = {key: value for key, value in content["alpha_pattern"].items() if key != name}
+    for changed, text in (
+        ({"init": 3}, "allowed are a name, and a file with its hash"),
+        ({"start": {"file": "../x", "sha256": "y"}}, "allowed is a file beside it with its sha256"),
+        ({"rank_pattern": fewer, "alpha_pattern": alphas}, "has 2 weights more than ranks.json has ranks"),
+    ):
+        ranks.write_text(json.dumps({**content, **changed}))
+        code, said = command(*train, "--ranks", ranks)
+        assert (code, text in said) == (2, True), said
     ranks.write_text(json.dumps({**content, "rank_pattern": {**content["rank_pattern"], name: 1}}))
     code, said = command(*train, "--ranks", ranks)
     assert (code, "the file belongs to other ranks" in said) == (2, True), said

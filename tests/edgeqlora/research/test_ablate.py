@@ -67,6 +67,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     text = study.read_text()
     for change, told in (
         (("clips = 8", "clips = 4"), "holds runs with another tune_seed or clips"),
+        (("mean_rank = 4", "mean_rank = 5"), "is of another plan than arm ear has"),
         (("steps = 2", "steps = 3"), "was made with another steps than arm uniform has now"),
         (("uniform:4", "uniform:2"), "was made with another ranks than arm uniform has now"),
         (('dev = "dev', 'dev = "manifest'), "train and dev of the study share clips"),
@@ -103,6 +104,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (('primary = ["ear"]', 'primary = ["eva"]'), "'eva' is no arm, allowed are uniform, ear"),
         (('name = "ear"', 'name = "ear"\nrate_of = "eva"'), "'eva' is no arm"),
         (('name = "ear"', 'name = "ear"\nrate_of = "ear"'), "an arm lends its learning rate and takes that of another"),
+        (('name = "ear"', 'name = "ear"\nrate_of = 3'), "rate_of=3, allowed is the name of an arm"),
         (("seeds = [1]", "seeds = [0, 1]"), "tune_seed=0 is one of the seeds"),
         (("seeds = [1]", 'seeds = ["a"]'), "seeds.0='a': input should be a valid integer"),
         (("seeds = [1]", "seed = [1]"), "seed=[1]: extra inputs are not permitted"),
@@ -115,6 +117,13 @@ def test_a_study_that_cannot_be_is_refused(change, text, study, command, tmp_pat
     code, said = command("ablate", study, "-o", tmp_path / "study")
     assert (code, text in said) == (2, True), said
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_that_is_not_there_and_a_report_of_nothing(study, command, tmp_path):
+    code, said = command("ablate", tmp_path / "none.toml")
+    assert (code, "see docs/ranks.md for one to start from" in said) == (2, True), said
+    code, said = command("ablate", study, "-o", tmp_path / "empty", "--only-report")
+    assert (code, "has no runs: leave --only-report out" in said) == (2, True), said
 
 
 def test_each_arm_gets_the_rate_that_is_best_on_dev(study):

@@ -121,6 +121,12 @@ def test_shares_that_cut_clips_are_refused():
             with_replay(make_settings({**given, "replay_share": share, "batch_size": batch}))
 
 
+def test_a_canary_needs_dev_data(line, general, command):
+    dev = line.index("--dev")
+    code, said = command(*line[:dev], *line[dev + 2 :], "--canary", general)
+    assert (code, "--canary is scored whenever dev is: pass --dev" in said) == (2, True), said
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
