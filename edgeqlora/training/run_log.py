@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback
 
-from edgeqlora.training.resources import EnergyMeter, rss_mib
+from edgeqlora.training.machine.resources import EnergyMeter, rss_mib
 from edgeqlora_jetson.files import write_text
 
 

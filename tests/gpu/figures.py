@@ -27,7 +27,7 @@ from gpu_machine import edgeqlora, no_cuda_provider, no_gpu, no_tensorrt
 
 from edgeqlora.card import library_versions, measured, missing
 from edgeqlora.demo import model_dir, speech_dir
-from edgeqlora.training.gpu_memory import Sizes, step_bytes
+from edgeqlora.training.machine.gpu_memory import Sizes, step_bytes
 from edgeqlora_jetson.board.machine import read_machine
 from edgeqlora_jetson.files import read_json, write_json
 

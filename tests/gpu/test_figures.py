@@ -9,7 +9,7 @@ import figures
 import pytest
 from gpu_machine import no_gpu
 
-from edgeqlora.training.gpu_memory import Sizes, n_parameters
+from edgeqlora.training.machine.gpu_memory import Sizes, n_parameters
 
 HERE = Path(__file__).resolve().parent
 

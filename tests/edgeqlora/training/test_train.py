@@ -510,7 +510,7 @@ def test_energy_is_that_of_the_whole_run_with_its_evaluations(tiny_model, clips,
     """A made-up powercap tree whose counter of 100 J takes 1 J every 5 ms: it starts again from 0 all the time."""
     import threading
 
-    from edgeqlora.training import resources
+    from edgeqlora.training.machine import resources
     from edgeqlora_jetson.power import Scope
     from edgeqlora_jetson.power.rapl import RaplSource
 
@@ -590,7 +590,7 @@ def test_overwrite_replaces_what_we_wrote_and_nothing_else(tiny_model, clips, tm
 
 
 def test_a_dry_run_of_another_process_has_nothing_to_print(tiny_model, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module._Run, "estimate", lambda self: {"figures": {}})
+    monkeypatch.setattr(train_module.Run, "estimate", lambda self: {"figures": {}})
     monkeypatch.setenv("RANK", "1")
     line = ["train", "-m", str(tiny_model), "--train", str(clips), "-o", str(tmp_path / "out"), "--dry-run"]
     done = CliRunner().invoke(app, [*line, "--cache", "none"])

@@ -9,12 +9,12 @@ import pytest
 from edgeqlora.errors import UserError
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
-from edgeqlora.training import malloc
+from edgeqlora.training.machine import malloc
 
 CODE = """
 import sys
-from edgeqlora.training.malloc import return_freed_memory
-from edgeqlora.training.resources import rss_mib
+from edgeqlora.training.machine.malloc import return_freed_memory
+from edgeqlora.training.machine.resources import rss_mib
 if not return_freed_memory():
     sys.exit(3)
 import ctypes

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeqlora.training import resources
-from edgeqlora.training.resources import EnergyMeter
+from edgeqlora.training.machine import resources
+from edgeqlora.training.machine.resources import EnergyMeter
 from edgeqlora_jetson.power import PowerSource, Sample, Scope
 
 

@@ -8,7 +8,7 @@ import torch
 from edgeqlora.lora.adapters import _stored_bytes, with_adapters
 from edgeqlora.models.family import load_learner
 from edgeqlora.settings import make_settings
-from edgeqlora.training.gpu_memory import (
+from edgeqlora.training.machine.gpu_memory import (
     Sizes,
     activation_bytes,
     adapter_bytes,
