@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from edgeqlora.errors import UserError
 from edgeqlora.research.ranks import Measured, measure, write_ranks
+from edgeqlora.research.run_arm import run_apart
 from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
@@ -176,10 +175,7 @@ def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, 
             },
         )
         log = spec.with_suffix(".log")
-        with open(log, "wb") as file:
-            code = subprocess.call(
-                [sys.executable, "-m", "edgeqlora.research.run_arm", str(spec)], stdout=file, stderr=subprocess.STDOUT
-            )
+        code = run_apart(spec, log)
         if code:
             tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise UserError(

@@ -1,13 +1,11 @@
-"""One run of a study, in a process of its own, so that its memory is its own: train, score, write one row.
-
-python -m edgeqlora.research.run_arm SPEC.json
-"""
+"""One run of a study, in a process of its own, so that its memory is its own: train, score, write one row."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +90,30 @@ def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
+def run_apart(spec: Path, log: Path) -> int:
+    """Do the run that the file `spec` describes in a process of its own, which says what it says in `log`; its exit code.
+
+    Its row is in the file that the specification names. Where there is no GPU, that process is forked from one that has
+    imported everything: a process that has looked for a GPU must not be forked.
+    """
+    import torch
+
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available()
+    context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    context.set_forkserver_preload(["edgeqlora.research.warm"])
+    process = context.Process(target=_run, args=(str(spec), str(log)))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def _run(spec: str, log: str) -> None:
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     from edgeqlora.quiet import hush
     from edgeqlora_jetson.files import read_json, write_json
 
     hush()
-    spec = read_json(sys.argv[1], "specification of a run")
-    write_json(spec["row"], {**spec["of"], **run_arm(spec)})
-
-
-if __name__ == "__main__":
-    main()
+    content = read_json(spec, "specification of a run")
+    write_json(content["row"], {**content["of"], **run_arm(content)})
