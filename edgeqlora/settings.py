@@ -48,7 +48,9 @@ class TrainSettings:
     drop_layers: str = ""
     """Layers to take out before tuning, such as encoder:1,2 (the first is 0); auto:N: N of the encoder, chosen by what they do."""
     ranks: str = "uniform:8"
-    """uniform:R, the path of a ranks.json, or adalora:R (PEFT's AdaLoRA finds them in training)."""
+    """uniform:R, the path of a ranks.json, or such as move in training: adalora:R (PEFT's), flex:R (after FlexLoRA)."""
+    reallocate: bool = False
+    """At 20, 40 and 60 % of the steps move ranks from directions that matter least to adapters that use all of theirs."""
     lora_alpha: float | None = _setting(None, 1e-3, 4096)
     """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
     lora_dropout: float = _setting(0.0, 0.0, 0.9)
@@ -149,6 +151,10 @@ class TrainSettings:
         # A Turing has bf16 only in emulation, slower than fp32.
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
+    def moves_ranks(self) -> bool:
+        """Whether ranks of plain LoRA adapters move in training."""
+        return self.method != "full" and (self.reallocate or self.ranks.startswith("flex:"))
+
     def resolved_learning_rate(self) -> float:
         """The given rate, or the method's default."""
         return self.learning_rate or (1e-4 if self.method == "full" else 1e-3)
@@ -162,7 +168,7 @@ _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
-    "Adapter": ("method", "drop_layers", "ranks", "lora_alpha", "lora_dropout", "entropy_weight"),
+    "Adapter": ("method", "drop_layers", "ranks", "reallocate", "lora_alpha", "lora_dropout", "entropy_weight"),
     "Length and optimiser": (
         "steps",
         "epochs",
@@ -226,7 +232,7 @@ def in_folder(name: str, value: Any, folder: Path) -> Any:
     """A setting with the path in it, if it is one, taken from `folder`."""
     if name not in _PATHS or not isinstance(value, str) or not value or value.startswith("hf:"):
         return value
-    if (name == "ranks" and value.startswith(("uniform:", "adalora:"))) or (
+    if (name == "ranks" and value.startswith(("uniform:", "adalora:", "flex:"))) or (
         name == "cache" and value in ("auto", "none")
     ):
         return value
@@ -253,6 +259,15 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         raise UserError(
             f"entropy_weight={settings.entropy_weight:g} is of LoRA adapters: allowed with method qlora or lora, and ranks "
             "that are fixed"
+        )
+    if settings.reallocate and (settings.method == "full" or settings.ranks.startswith(("adalora:", "flex:"))):
+        raise UserError(
+            f"reallocate=True with method={settings.method!r} and ranks={settings.ranks!r}: allowed is it with method qlora or "
+            "lora, and ranks uniform:R or a ranks.json"
+        )
+    if settings.moves_ranks() and settings.optimizer == "paged-adamw-8bit":
+        raise UserError(
+            "optimizer='paged-adamw-8bit' with ranks that move: its packed state cannot follow them; allowed are auto, adamw"
         )
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")

@@ -73,6 +73,9 @@ def train(
     n_steps = settings.steps or max(1, math.ceil((settings.epochs or 3.0) * len(data.rows) / of_task))
     _say_plan(console, settings, data, n_steps, world_size)
 
+    from edgeqlora.lora.dynamic.reallocate import verify_steps
+
+    verify_steps(settings, n_steps, world_size)
     from edgeqlora.data.cache import FeatureCache, default_cache_folder
     from edgeqlora.data.dataset import SpeechDataset
     from edgeqlora.evaluation.recognise import Recogniser
@@ -107,7 +110,7 @@ def train(
     canary = Canary(settings, data.canary_rows, learner, data.language) if data.canary_rows else None
     if dev_score is not None:
         dev_score.canary = canary
-    run = Run(settings, data, dataset, recogniser, dev_score, n_steps, per_device, console, watch)
+    run = Run(settings, data, dataset, recogniser, dev_score, ranks, n_steps, per_device, console, watch)
     if dry_run:
         estimate = run.estimate()
         return estimate if is_first else {}

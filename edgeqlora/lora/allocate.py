@@ -67,7 +67,7 @@ def allocate(
                 f"the budget leaves {part:,} parameters for {group}, and rank {least} in each of its {len(members)} layers "
                 f"takes {needed:,}: allowed is a mean rank of {least} or more, with shares that leave each group as much"
             )
-        found = _greedy(members, scores, part, least)
+        found = grow(members, scores, {layer.name: min(least, layer.most) for layer in members}, part)
         found = fill(members, scores, found, part, least)
         left = budget * wanted[group] / whole + left - sum(layer.cost * found[layer.name] for layer in members)
         ranks |= found
@@ -79,9 +79,9 @@ def _gain(score: float, rank: int) -> float:
     return score * math.log((rank + 1) / max(rank, 0.5))
 
 
-def _greedy(members: Sequence[Layer], scores: Mapping[str, float], part: int, least: int) -> dict[str, int]:
-    """Rank after rank to the layer where a parameter adds most."""
-    ranks = {layer.name: min(least, layer.most) for layer in members}
+def grow(members: Sequence[Layer], scores: Mapping[str, float], ranks: Mapping[str, int], part: int) -> dict[str, int]:
+    """From these ranks on, rank after rank to the layer where a parameter adds most, within `part` parameters."""
+    ranks = dict(ranks)
     spent = sum(layer.cost * ranks[layer.name] for layer in members)
 
     def entry(layer: Layer) -> tuple[int, int, str, Layer]:

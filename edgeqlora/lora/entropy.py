@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +118,8 @@ class EntropyRegulariser(TrainerCallback):
 
 
 class AdapterLog(TrainerCallback):
-    """Writes the state of every adapter at each evaluation and at the end, one JSON line each; a resumed run goes on."""
+    """Writes the state of every adapter at each evaluation, each move of ranks and the end, a JSON line each; a resumed run
+    goes on."""
 
     def __init__(self, model: Any, path: Path, group_of: Callable[[str], str | None], first_step: int):
         self._entropy, self._path, self._group_of, self._last = AdapterEntropy(model), path, group_of, -1
@@ -127,18 +128,21 @@ class AdapterLog(TrainerCallback):
             path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step)
+        self.write(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step)
+        self.write(state.global_step)
 
-    def _write(self, step: int) -> None:
+    def write(self, step: int, taken_out: Mapping[str, float] | None = None) -> None:
+        """taken_out: by name the share of an adapter's energy that a move of ranks took out of it just now."""
         if step == self._last or not len(self._entropy):
             return
         self._last = step
         with self._path.open("a", encoding="utf-8") as file:
             for found in self._entropy.states():
                 row = {"step": step, "group": self._group_of(found.name), **found._asdict()}
+                if taken_out is not None:
+                    row["taken_out"] = taken_out[found.name]
                 file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
 
 

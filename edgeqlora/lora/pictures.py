@@ -27,14 +27,24 @@ def draw_ranks(content: Mapping[str, Any], beside: Path) -> list[Path]:
     ]
 
 
-def draw_adapters(rows: Sequence[Mapping[str, Any]], beside: Path) -> Path | None:
-    """Draw adapters.jsonl: how many of its directions each adapter uses, step by step; None where there is one step."""
+def draw_adapters(rows: Sequence[Mapping[str, Any]], beside: Path) -> list[Path]:
+    """Draw adapters.jsonl, step by step: how many of its directions each adapter uses, and its rank where ranks moved.
+
+    Nothing where there is one step.
+    """
     if len({row["step"] for row in rows}) < 2:
-        return None
-    return _save(str(beside.with_suffix("")), _use_of_ranks, rows)
+        return []
+    stem, most = str(beside.with_suffix("")), max(row["rank"] for row in rows)
+    use = [row["effective_rank"] / row["rank"] for row in rows]
+    found = [_save(stem, _by_step, rows, use, 1, "effective rank / rank", "How many of their directions adapters use")]
+    moved = {row["name"]: row["rank"] for row in rows}
+    if any(row["rank"] != moved[row["name"]] for row in rows):
+        ranks = [row["rank"] for row in rows]
+        found.append(_save(f"{stem}-ranks", _by_step, rows, ranks, most, "rank", "How ranks moved"))
+    return found
 
 
-def _use_of_ranks(rows: Sequence[Mapping[str, Any]]) -> Any:
+def _by_step(rows: Sequence[Mapping[str, Any]], shown: Sequence[float], most: float, what: str, title: str) -> Any:
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -48,19 +58,19 @@ def _use_of_ranks(rows: Sequence[Mapping[str, Any]]) -> Any:
     figure, axes = plt.subplots(1, len(groups), figsize=(8, 1.8 + 0.17 * tallest), layout="constrained", squeeze=False)
     for axis, (group, names) in zip(axes[0], groups.items(), strict=True):
         values = np.full((len(names), len(steps)), np.nan)
-        for row in rows:
+        for row, value in zip(rows, shown, strict=True):
             if row["group"] == group:
-                values[names.index(row["name"]), steps.index(row["step"])] = row["effective_rank"] / row["rank"]
-        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+                values[names.index(row["name"]), steps.index(row["step"])] = value
+        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=most, aspect="auto")
         labels = [f"{_place(name)[0]} {_place(name)[1]}" for name in names]
         axis.set_yticks(range(len(names)), labels, fontsize=7)
-        shown = range(0, len(steps), max(1, len(steps) // 4))
-        axis.set_xticks(list(shown), [str(steps[i]) for i in shown], fontsize=9)
+        ticks = range(0, len(steps), max(1, len(steps) // 4))
+        axis.set_xticks(list(ticks), [str(steps[i]) for i in ticks], fontsize=9)
         axis.set_title(group, fontsize=11)
     axes[0][0].set_ylabel("layer and linear")
     figure.supxlabel("step", fontsize=11)
-    figure.colorbar(image, ax=axes[0].tolist(), label="effective rank / rank", shrink=0.9)
-    figure.suptitle("How many of their directions adapters use", fontsize=11)
+    figure.colorbar(image, ax=axes[0].tolist(), label=what, shrink=0.9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

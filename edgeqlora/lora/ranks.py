@@ -31,16 +31,16 @@ class Ranks:
 def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: float | None) -> Ranks:
     """Ranks for `linears` (full name -> (out_features, in_features)).
 
-    text: `uniform:R`, or the path of a ranks.json: {"schema": "edgeqlora.lora.ranks/1", "rank_pattern": {full name: rank},
+    text: `uniform:R`, `flex:R` (R is where it begins), or the path of a ranks.json: {"schema": "edgeqlora.lora.ranks/1", "rank_pattern": {full name: rank},
     "alpha_pattern": {full name: alpha}} (alpha_pattern may be left out: twice the rank).
     "init" and "start" (first weights of the adapters, in a file beside it) may be there as `edgeqlora ranks` writes them.
     A module that ranks.json leaves out, or gives rank 0, gets no adapter. Raises UserError on names that match nothing
     (PEFT would ignore them silently, peft#3582) and on ranks above the smaller side of the matrix.
     """
-    if text.startswith("uniform:"):
-        number = text.removeprefix("uniform:")
+    if text.startswith(("uniform:", "flex:")):
+        kind, _, number = text.partition(":")
         if not re.fullmatch("[0-9]{1,4}", number) or not 1 <= int(number) <= 1024:
-            raise UserError(f"ranks={text!r}: the rank after 'uniform:' must be a whole number from 1 to 1024")
+            raise UserError(f"ranks={text!r}: the rank after '{kind}:' must be a whole number from 1 to 1024")
         rank = dict.fromkeys(linears, int(number))
         given_alpha: dict[str, float] = {}
         init, start = "random", None
@@ -81,6 +81,18 @@ def resolve_ranks(text: str, linears: dict[str, tuple[int, int]], lora_alpha: fl
         raise UserError(f"ranks={text!r} gives every layer rank 0: nothing would be trained")
     alpha = {name: float(given_alpha.get(name, lora_alpha or 2 * value)) for name, value in rank.items()}
     return Ranks(rank, alpha, text, init, start)
+
+
+def recorded_weights(text: str) -> dict[str, float]:
+    """What each linear deserves, as `edgeqlora ranks` wrote it into the file that `text` names; empty where nothing is said."""
+    content = read_json(text, "ranks.json") if os.path.isfile(text) else {}
+    scores = content.get("scores") if isinstance(content, dict) else None
+    found = {
+        name: row.get("weight")
+        for name, row in (scores if isinstance(scores, dict) else {}).items()
+        if isinstance(row, dict)
+    }
+    return {name: float(weight) for name, weight in found.items() if isinstance(weight, int | float) and weight > 0}
 
 
 def _start_of(path: Path, content: dict[str, Any]) -> tuple[str, Path | None]:

@@ -25,7 +25,10 @@ def _optimizer(settings: TrainSettings) -> str:
     import torch
 
     paged = settings.optimizer == "paged-adamw-8bit" or (
-        settings.optimizer == "auto" and settings.method != "full" and torch.cuda.is_available()
+        settings.optimizer == "auto"
+        and settings.method != "full"
+        and not settings.moves_ranks()  # the means of the 8-bit optimiser are packed
+        and torch.cuda.is_available()
     )
     return "paged_adamw_8bit" if paged else "adamw_torch"
 

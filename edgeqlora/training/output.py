@@ -64,6 +64,12 @@ def write_output(
             from edgeqlora.lora.adalora import to_plain_lora
 
             ranks = to_plain_lora(out)
+        if settings.moves_ranks():
+            from edgeqlora.lora.dynamic.reallocate import ranks_in
+
+            alpha, begun, found = ranks["alpha_pattern"], ranks["rank_pattern"], ranks_in(out)
+            scaled = {name: alpha[name] / begun[name] * rank for name, rank in found.items()}
+            ranks = {**ranks, "rank_pattern": found, "alpha_pattern": scaled}
         if settings.method == "full":
             config = read_json(out / "config.json", "config.json")
             if "use_cache" in config:  # Trainer switches it off while it trains

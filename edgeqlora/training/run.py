@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -24,6 +24,9 @@ from edgeqlora.training.output import ADAPTER_LOG
 from edgeqlora.training.training_data import Prepared
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 
+if TYPE_CHECKING:
+    from edgeqlora.lora.dynamic.reallocate import Reallocation
+
 Watch = Callable[[int, dict[str, float]], None]
 
 
@@ -37,6 +40,7 @@ class Run:
         dataset: Any,
         recogniser: Any,
         dev_score: DevScore | None,
+        ranks: dict[str, Any],
         n_steps: int,
         per_device: int,
         console: Console,
@@ -45,6 +49,7 @@ class Run:
         from edgeqlora.training.run_log import Throughput
 
         self.settings, self.data, self.dataset, self.recogniser = settings, data, dataset, recogniser
+        self.ranks = ranks
         self.scored, self.dev_score = list(dev_score.rows) if dev_score else [], dev_score
         self.n_steps, self.per_device, self.console, self.watch = n_steps, per_device, console, watch
         self.eval_every = settings.eval_every or max(10, math.ceil(n_steps / 10))
@@ -117,22 +122,29 @@ class Run:
             "final_loss": measured(losses[-1], "nats per token") if losses else missing("no step was logged"),
         }
 
-    def _entropy_callbacks(
-        self, folder: Path, log_path: Path | None, resume_from: Path | None, is_adalora: bool
-    ) -> list[Any]:
-        """What watches the entropy of adapters, and pushes it where that is asked for."""
-        if self.settings.method == "full" or is_adalora:
-            return []
+    def _of_adapters(
+        self, folder: Path, log_path: Path | None, resume_from: Path | None
+    ) -> tuple[list[Any], Reallocation | None]:
+        """What watches the entropy of LoRA adapters, pushes it and moves their ranks where that is asked for."""
         from edgeqlora.lora.adapters import group_of
+        from edgeqlora.lora.dynamic.reallocate import Reallocation, rule_of
         from edgeqlora.lora.entropy import AdapterLog, EntropyRegulariser
+        from edgeqlora.lora.ranks import Ranks
 
-        learner, found = self.recogniser.learner, []
-        if log_path is not None:
-            first = int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0
-            found.append(AdapterLog(learner.model, folder / ADAPTER_LOG, partial(group_of, learner), first))
-        if self.settings.entropy_weight:
-            found.append(EntropyRegulariser(learner.model, self.settings.entropy_weight))
-        return found
+        settings, model = self.settings, self.recogniser.learner.model
+        if not self.ranks:  # full fine-tuning, and AdaLoRA, which has its own
+            return [], None
+        group = partial(group_of, self.recogniser.learner)
+        first = int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0
+        log = AdapterLog(model, folder / ADAPTER_LOG, group, first) if log_path is not None else None
+        found: list[Any] = [EntropyRegulariser(model, settings.entropy_weight)] if settings.entropy_weight else []
+        mover = None
+        if settings.moves_ranks():
+            ranks = Ranks(self.ranks["rank_pattern"], self.ranks["alpha_pattern"], settings.ranks)
+            told = log.write if log else lambda step, taken_out: None
+            mover = Reallocation(model, rule_of(settings.ranks), ranks, group, self.n_steps, settings.seed, told)
+            found.append(mover)
+        return [*found, *([log] if log else [])], mover
 
     def _sampler(self, n_steps: int) -> BucketSampler | MixedSampler:
         data, settings, replay = self.data, self.settings, self.data.replay
@@ -153,6 +165,7 @@ class Run:
 
         settings = self.settings
         is_adalora = settings.method != "full" and asked_rank(settings.ranks) is not None
+        of_adapters, mover = self._of_adapters(folder, log_path, resume_from)
         run_log = RunLog(log_path, self.console, self.throughput, self.energy, n_steps)
         trainer = SpeechTrainer(
             learner=self.recogniser.learner,
@@ -175,8 +188,9 @@ class Run:
                 run_log,
                 *([EveryAdapterLearns()] if settings.method != "full" else []),
                 *([Allocation()] if is_adalora else []),
-                *self._entropy_callbacks(folder, log_path, resume_from, is_adalora),
+                *of_adapters,
             ],
+            before_resume=mover.take_ranks if mover else None,
             penalty=partial(orthogonality, self.recogniser.learner.model) if is_adalora else None,
             not_before=final_step(n_steps) if is_adalora else 0,
         )

@@ -37,14 +37,17 @@ class SpeechTrainer(Trainer):
         watch: Callable[[int, dict[str, float]], None] | None = None,
         penalty: Callable[[], torch.Tensor] | None = None,
         not_before: int = 0,
+        before_resume: Callable[[Path], None] | None = None,
         **kwargs: Any,
     ):
         """sampler: the whole run's samples in order; evaluate_now: dev figures of the model as it is, named eval_*;
         watch: told the step and these figures; penalty: of the adapters, added to the loss of each step;
-        not_before: step from which a checkpoint may be the best."""
+        not_before: step from which a checkpoint may be the best; before_resume: called with a checkpoint's folder before
+        its adapters are loaded."""
         super().__init__(model=learner.model, compute_loss_func=self._token_mean_loss, **kwargs)
         self._learner, self._sampler, self._evaluate_now, self._watch = learner, sampler, evaluate_now, watch
         self._penalty, self._not_before, self._inputs = penalty, not_before, dict[str, Any]()
+        self._before_resume = before_resume
         # Our loss is already divided by the tokens of the whole step.
         self.loss_is_scaled_for_ga = True
 
@@ -100,6 +103,8 @@ class SpeechTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         plain = self.accelerator.unwrap_model(self.model if model is None else model)
+        if self._before_resume is not None:
+            self._before_resume(Path(resume_from_checkpoint))
         if hasattr(plain, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             resume_weights(plain, Path(resume_from_checkpoint))
         else:

@@ -211,7 +211,10 @@ def test_torchaudio_that_does_not_match_torch_is_named_with_the_mend(tmp_path, t
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("libtorchaudio.so: undefined symbol: x")')
     paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    done = run("evaluate", str(tiny_model), "-d", str(clips), PYTHONPATH=paths)
+    flags = ["--steps", "2", "--batch-size", "4", "--speed-perturb", "0.9", "--cache", "none", "--language", "en"]
+    done = run(
+        "train", "-m", str(tiny_model), "--train", str(clips), "-o", str(tmp_path / "a"), *flags, PYTHONPATH=paths
+    )
     assert done.returncode == 2, done.stderr[-500:]
     assert "does not match torch" in done.stderr
     assert "pip install" in done.stderr

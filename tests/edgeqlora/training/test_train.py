@@ -207,8 +207,8 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(tiny_model, clips, t
 
 def test_dry_run_says_how_much_gpu_memory_training_and_evaluation_need(tiny_model, clips, tmp_path, monkeypatch, capfd):
     """With peaks as a GPU would give them: one after the two steps, one after the evaluation."""
-    from edgeqlora import train as module
     from edgeqlora.card import measured
+    from edgeqlora.training import run as module
 
     peaks = iter([measured(1234.0, "MiB"), measured(567.0, "MiB")])
     monkeypatch.setattr(module, "peak_vram", lambda: next(peaks))

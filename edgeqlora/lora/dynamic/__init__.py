@@ -1,0 +1,1 @@
+"""Ranks that move while a run goes on."""
