@@ -97,6 +97,8 @@ class TrainSettings:
     """Clips of dev scored at each evaluation (drawn evenly over the set); 0: all."""
     patience: int = _setting(0, 0, 10**6)
     """Stop after this many evaluations without a better figure on dev (see choose_by); 0: never stop early."""
+    entropy_clips: int = _setting(0, 0, 10_000)
+    """Training clips on which the entropy of what each linear hears is measured before and after; 0: none."""
     seed: int = _setting(42, 0, 2**32 - 1)
     """Seeds data order, augmentation, initialisation and dropout."""
     language: str | None = None
@@ -183,7 +185,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Windows and labels": ("window_s", "window_draw", "long_clips", "max_label_tokens"),
     "Forgetting": ("canary", "max_canary_increase", "replay", "replay_share"),
-    "Evaluation": ("eval_every", "eval_samples", "patience", "normaliser", "report_to"),
+    "Evaluation": ("eval_every", "eval_samples", "patience", "entropy_clips", "normaliser", "report_to"),
     "Memory and speed": ("precision", "gradient_checkpointing", "low_memory", "cache", "cache_gib", "workers"),
     "Augmentation": (
         "spec_augment",
@@ -269,6 +271,8 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         raise UserError(
             "optimizer='paged-adamw-8bit' with ranks that move: its packed state cannot follow them; allowed are auto, adamw"
         )
+    if 0 < settings.entropy_clips < 4:
+        raise UserError(f"entropy_clips={settings.entropy_clips}: allowed is 0 (none) or 4 and more, two for each half")
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:

@@ -123,9 +123,7 @@ class AdapterLog(TrainerCallback):
 
     def __init__(self, model: Any, path: Path, group_of: Callable[[str], str | None], first_step: int):
         self._entropy, self._path, self._group_of, self._last = AdapterEntropy(model), path, group_of, -1
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        keep_until(path, first_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.write(state.global_step)
@@ -144,6 +142,13 @@ class AdapterLog(TrainerCallback):
                 if taken_out is not None:
                     row["taken_out"] = taken_out[found.name]
                 file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Take the lines of later steps out of a log: a run that goes on writes them again."""
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -44,6 +44,37 @@ def draw_adapters(rows: Sequence[Mapping[str, Any]], beside: Path) -> list[Path]
     return found
 
 
+def draw_activations(rows: Sequence[Mapping[str, Any]], beside: Path) -> list[Path]:
+    """Draw activations.jsonl: entropies of what linears hear at the first and at the last step, by group."""
+    steps = sorted({row["step"] for row in rows})
+    if len(steps) < 2:
+        return []
+    return [_save(str(beside.with_suffix("")), _before_and_after, rows, steps[0], steps[-1])]
+
+
+def _before_and_after(rows: Sequence[Mapping[str, Any]], first: int, last: int) -> Any:
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    figure, axes = plt.subplots(1, len(groups), figsize=(8, 3.4), layout="constrained", squeeze=False, sharey=True)
+    edges = np.linspace(0, max(row["entropy"] for row in rows) * 1.05, 16).tolist()
+    for axis, group in zip(axes[0], groups, strict=True):
+        for step, colour, style in (
+            (first, COLOURS[0], {"alpha": 0.5}),
+            (last, COLOURS[1], {"histtype": "step", "linewidth": 2}),
+        ):
+            values = [row["entropy"] for row in rows if row["group"] == group and row["step"] == step]
+            mean = sum(values) / len(values)
+            axis.hist(values, bins=edges, color=colour, label=f"step {step}: mean {mean:.2f}", **style)
+        axis.set_title(group, fontsize=11)
+        axis.legend(frameon=False, fontsize=9)
+    axes[0][0].set_ylabel("linears")
+    figure.supxlabel("Rényi-2 entropy of the inputs, nats", fontsize=11)
+    figure.suptitle("What linears hear, before and after training", fontsize=11)
+    return figure
+
+
 def _by_step(rows: Sequence[Mapping[str, Any]], shown: Sequence[float], most: float, what: str, title: str) -> Any:
     import matplotlib.pyplot as plt
     import numpy as np

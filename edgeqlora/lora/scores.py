@@ -42,11 +42,16 @@ def scores_of(linear: LinearStatistics, first: int = 0, second: int = 1) -> Scor
     product = float((a.product * b.product).sum())
     norms = float(a.product.norm() * b.product.norm())
     return Scores(
-        -math.log(_purity(a.inputs, b.inputs, centred=True)),
+        input_entropy(a.inputs, b.inputs),
         -math.log(_purity(a.gradients, b.gradients, centred=False)),
         float(linear.weight.float().norm()) * math.sqrt(max(product, 1e-3 * norms)),
         _nf4_error(linear, {first, second}),
     )
+
+
+def input_entropy(first: Moments, second: Moments) -> float:
+    """Entropy of the covariance of the inputs that two halves of the clips gave, nats."""
+    return -math.log(_purity(first, second, centred=True))
 
 
 def eigenvalues(linear: LinearStatistics) -> Any:

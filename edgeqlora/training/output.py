@@ -21,6 +21,9 @@ from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, write_
 ADAPTER_LOG = "adapters.jsonl"
 """Entropy, effective rank and size of every adapter at each evaluation and at the end."""
 
+ACTIVATION_LOG = "activations.jsonl"
+"""Entropy of what every linear hears, before training, at each move of ranks and at the end."""
+
 
 def write_output(
     settings: TrainSettings,
@@ -76,14 +79,10 @@ def write_output(
                 write_json(out / "config.json", {**config, "use_cache": True})
             if learner.model.can_generate():
                 learner.model.generation_config.save_pretrained(out)
-        for name in ("log.jsonl", ADAPTER_LOG):
+        for name in ("log.jsonl", ADAPTER_LOG, ACTIVATION_LOG):
             if (partial / name).exists():
                 shutil.copyfile(partial / name, out / name)
-        if (out / ADAPTER_LOG).exists():
-            from edgeqlora.lora.pictures import draw_adapters
-
-            lines = (out / ADAPTER_LOG).read_text(encoding="utf-8").splitlines()
-            draw_adapters([json.loads(line) for line in lines], out / ADAPTER_LOG)
+        _draw(out)
         if (partial / "runs").is_dir():
             shutil.copytree(partial / "runs", out / "runs")  # TensorBoard's
         write_settings(settings, out / CONFIG)
@@ -122,3 +121,12 @@ def write_output(
         )
     shutil.rmtree(partial, ignore_errors=True)
     return card
+
+
+def _draw(folder: Path) -> None:
+    """Pictures of the logs of adapters and of what layers hear, beside them."""
+    from edgeqlora.lora.pictures import draw_activations, draw_adapters
+
+    for name, draw in ((ADAPTER_LOG, draw_adapters), (ACTIVATION_LOG, draw_activations)):
+        if (path := folder / name).exists():
+            draw([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)

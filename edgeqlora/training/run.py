@@ -6,7 +6,7 @@ import errno
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from edgeqlora.settings import TrainSettings
 from edgeqlora.training.arguments import training_arguments
 from edgeqlora.training.dev_score import DevScore
 from edgeqlora.training.machine.resources import EnergyMeter, peak_vram
-from edgeqlora.training.output import ADAPTER_LOG
+from edgeqlora.training.output import ACTIVATION_LOG, ADAPTER_LOG
 from edgeqlora.training.training_data import Prepared
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib
 
@@ -132,19 +132,42 @@ class Run:
         from edgeqlora.lora.ranks import Ranks
 
         settings, model = self.settings, self.recogniser.learner.model
-        if not self.ranks:  # full fine-tuning, and AdaLoRA, which has its own
-            return [], None
-        group = partial(group_of, self.recogniser.learner)
         first = int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0
+        heard = self._activation_log(folder, first) if log_path is not None and settings.entropy_clips else None
+        if not self.ranks:  # full fine-tuning, and AdaLoRA, which has its own
+            return [heard] if heard else [], None
+        group = partial(group_of, self.recogniser.learner)
         log = AdapterLog(model, folder / ADAPTER_LOG, group, first) if log_path is not None else None
         found: list[Any] = [EntropyRegulariser(model, settings.entropy_weight)] if settings.entropy_weight else []
         mover = None
         if settings.moves_ranks():
             ranks = Ranks(self.ranks["rank_pattern"], self.ranks["alpha_pattern"], settings.ranks)
-            told = log.write if log else lambda step, taken_out: None
+
+            def told(step: int, taken_out: Mapping[str, float]) -> None:
+                if log is not None:
+                    log.write(step, taken_out)
+                if heard is not None:
+                    heard.write(step)
+
             mover = Reallocation(model, rule_of(settings.ranks), ranks, group, self.n_steps, settings.seed, told)
             found.append(mover)
-        return [*found, *([log] if log else [])], mover
+        return [*found, *filter(None, (log, heard))], mover
+
+    def _activation_log(self, folder: Path, first_step: int) -> Any:
+        from edgeqlora.lora.adapters import adapted_linears
+        from edgeqlora.lora.dynamic.activations import ActivationLog
+        from edgeqlora.training.training_data import calibration_clips, drawn
+
+        learner, chosen = self.recogniser.learner, drawn(self.data.rows, self.settings.entropy_clips)
+        # With adapters around them linears are named `base_layer`, and A and B are linears too.
+        groups = {
+            name.removesuffix(".base_layer"): group
+            for group, names in adapted_linears(learner).items()
+            for name in names
+            if ".lora_" not in name
+        }
+        clips = partial(calibration_clips, learner, self.data, chosen)
+        return ActivationLog(learner, groups, clips, len(chosen), folder / ACTIVATION_LOG, first_step)
 
     def _sampler(self, n_steps: int) -> BucketSampler | MixedSampler:
         data, settings, replay = self.data, self.settings, self.data.replay
