@@ -7,6 +7,7 @@ processes (of one machine, or of several that share the folder) take different r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from edgeqlora.errors import UserError
 from edgeqlora.research.ranks import Measured, measure, write_ranks
 from edgeqlora.research.run_arm import run_apart
 from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
+from edgeqlora.settings import TrainSettings
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
 Say = Callable[[str], object]
@@ -153,8 +155,10 @@ def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, 
     conditions = json.loads(json.dumps({name: value for name, value in given.items() if name not in places}))
     with _claimed(folder / "work" / f"{run.key}.claim") as is_ours:
         if row.exists():
-            before = read_json(row, "row of a study").get("conditions", {})
-            if changed := sorted(name for name in {*before, *conditions} if before.get(name) != conditions.get(name)):
+            # A setting that came after the row was made was at its default then.
+            plain = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+            before, now = {**plain, **read_json(row, "row of a study").get("conditions", {})}, {**plain, **conditions}
+            if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
                 raise UserError(
                     f"{row} was made with another {' and '.join(changed)} than arm {run.arm} has now: name the arm "
                     "otherwise, or choose another folder with -o"

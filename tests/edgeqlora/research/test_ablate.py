@@ -64,6 +64,12 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     code, _ = command("ablate", study, "-o", out)
     assert code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == stamps
+    # A row from before a setting was there goes on counting.
+    row = out / "rows/final-uniform-1-0.001.json"
+    content = json.loads(row.read_text())
+    assert content["conditions"].pop("reallocate") is False
+    row.write_text(json.dumps(content))
+    assert command("ablate", study, "-o", out)[0] == 0
     text = study.read_text()
     for change, told in (
         (("clips = 8", "clips = 4"), "holds runs with another tune_seed or clips"),
