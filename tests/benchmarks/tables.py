@@ -1,0 +1,245 @@
+"""The tables of docs/training.md that need hours: each is made by commands that a user could type, and kept as JSON lines.
+
+    python tests/benchmarks/tables.py forgetting|layers|windows -o FOLDER
+
+A step whose output is there already is not done again. Rows go to tests/benchmarks/tables/NAME.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+TINY = SHARED / "models" / "whisper-tiny.en"
+FSDD, LIBRISPEECH, MISC = (SHARED / "data" / name for name in ("fsdd", "librispeech-sample", "misc-sentences"))
+NOISE = SHARED / "data" / "noise" / "manifest.jsonl"
+DEMO = ROOT / "edgeqlora" / "demo"
+
+
+def edgeqlora(*arguments: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqlora", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"edgeqlora {' '.join(map(str, arguments))} failed:\n{done.stdout}{done.stderr}")
+
+
+def trained(folder: Path, *flags: Any) -> dict[str, Any]:
+    """The card of `train ... -o folder`, run where the folder is not there."""
+    if not folder.exists():
+        edgeqlora("train", *flags, "-o", folder, *(["--resume"] if Path(f"{folder}.partial").exists() else []))
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    return card
+
+
+def scored(source: Path, data: Path, report: Path, *flags: Any) -> dict[str, Any]:
+    """The report of `evaluate`, with the WER of whisper-english."""
+    if not report.exists():
+        edgeqlora("evaluate", source, "-d", data, "-o", report, "--worst", 0, *flags)
+    content: dict[str, Any] = json.loads(report.read_text())
+    return content
+
+
+def wer(report: dict[str, Any], normaliser: str = "whisper-english") -> float | None:
+    value: float | None = report["wer"][normaliser]["value"]
+    return None if value is None else round(value, 2)
+
+
+def forgetting(out: Path) -> list[dict[str, Any]]:
+    """tiny.en on fsdd, canary librispeech-sample (dev), with and without replay of its train set; test sets of both."""
+    flags = ["-m", TINY, "--train", FSDD / "train.jsonl", "--dev", FSDD / "dev.jsonl", "--window-s", 2, "--steps", 100]
+    flags += ["--canary", LIBRISPEECH / "dev.jsonl", "--eval-every", 50, "--no-low-memory"]
+    arms: dict[str, list[Any]] = {
+        "base": [],
+        "tuned": [],
+        "replay": ["--replay", LIBRISPEECH / "train.jsonl", "--replay-share", 0.5],
+    }
+    rows = []
+    for name, extra in arms.items():
+        source, card = TINY, {}
+        if name != "base":
+            source = out / name
+            card = trained(source, *flags, *extra)
+        short = ["--window-s", "2"] if name != "base" else []
+        rows.append(
+            {
+                "arm": name,
+                "fsdd_test_wer": wer(scored(source, FSDD / "test.jsonl", out / f"{name}-fsdd.json", *short)),
+                "librispeech_test_wer": wer(
+                    scored(source, LIBRISPEECH / "test.jsonl", out / f"{name}-libri.json", "--window-s", "30")
+                ),
+                "canary": card.get("canary"),
+                "best_step": card.get("best_step"),
+                "training_s": card["figures"]["wall_time"]["value"] if card else None,
+            }
+        )
+    return rows
+
+
+def layers(out: Path) -> list[dict[str, Any]]:
+    """The embedded Whisper with its whole encoder, without one and without two layers, all trained alike; time of the encoder in bundles."""
+    speech = DEMO / "speech"
+    rows = []
+    for name, flags in {
+        "whole": [],
+        "auto:1": ["--drop-layers", "auto:1"],
+        "auto:2": ["--drop-layers", "auto:2"],
+        "full fine-tuning": ["--method", "full"],
+        "full, auto:1": ["--method", "full", "--drop-layers", "auto:1"],
+    }.items():
+        folder = out / name.replace(":", "").replace(" ", "-").replace(",", "")
+        rate = 1e-3 if "--method" in flags else 9e-3
+        card = trained(
+            folder, "-m", DEMO / "model", "--train", speech / "train.jsonl", "--dev", speech / "dev.jsonl", "--window-s", 3,
+            "--steps", 150, "--learning-rate", rate, "--seed", 1, "--no-low-memory", *flags,
+        )  # fmt: skip
+        merged = folder if "--method" in flags else Path(f"{folder}-merged")
+        if not merged.exists():
+            edgeqlora("merge", folder, "-o", merged)
+        bundle = Path(f"{folder}-bundle")
+        if not bundle.exists():
+            edgeqlora("export", merged, "--target", "cpu", "-d", speech / "test.jsonl", "-o", bundle)
+        rows.append(
+            {
+                "arm": name,
+                "dropped": card.get("dropped_layers"),
+                "trainable": card["figures"]["trainable_parameters"]["value"],
+                "test_wer": wer(
+                    scored(merged, speech / "test.jsonl", Path(f"{folder}.json"), "--normaliser", "basic-unicode"),
+                    "basic-unicode",
+                ),
+                "bundle": str(bundle),
+            }
+        )
+    # Latency in turns, so that what else the machine does hits all alike.
+    for turn in range(3):
+        for row in rows:
+            report = out / f"bench-{turn}-{row['arm'].replace(':', '').replace(' ', '-')}.json"
+            edgeqlora("bench", row["bundle"], "--limit", 100, "--threads", 1, "-o", report)
+            found = json.loads(report.read_text())
+            row.setdefault("encoder_p50_ms", []).append(found["latency_ms"]["encoder"]["p50"]["value"])
+            row.setdefault("p50_ms", []).append(found["latency_ms"]["total"]["p50"]["value"])
+    for row in rows:
+        del row["bundle"]
+    return rows
+
+
+def windows(out: Path) -> list[dict[str, Any]]:
+    """tiny.en tuned once in 2, 5, 10 and 30 s windows, and once in 30 s alone: WER of clips that fit, in each window."""
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = out / "train.jsonl", out / "test.jsonl"
+    if not test.exists():
+        write_mixed(train, test)
+    flags = [
+        "-m",
+        TINY,
+        "--train",
+        train,
+        "--batch-size",
+        8,
+        "--steps",
+        80,
+        "--learning-rate",
+        "3e-4",
+        "--eval-every",
+        40,
+    ]
+    arms = {
+        "base": None,
+        "30 s": ["--window-s", "30"],
+        "2, 5, 10, 30 s": ["--window-s", "2,5,10,30", "--window-draw", "any"],
+    }
+    rows = []
+    for name, extra in arms.items():
+        source = TINY if extra is None else out / name.replace(",", "").replace(" ", "")
+        if extra is not None:
+            trained(source, *flags, *extra)
+        for window in (2, 5, 10):
+            fitting = out / f"fits-{window}.jsonl"
+            for asked in (window, 30):
+                report = scored(source, fitting, out / f"{source.name}-{window}-in-{asked}.json", "--window-s", asked)
+                rows.append({"arm": name, "clips_that_fit_s": window, "window_s": asked, "wer": wer(report)})
+        for asked in (2, 5, 10, 30):
+            report = out / f"{source.name}-silence-{asked}.json"
+            scored(source, out / "silence.jsonl", report, "--window-s", asked)
+            said = [json.loads(line)["hypothesis"] for line in report.with_suffix(".jsonl").read_text().splitlines()]
+            minutes = (
+                sum(json.loads(line)["duration"] for line in (out / "silence.jsonl").read_text().splitlines()) / 60
+            )
+            rows.append(
+                {
+                    "arm": name,
+                    "window_s": asked,
+                    "false_words_per_minute": round(sum(len(t.split()) for t in said) / minutes, 2),
+                }
+            )
+    return rows
+
+
+def write_mixed(train: Path, test: Path) -> None:
+    """Read sentences whole, and digits; three quarters of misc-sentences. What is left of each, by length, is the test."""
+
+    def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        return [{**row, "audio": str(folder / row["audio"])} for row in found]
+
+    draw = random.Random(0)
+    misc = rows_of(MISC, "manifest.jsonl")
+    speakers = sorted({str(row["speaker"]) for row in misc})
+    kept = set(draw.sample(speakers, len(speakers) // 2))
+    digits = draw.sample(rows_of(FSDD, "train.jsonl"), 100)
+    keys = ("audio", "text", "duration", "speaker")
+    of_train = [*rows_of(LIBRISPEECH, "train.jsonl"), *digits, *(row for row in misc if str(row["speaker"]) in kept)]
+    of_test = [
+        *rows_of(LIBRISPEECH, "test.jsonl"),
+        *rows_of(FSDD, "test.jsonl")[:100],
+        *(row for row in misc if str(row["speaker"]) not in kept),
+    ]
+
+    def write(path: Path, rows: list[dict[str, Any]]) -> None:
+        path.write_text(
+            "".join(json.dumps({key: row[key] for key in keys if row.get(key) is not None}) + "\n" for row in rows)
+        )
+
+    write(train, of_train)
+    for window in (2, 5, 10):
+        write(test.with_name(f"fits-{window}.jsonl"), [row for row in of_test if row["duration"] <= window - 0.3])
+    write(test, of_test)
+    noises = [row for row in rows_of(NOISE.parent, NOISE.name) if row["kind"] == "noise"]
+    pieces = [
+        {"audio": row["audio"], "text": "", "start": start, "end": start + 1.7, "duration": 1.7}
+        for row in noises for start in range(0, 58, 2)
+    ]  # fmt: skip
+    test.with_name("silence.jsonl").write_text("".join(json.dumps(piece) + "\n" for piece in pieces))
+
+
+TABLES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "forgetting": forgetting,
+    "layers": layers,
+    "windows": windows,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=list(TABLES))
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for models and reports")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows = TABLES[arguments.table](arguments.output)
+    kept = Path(__file__).with_name("tables") / f"{arguments.table}.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(kept.read_text())
+
+
+if __name__ == "__main__":
+    main()
