@@ -97,45 +97,53 @@ def collect(
     modules = dict(model.named_modules())
     group_of = {name: group for group, names in groups.items() for name in names}
     share = max(1, ROWS // max(1, n_clips // 2))
-    pools: dict[tuple[str, int], Moments] = {}
+    pools: dict[str, tuple[Moments, Moments]] = {}
     owner: dict[str, str] = {}
     halves: dict[str, tuple[Half, Half]] = {}
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    waiting: dict[str, Any] = {}
+    """Inputs of this clip, until the gradient at their linear's output is there."""
+    seen: dict[int, tuple[str, Any]] = {}
+    """Tensors of this clip by id, kept so that no id is used again, with the first linear that heard them."""
+
+    def counted(name: str, tensor: Any) -> Any:
+        return tensor.reshape(-1, tensor.shape[-1])[learner.counted(name, clip["n_valid"], labels)].float()
+
+    def hear(name: str, x: Any) -> None:
+        first, _ = seen.setdefault(id(x), (name, x))
+        if owner.setdefault(name, first) != first:
+            raise RuntimeError(f"{name} hears another tensor than in the clips before")
+        waiting[name] = x.detach()
+        if first == name:
+            pair = pools.setdefault(name, (Moments(x.shape[-1]), Moments(x.shape[-1])))
+            pair[number % 2].add(counted(name, x.detach()), share)
+
+    def learn(name: str, gradient: Any) -> None:
+        steps, rows = counted(name, gradient), counted(name, waiting.pop(name))
+        if name not in halves:
+            one, two = (Half(inputs, Moments(steps.shape[1])) for inputs in pools[owner[name]])
+            halves[name] = one, two
+        half = halves[name][number % 2]
+        half.gradients.add(steps, share)
+        product = steps.T @ rows
+        half.product = product if half.product is None else half.product.add_(product)
+
     try:
         for number, clip in enumerate(clips):
             batch = {name: value.to(device) for name, value in clip["batch"].items()}
             labels = batch.pop("labels")
-            heard: dict[int, tuple[str, Any]] = {}
-            with _listening(modules, group_of) as (inputs, gradients), learner.window(batch):
+            with _listening(modules, group_of, hear, learn), learner.window(batch):
                 outputs = model(**batch)
+                seen.clear()
                 loss = learner.loss(outputs, batch, labels) / max(1, int((labels != IGNORE).sum()))
                 if not bool(torch.isfinite(loss)):
                     raise UserError(
                         f"{clip['name']}: the model's loss is {float(loss)} on this clip: check its text, or take it out"
                     )
                 loss.backward()
-            for name in group_of:
-                if name not in inputs or name not in gradients:
-                    continue
-                x, counted = inputs[name], learner.counted(name, clip["n_valid"], labels)
-                rows = x.detach().reshape(-1, x.shape[-1])[counted].float()
-                steps = gradients[name].reshape(-1, gradients[name].shape[-1])[counted].float()
-                first, _ = heard.setdefault(id(x), (name, x))
-                if owner.setdefault(name, first) != first:
-                    raise RuntimeError(f"{name} hears another tensor than in the clips before")
-                if name not in halves:
-                    halves[name] = tuple(
-                        Half(pools.setdefault((first, h), Moments(rows.shape[1])), Moments(steps.shape[1]))
-                        for h in (0, 1)
-                    )  # type: ignore[assignment]
-                half = halves[name][number % 2]
-                if first == name:
-                    half.inputs.add(rows, share)
-                half.gradients.add(steps, share)
-                product = steps.T @ rows
-                half.product = product if half.product is None else half.product.add_(product)
+            waiting.clear()
             progress(number + 1, n_clips)
     finally:
         model.train(was_training)
@@ -149,28 +157,31 @@ def collect(
 
 
 @contextmanager
-def _listening(modules: dict[str, Any], names: dict[str, str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Inside the `with`: inputs of the named linears, and after a backward pass the gradients at their outputs.
+def _listening(
+    modules: dict[str, Any],
+    names: Iterable[str],
+    hear: Callable[[str, Any], None],
+    learn: Callable[[str, Any], None],
+) -> Iterator[None]:
+    """Inside the `with`, `hear` is told the input of each named linear and, in a backward pass, `learn` the gradient at its output.
 
     With a frozen base a hook on the module's backward would miss the first layers, whose inputs need no gradient: here
     each output is made to need one.
     """
-    inputs: dict[str, Any] = {}
-    gradients: dict[str, Any] = {}
 
     def listen(name: str) -> Callable[..., Any]:
         def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-            inputs[name] = args[0]
+            hear(name, args[0])
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            output.register_hook(lambda gradient: gradients.__setitem__(name, gradient.detach()))
+            output.register_hook(lambda gradient: learn(name, gradient.detach()))
             return output
 
         return hook
 
     handles = [modules[name].register_forward_hook(listen(name)) for name in names]
     try:
-        yield inputs, gradients
+        yield
     finally:
         for handle in handles:
             handle.remove()

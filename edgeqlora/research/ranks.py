@@ -130,8 +130,10 @@ def measure(
         raise UserError(f"n_clips={n_clips}: allowed is 4 or more, two for each half (64 or more for ranks to settle)")
     from edgeqlora.lora.adapters import adapted_linears
     from edgeqlora.models.family import check_source, load_learner, load_processor
+    from edgeqlora.training.machine.malloc import return_freed_memory
     from edgeqlora.training.training_data import calibration_clips, drawn, fingerprint, prepare
 
+    return_freed_memory()
     if plan.init == "qera" and method != "qlora":
         raise UserError(
             "init='qera' makes up for the error of NF4, and method='lora' has none: allowed are random, eva"
