@@ -45,7 +45,7 @@ class TrainSettings:
     """Folder to write: a PEFT adapter (qlora, lora, ia3, prefix) or a transformers folder (full)."""
     method: str = _setting("qlora", allowed=("qlora", "lora", "ia3", "prefix", "full"))
     """qlora (quantised base, LoRA on top), lora (16/32-bit base), ia3, prefix, or full (all weights)."""
-    bits: int | None = _setting(None, 4, 8)
+    bits: int | None = None
     """Bits of the base's linears: 4 (NF4) or 8 (int8), of qlora, ia3 and prefix. Default: 4 with qlora, else not quantised."""
     adapt: str = "all"
     """Linears that get adapters: all, attention, feed-forward, groups such as encoder or encoder:attention, commas between."""
