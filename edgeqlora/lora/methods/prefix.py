@@ -12,9 +12,6 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import CachedDecoder, Learner
 
-START_STD = 0.02
-"""Of the first keys and values. PEFT's own 1.0 drowns the text; equal ones (zero) would stay equal to one another."""
-
 
 def prefix_config(learner: Learner, n_tokens: int) -> Any:
     """PEFT's configuration of a prefix of n_tokens. UserError for a model without a decoder that has a cache."""
@@ -31,12 +28,10 @@ def prefix_config(learner: Learner, n_tokens: int) -> Any:
 
 
 def with_prefix(learner: Learner, n_tokens: int) -> Any:
-    """PEFT's model around the learner's, with a new prefix that its decoder reads."""
-    import torch
+    """PEFT's model around the learner's, with a new prefix that its decoder reads: random at first, of variance 1."""
     from peft import PeftModel
 
     model = PeftModel(learner.model, prefix_config(learner, n_tokens))
-    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight, std=START_STD)
     put_prefix(learner, model)
     return model
 
