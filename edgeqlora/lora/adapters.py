@@ -98,9 +98,10 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
         else:
             ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
             if ranks.init == "qera" and settings.base_bits() != 4:
+                held = f"bits={bits}" if (bits := settings.bits) else f"method={settings.method!r}"
                 raise UserError(
-                    f"{settings.ranks} starts adapters at what NF4 takes from the base (init qera), and method="
-                    f"{settings.method!r} with bits={settings.bits} has no NF4: allowed is method='qlora' with 4 bits, or other ranks"
+                    f"{settings.ranks} starts adapters at what NF4 takes from the base (init qera), and {held} has no NF4: "
+                    "allowed is method='qlora' with 4 bits, or other ranks"
                 )
             config = LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
             learner.model = model = get_peft_model(model, config)

@@ -140,10 +140,8 @@ def measure(
     given = {"base_model": base_model, "train": train, "split": split, **settings_of_data}
     settings = make_settings({**given, "method": method, "output": "-", "long_clips": "skip"})
     if plan.init == "qera" and settings.base_bits() != 4:
-        raise UserError(
-            f"init='qera' makes up for the error of NF4, and method={method!r} with bits={settings.bits} has none: "
-            "allowed are random, eva"
-        )
+        held = f"bits={bits}" if (bits := settings.bits) else f"method={method!r}"
+        raise UserError(f"init='qera' makes up for the error of NF4, and {held} has none: allowed are random, eva")
     check_source(base_model)
     processor = load_processor(base_model)
     data = prepare(settings, processor, Console(stderr=True, highlight=False, soft_wrap=True, markup=False))

@@ -171,7 +171,7 @@ def test_bits_that_a_method_does_not_have(given, text):
 def test_a_start_at_the_error_of_nf4_is_not_for_8_bits(tiny_model, clips, command, tmp_path):
     line = ["ranks", "-m", tiny_model, "--train", clips, "-o", tmp_path / "r.json", "--clips", 8, "--mean-rank", 2]
     code, said = command(*line, "--init", "qera", "--bits", 8)
-    assert (code, "init='qera' makes up for the error of NF4, and method='qlora' with bits=8 has none" in said) == (
+    assert (code, "init='qera' makes up for the error of NF4, and bits=8 has none" in said) == (
         2,
         True,
     )
