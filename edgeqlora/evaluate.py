@@ -208,12 +208,14 @@ def _with_torch(
     base: dict[str, str] | None = None
     if kind == "adapter":
         from edgeqlora.lora.loading import load_adapted, open_adapter
+        from edgeqlora.models.quantised import NAMES
 
         adapter = open_adapter(Path(source), base_model, method)
-        quantised, dtype = adapter.method == "qlora", adapter.base_dtype
-        held = f"its linears in NF4, all else in {dtype}" if quantised else f"its own weights in {dtype}"
-        base = {"model": adapter.base, "precision": "nf4" if quantised else dtype, "held_in": held}
-        learner = load_adapted(adapter, "nf4" if quantised else "original", dtype, device, say)
+        dtype, name = adapter.base_dtype, NAMES.get(adapter.bits or 0)
+        held = f"its linears in {name}, all else in {dtype}" if name else f"its own weights in {dtype}"
+        base = {"model": adapter.base, "precision": name.lower() if name else dtype, "held_in": held}
+        base["method"] = adapter.method
+        learner = load_adapted(adapter, adapter.held, dtype, device, say)
     elif method or base_model:
         raise UserError(f"--base-model and --method are of adapters, and {source} is a whole model: omit them")
     else:

@@ -51,6 +51,11 @@ def export(
 
     profile = load_profile(target, jetpack)
     if (Path(merged) / "adapter_config.json").is_file():
+        if (read_card(Path(merged)) or {}).get("method") == "prefix":
+            raise UserError(
+                f"{merged} is a prefix: keys and values that the decoder reads, no change of its weights, and no graph takes "
+                "them; for a board train with qlora, lora or ia3"
+            )
         raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged)")
     check_source(merged)
     folder = _folder_of(merged)

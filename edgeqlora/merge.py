@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeqlora.lora.loading import Adapter
 
 CANDIDATES = ("dequantised", "original")
-"""dequantised: onto the NF4 weights as training saw them; original: onto the base model's own 16/32-bit weights."""
+"""dequantised: onto the quantised weights as training saw them; original: onto the base model's own 16/32-bit weights."""
 
 N_PROOF, PROOF_S = 4, 2.0
 """Dev clips, and seconds of each, on which the merged model must answer as the adapter beside its base does."""
@@ -109,7 +109,12 @@ def merge(
 
     scores.check_normaliser(normaliser)
     opened = open_adapter(adapter, base_model, method)
-    card, base, quantised = opened.card, opened.base, opened.method == "qlora"
+    card, base, quantised = opened.card, opened.base, opened.bits is not None
+    if opened.method == "prefix":
+        raise UserError(
+            f"{adapter}: a prefix is keys and values that the decoder reads, no change of its weights: there is nothing to "
+            "merge, and nothing to export. Score it with edgeqlora evaluate; for a board train with qlora, lora or ia3"
+        )
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={str(output)!r} exists: choose another folder, or pass --overwrite")
     if not dev:
@@ -120,7 +125,7 @@ def merge(
         verify_replaceable(output, inputs)
     if candidate == "dequantised" and not quantised:
         raise UserError(
-            "candidate='dequantised' is for adapters trained on a 4-bit base, and this one does not say so: allowed is "
+            "candidate='dequantised' is for adapters trained on a quantised base, and this one does not say so: allowed is "
             "'original', or --method qlora if you trained it on one"
         )
     wanted = [candidate] if candidate else list(CANDIDATES if quantised else CANDIDATES[1:])

@@ -42,9 +42,15 @@ class TrainSettings:
     dev_split: str = ""
     """Splits of the dev data, with commas between. Default, where it has several: those that begin with dev or valid."""
     output: str = _setting("", flags=("-o",))
-    """Folder to write: a PEFT adapter (qlora, lora) or a transformers folder (full)."""
-    method: str = _setting("qlora", allowed=("qlora", "lora", "full"))
-    """qlora (NF4 base, LoRA on top), lora (16/32-bit base) or full (all weights)."""
+    """Folder to write: a PEFT adapter (qlora, lora, ia3, prefix) or a transformers folder (full)."""
+    method: str = _setting("qlora", allowed=("qlora", "lora", "ia3", "prefix", "full"))
+    """qlora (quantised base, LoRA on top), lora (16/32-bit base), ia3, prefix, or full (all weights)."""
+    bits: int | None = None
+    """Bits of the base's linears: 4 (NF4) or 8 (int8), of qlora, ia3 and prefix. Default: 4 with qlora, else not quantised."""
+    adapt: str = "all"
+    """Linears that get adapters: all, attention, feed-forward, groups such as encoder or encoder:attention, commas between."""
+    prefix_tokens: int = _setting(16, 1, 256)
+    """Keys and values that method prefix puts in front of the text."""
     drop_layers: str = ""
     """Layers to take out before tuning, such as encoder:1,2 (the first is 0); auto:N: N of the encoder, chosen by what they do."""
     ranks: str = "uniform:8"
@@ -58,7 +64,7 @@ class TrainSettings:
     entropy_weight: float = _setting(0.0, -1.0, 1.0)
     """Weight of the entropy of what adapters add: above 0 pushes it down (fewer directions), below 0 up; 0: off."""
     learning_rate: float | None = _setting(None, 1e-8, 1.0, flags=("--lr",))
-    """Peak learning rate. Default: 1e-3 with LoRA, 1e-4 with full fine-tuning."""
+    """Peak learning rate. Default: 1e-3 with LoRA, 3e-2 with ia3 and prefix, 1e-4 with full fine-tuning."""
     steps: int | None = _setting(None, 1, 10**8)
     """Optimiser steps; give this or epochs."""
     epochs: float | None = _setting(None, 0.01, 10_000)
@@ -155,11 +161,15 @@ class TrainSettings:
 
     def moves_ranks(self) -> bool:
         """Whether ranks of plain LoRA adapters move in training."""
-        return self.method != "full" and (self.reallocate or self.ranks.startswith("flex:"))
+        return self.method in ("qlora", "lora") and (self.reallocate or self.ranks.startswith("flex:"))
 
     def resolved_learning_rate(self) -> float:
         """The given rate, or the method's default."""
-        return self.learning_rate or (1e-4 if self.method == "full" else 1e-3)
+        return self.learning_rate or {"full": 1e-4, "ia3": 3e-2, "prefix": 3e-2}.get(self.method, 1e-3)
+
+    def base_bits(self) -> int | None:
+        """Bits in which training holds the base's linears; None: not quantised."""
+        return self.bits or (4 if self.method == "qlora" else None)
 
     def scored_by(self) -> str:
         """Name of the normaliser of dev texts: the board's own, unless another one is asked for."""
@@ -170,7 +180,18 @@ _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
-    "Adapter": ("method", "drop_layers", "ranks", "reallocate", "lora_alpha", "lora_dropout", "entropy_weight"),
+    "Adapter": (
+        "method",
+        "bits",
+        "adapt",
+        "drop_layers",
+        "ranks",
+        "reallocate",
+        "lora_alpha",
+        "lora_dropout",
+        "entropy_weight",
+        "prefix_tokens",
+    ),
     "Length and optimiser": (
         "steps",
         "epochs",
@@ -257,6 +278,7 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"report_to={name!r}: the package is not installed; pip install {name}")
+    _verify_method(settings)
     if settings.entropy_weight and (settings.method == "full" or settings.ranks.startswith("adalora:")):
         raise UserError(
             f"entropy_weight={settings.entropy_weight:g} is of LoRA adapters: allowed with method qlora or lora, and ranks "
@@ -286,6 +308,40 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
             raise UserError(f"speed_perturb has {factor}: allowed is 0.5 to 2.0, e.g. [0.9, 1.0, 1.1]")
     parse_windows(settings.window_s)
     return settings
+
+
+def _verify_method(settings: TrainSettings) -> None:
+    """Raise UserError for a setting that the method does not have."""
+    method, bits = settings.method, settings.bits
+    if bits not in (None, 4, 8):
+        raise UserError(
+            f"bits={bits}: allowed are 4 (NF4) and 8 (int8); for 16 or 32 bits leave it out, with method lora"
+        )
+    if bits and method in ("lora", "full"):
+        raise UserError(
+            f"bits={bits} with method={method!r}, whose base is in 16 or 32 bits: allowed with qlora, ia3, prefix"
+        )
+    is_lora, unlike = method in ("qlora", "lora"), TrainSettings()
+    if not is_lora and method != "full":
+        for name in ("ranks", "reallocate", "lora_alpha", "lora_dropout", "entropy_weight"):
+            if (value := getattr(settings, name)) != getattr(unlike, name):
+                raise UserError(
+                    f"{name}={value!r} is of LoRA, and method={method!r} has none: allowed with qlora, lora"
+                )
+    if settings.prefix_tokens != unlike.prefix_tokens and method != "prefix":
+        raise UserError(
+            f"prefix_tokens={settings.prefix_tokens} is of method prefix, and method={method!r}: leave it out"
+        )
+    if method == "prefix" and settings.gradient_checkpointing:
+        raise UserError(
+            "gradient_checkpointing with method='prefix', which needs the cache that it drops: leave it out"
+        )
+    if settings.adapt != unlike.adapt and method in ("prefix", "full"):
+        raise UserError(f"adapt={settings.adapt!r} with method={method!r}: allowed with qlora, lora, ia3")
+    if settings.adapt != unlike.adapt and not settings.ranks.startswith(("uniform:", "adalora:", "flex:")):
+        raise UserError(
+            f"adapt={settings.adapt!r} with ranks={settings.ranks!r}, a file that names its linears itself: leave adapt out"
+        )
 
 
 def check_normaliser(name: str) -> None:

@@ -43,6 +43,7 @@ def train(
 
     from edgeqlora.models.family import check_source, load_processor
     from edgeqlora.models.fewer_layers import parse_layers
+    from edgeqlora.models.placement import parse_placement
     from edgeqlora.training.machine.malloc import return_freed_memory
 
     if settings.low_memory and not torch.cuda.is_available():
@@ -64,6 +65,7 @@ def train(
     if not dry_run and (is_first or resume):
         verify_output(settings, output, resume=resume, overwrite=overwrite)
     parse_layers(settings.drop_layers)
+    parse_placement(settings.adapt)
     check_source(settings.base_model)
     processor = load_processor(settings.base_model)
     data = prepare(settings, processor, console)

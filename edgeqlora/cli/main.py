@@ -108,6 +108,9 @@ def train(
     )
     if settings.method == "full":
         done(f"model in {settings.output}", _export_command(settings.output))
+    elif settings.method == "prefix":
+        data = settings.dev or settings.train
+        done(f"prefix in {settings.output}", command_line("edgeqlora", "evaluate", settings.output, "-d", data))
     else:
         done(f"adapter in {settings.output}", command_line("edgeqlora", "merge", settings.output, "-o", "merged"))
 
@@ -163,6 +166,8 @@ def evaluate(
         "model": _export_command(source),
         "bundle": command_line("edgeqlora", "bench", source),
     }[report["kind"]]
+    if (report["base"] or {}).get("method") == "prefix":
+        following = "train with qlora, lora or ia3 for a board: a prefix cannot be merged"
     written = (
         f"report in {output}, utterances in {output.with_suffix('.jsonl')}" if output else "nothing written (pass -o)"
     )

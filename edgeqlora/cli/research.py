@@ -37,7 +37,9 @@ def ranks(
     ] = False,
     init: Annotated[str, typer.Option(help="Where adapters start: random, eva, qera.")] = "random",
     clips: Annotated[int, typer.Option(help="Clips to hear.")] = 64,
-    method: Annotated[str, typer.Option(help="qlora (the base in NF4) or lora.")] = "qlora",
+    method: Annotated[str, typer.Option(help="qlora (the base quantised) or lora.")] = "qlora",
+    bits: Annotated[int | None, typer.Option(help="As in train: 4 or 8.")] = None,
+    adapt: Annotated[str, typer.Option(help="As in train: the linears that get ranks.")] = "all",
     split: Annotated[str, typer.Option(help="Splits to take, with commas between.")] = "",
     window_s: Annotated[str, typer.Option(help="As in train.")] = "auto",
     language: Annotated[str | None, typer.Option(help="As in train.")] = None,
@@ -55,9 +57,10 @@ def ranks(
             base_model,
             train,
             output,
-            Plan(mode, mean_rank, least, parse_shares(share or []), by_size, seed, init),
+            Plan(mode, mean_rank, least, parse_shares(share or []), by_size, seed, init, adapt),
             n_clips=clips,
             method=method,
+            bits=bits,
             split=split,
             window_s=window_s,
             language=language,
@@ -66,7 +69,8 @@ def ranks(
             say=say,
         )
     show(format_ranks(content))
-    following = ("edgeqlora", "train", "-m", base_model, "--train", train, "--ranks", output, "-o", "adapter")
+    held = (*(("--method", method) if method != "qlora" else ()), *(("--bits", bits) if bits else ()))
+    following = ("edgeqlora", "train", "-m", base_model, "--train", train, *held, "--ranks", output, "-o", "adapter")
     done(f"ranks in {output}, pictures {', '.join(content['pictures'])}", command_line(*following))
 
 

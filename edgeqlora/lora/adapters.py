@@ -8,12 +8,13 @@ from typing import Any
 from edgeqlora.card import measured
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner, load_learner
-from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, plain_model
+from edgeqlora.models.placement import ALL, place
+from edgeqlora.models.quantised import plain_model, same_in_every_mode
 from edgeqlora.settings import TrainSettings
 
 
 def base_dtype(settings: TrainSettings) -> str:
-    """The dtype in which training holds what is not NF4, and from which it quantises: that of the card."""
+    """The dtype in which training holds what is not quantised, and from which it quantises: that of the card."""
     import torch
 
     precision = settings.chosen_precision()
@@ -23,12 +24,12 @@ def base_dtype(settings: TrainSettings) -> str:
 
 
 def load_base(settings: TrainSettings) -> Learner:
-    """The base model as the settings want it held: NF4 or 16/32-bit, on the GPU of this process or the CPU."""
+    """The base model as the settings want it held: 4, 8 or 16/32-bit, on the GPU of this process or the CPU."""
     import torch
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    quantise = settings.method == "qlora"
-    return load_learner(settings.base_model, quantise=quantise, dtype=base_dtype(settings), device=device)
+    bits = settings.base_bits()
+    return load_learner(settings.base_model, bits is not None, base_dtype(settings), device, bits or 4)
 
 
 def group_of(learner: Learner, name: str) -> str | None:
@@ -42,21 +43,24 @@ def group_of(learner: Learner, name: str) -> str | None:
     return max(around)[1] if around else None
 
 
-def adapted_linears(learner: Learner) -> dict[str, list[str]]:
-    """Full names of the linears that get LoRA, by group: each belongs to the innermost block around it."""
+def adapted_linears(learner: Learner, adapt: str = ALL) -> dict[str, list[str]]:
+    """Full names of the linears that get adapters, by group: each belongs to the innermost block around it.
+
+    adapt: which of those in blocks (see models/placement.py). UserError for a part that this model does not have.
+    """
     import torch
 
     groups: dict[str, list[str]] = {group: [] for group in learner.blocks()}
     for name, module in plain_model(learner.model).named_modules():
         if isinstance(module, torch.nn.Linear) and (group := group_of(learner, name)):
             groups[group].append(name)
-    return groups
+    return place(groups, learner.roles, adapt)
 
 
 def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the learner its adapters: returns the ranks as a dict, and the size figures.
 
-    The dict is empty for full fine-tuning and for AdaLoRA, whose ranks are found in the n_steps of the run.
+    The dict is empty where there are no ranks, and for AdaLoRA, whose ranks are found in the n_steps of the run.
     """
     from transformers import set_seed
 
@@ -73,24 +77,31 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
 
         from edgeqlora.lora.adalora import adalora_config, asked_rank
         from edgeqlora.lora.initialise import put_start
+        from edgeqlora.lora.methods.ia3 import ia3_config
+        from edgeqlora.lora.methods.prefix import with_prefix
         from edgeqlora.lora.ranks import peft_patterns, resolve_ranks
 
         modules = dict(model.named_modules())
         linears = {
             name: (modules[name].out_features, modules[name].in_features)
-            for names in adapted_linears(learner).values()
+            for names in adapted_linears(learner, settings.adapt).values()
             for name in names
         }
         # task_type stays unset: with one, peft passes input_ids, which speech models do not take (peft#1988).
-        if (mean_rank := asked_rank(settings.ranks)) is not None:
+        if settings.method == "prefix":
+            learner.model = model = with_prefix(learner, settings.prefix_tokens)
+        elif settings.method == "ia3":
+            learner.model = model = get_peft_model(model, ia3_config(linears, learner.roles))
+        elif (mean_rank := asked_rank(settings.ranks)) is not None:
             config = adalora_config(mean_rank, linears, n_steps, settings.lora_dropout)
             learner.model = model = get_peft_model(model, config)
         else:
             ranks = resolve_ranks(settings.ranks, linears, settings.lora_alpha)
-            if ranks.init == "qera" and settings.method != "qlora":
+            if ranks.init == "qera" and settings.base_bits() != 4:
+                held = f"bits={bits}" if (bits := settings.bits) else f"method={settings.method!r}"
                 raise UserError(
-                    f"{settings.ranks} starts adapters at what NF4 takes from the base (init qera), and method="
-                    f"{settings.method!r} has no NF4: allowed is method='qlora', or other ranks"
+                    f"{settings.ranks} starts adapters at what NF4 takes from the base (init qera), and {held} has no NF4: "
+                    "allowed is method='qlora' with 4 bits, or other ranks"
                 )
             config = LoraConfig(lora_dropout=settings.lora_dropout, **peft_patterns(ranks))
             learner.model = model = get_peft_model(model, config)
@@ -106,8 +117,8 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # adapters train in fp32 whatever the base is stored in
-        if settings.method == "qlora":
-            keep_linear4bit_in_train_mode(model)
+        if settings.base_bits():
+            same_in_every_mode(model)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if settings.gradient_checkpointing:
         plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -143,6 +154,8 @@ def _stored_bytes(model: Any) -> int:
     total = 0
     for parameter in model.parameters():
         total += parameter.numel() * parameter.element_size()
+        if (scales := getattr(parameter, "SCB", None)) is not None:
+            total += scales.numel() * scales.element_size()
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             total += state.absmax.numel() * state.absmax.element_size()

@@ -160,7 +160,11 @@ def _step_of(line: str) -> float:
 
 
 def _weight_norm(weight: Any) -> float:
-    """Frobenius norm of a weight, of the values that it stands for where it is packed to 4 bits."""
+    """Frobenius norm of a weight, of the values that it stands for where it is quantised."""
+    if (scales := getattr(weight, "SCB", None)) is not None:
+        from edgeqlora.models.int8 import values_of
+
+        weight = values_of(weight.data, scales, scales.dtype)
     state = getattr(weight, "quant_state", None)
     if state is not None:
         import bitsandbytes.functional as bnb

@@ -10,13 +10,17 @@ from typing import Any
 
 from edgeqlora.card import Card, read_card
 from edgeqlora.errors import UserError
+from edgeqlora.lora.methods.prefix import put_prefix
 from edgeqlora.models.family import Learner, check_source, first_line, load_learner
 from edgeqlora.models.fewer_layers import drop_layers
 from edgeqlora.models.parts import check_files, verify_base, verify_weights
-from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_round_trip
+from edgeqlora.models.quantised import round_trip, same_in_every_mode
 from edgeqlora_jetson.files import read_json
 
 METHODS = ("qlora", "lora")
+"""What an adapter that does not say may be said to be trained by."""
+
+HELD = ("quantised", "dequantised", "original")
 
 REBUILT = ("pissa", "olora")
 """Starts that edit the base model, and that PEFT computes again from its own 16 or 32-bit weights alone."""
@@ -55,9 +59,16 @@ class Adapter:
     base: str
     """Base model: folder or hub name."""
     method: str
-    """qlora: trained on an NF4 base; lora: on the base's own 16 or 32-bit weights."""
+    """Of training. qlora: on a quantised base; lora: on the base's own 16 or 32-bit weights; ia3, prefix: either."""
     base_dtype: str
-    """In which training held what was not NF4."""
+    """In which training held what was not quantised."""
+    bits: int | None
+    """Of the base's linears in training; None: they were not quantised."""
+
+    @property
+    def held(self) -> str:
+        """How `load_adapted` holds the base as training did."""
+        return "quantised" if self.bits else "original"
 
 
 def open_adapter(folder: Path, base_model: str | None = None, method: str | None = None) -> Adapter:
@@ -86,7 +97,7 @@ def open_adapter(folder: Path, base_model: str | None = None, method: str | None
             "in a way that the folder does not hold: where it was trained, save it as plain LoRA (PEFT: save_pretrained "
             "with path_initial_model_for_weight_conversion)"
         )
-    config = _read_config(folder)
+    config = _read_config(folder, card)
     base = base_model or card.get("base_model") or config.base_model_name_or_path
     if not base:
         raise UserError(f"{folder} does not say which base model it belongs to: pass --base-model")
@@ -101,7 +112,9 @@ def open_adapter(folder: Path, base_model: str | None = None, method: str | None
             "16 or 32-bit weights: method='lora' is allowed, not 'qlora'"
         )
     verify_base(base, card)
-    return Adapter(folder, card, config, base, method, card.get("base_dtype") or "float32")
+    bits = (card.get("settings") or {}).get("bits") if method == card.get("method") else None
+    bits = bits or (4 if method == "qlora" else None)
+    return Adapter(folder, card, config, base, method, card.get("base_dtype") or "float32", bits)
 
 
 def load_adapted(
@@ -109,15 +122,16 @@ def load_adapted(
 ) -> Learner:
     """Learner of the base model with the adapter beside it, in eval mode.
 
-    held: "nf4" as QLoRA trains; "dequantised", the values that the NF4 weights stand for, in fp32; "original", the
-    base's own weights in `dtype`. Raises UserError for an adapter that does not fit the base.
+    held: "quantised" as training did; "dequantised", the values that the quantised weights stand for, in fp32;
+    "original", the base's own weights in `dtype`. Raises UserError for an adapter that does not fit the base.
     """
     import torch
 
+    assert held in HELD, held
     if held == "original":
         learner = load_learner(adapter.base, dtype=dtype, device=device)
     else:
-        learner = load_learner(adapter.base, quantise=held == "nf4", dtype=adapter.base_dtype, device=device)
+        learner = load_learner(adapter.base, held == "quantised", adapter.base_dtype, device, adapter.bits or 4)
     if dropped := adapter.card.get("dropped_layers"):
         drop_layers(learner, dropped)
     if held == "dequantised":
@@ -125,7 +139,8 @@ def load_adapted(
         with torch.no_grad():
             for name, module in learner.model.named_modules():
                 if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
-                    module.weight.copy_(nf4_round_trip(module.weight, getattr(torch, adapter.base_dtype)))
+                    held_dtype = getattr(torch, adapter.base_dtype)
+                    module.weight.copy_(round_trip(module.weight, held_dtype, adapter.bits or 4))
     _verify_tokenizer(adapter.folder, learner.processor.tokenizer)
     weights = _read_weights(adapter.folder)
     _untie(learner.model, weights, adapter.config)
@@ -138,9 +153,11 @@ def load_adapted(
             f"{adapter.folder}: PEFT cannot put this adapter on {adapter.base}: {first_line(error)}"
         ) from error
     put_weights(model, weights, adapter.folder, say)
+    if adapter.method == "prefix":
+        put_prefix(learner, model)
     learner.model = model
-    if held == "nf4":
-        keep_linear4bit_in_train_mode(model)
+    if held == "quantised":
+        same_in_every_mode(model)
     model.eval()
     return learner
 
@@ -191,7 +208,7 @@ def put_weights(
         )
     if is_trained and _changes_nothing(named):
         raise UserError(
-            f"{folder}: every lora_B of this adapter is 0 (or its lora_A), so it changes nothing: it was not trained, or its "
+            f"{folder}: every lora_B of this adapter is 0 (or its lora_A), or every vector 1, so it changes nothing: it was not trained, or its "
             "weights were lost when they were saved; save it again"
         )
     set_peft_model_state_dict(model, named)
@@ -207,7 +224,7 @@ def _check_types(folder: Path, said: Any) -> None:
             raise UserError(f"{folder}/adapter_config.json: {name} is {value!r:.60}, allowed: {allowed}; save it again")
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path, card: Card) -> Any:
     from peft import PeftConfig
 
     try:
@@ -216,9 +233,10 @@ def _read_config(folder: Path) -> Any:
         raise UserError(
             f"{folder}/adapter_config.json cannot be read by PEFT: {first_line(error)}: take the PEFT that wrote it"
         ) from error
-    if getattr(config, "is_prompt_learning", True):
+    if getattr(config, "is_prompt_learning", True) and card.get("method") != "prefix":
         raise UserError(
-            f"{folder}: peft_type={config.peft_type} cannot be merged into weights: allowed are LoRA and its kin"
+            f"{folder}: peft_type={config.peft_type} cannot be merged into weights: allowed are LoRA and its kin, and to be "
+            "scored, a prefix that edgeqlora trained"
         )
     config.inference_mode = True
     return config
@@ -261,7 +279,9 @@ def _embeddings(model: Any) -> dict[str, Any]:
 
 
 def _changes_nothing(weights: Mapping[str, Any]) -> bool:
-    """Whether one side of every low-rank product is 0."""
+    """Whether one side of every low-rank product is 0, or every vector of IA3 is 1."""
+    if weights and all(name.endswith(".ia3_l") for name in weights):
+        return all((value == 1).all() for value in weights.values())
     sides: dict[str, list[bool]] = {}
     for name, value in weights.items():
         for side in ("lora_embedding_A", "lora_embedding_B", "lora_A", "lora_B"):

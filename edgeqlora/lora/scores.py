@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     sensitivity: float
     """First-order change of the loss for a relative change of the weight, without noise's share."""
     nf4_error: float | None
-    """|E x| / |W x| over the inputs, E being what NF4 lost of the weight; None where nothing is quantised."""
+    """|E x| / |W x| over the inputs, E being what NF4 (or int8) lost of the weight; None where nothing is quantised."""
 
     @property
     def update_dimension(self) -> float:

@@ -71,7 +71,7 @@ class LinearStatistics:
     weight: Any
     """As the base is held in training, fp32 (out_features, in_features)."""
     error: Any
-    """The weight as it was loaded minus `weight`: what NF4 lost; None where the base is not quantised."""
+    """The weight as it was loaded minus `weight`: what quantising lost; None where the base is not quantised."""
     halves: tuple[Half, Half]
 
 

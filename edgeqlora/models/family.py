@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,16 @@ class Transcription(NamedTuple):
     """Of a stream: what the call for its next audio is given. None: the clip was whole."""
     is_complete: bool = True
     """False: it stopped at the limit of tokens, and its end is missing."""
+
+
+class CachedDecoder(NamedTuple):
+    """A decoder that keeps keys and values of the text before, as transformers' cache."""
+
+    module: Any
+    """torch module that takes input_ids, position_ids and the cache."""
+    n_layers: int
+    n_heads: int
+    width: int
 
 
 class Processor(Protocol):
@@ -93,13 +103,19 @@ class Learner(Protocol):
     """transformers model, possibly wrapped by PEFT."""
     processor: Processor
     unquantised: tuple[str, ...]
-    """Names of modules that a 4-bit base leaves as they are."""
+    """Names of modules that a quantised base leaves as they are."""
+    roles: ClassVar[dict[str, str]]
+    """What a linear in a block is, by the last part of its name: query, key, value or output of attention, inner or outer
+    of feed-forward."""
 
     def blocks(self) -> dict[str, list[str]]:
         """Full names of the repeated blocks by group, such as encoder, cross, decoder; inner ones after outer ones.
 
         Adapters go on every linear inside them; a linear belongs to the group of the innermost block around it.
         """
+
+    def cached_decoder(self) -> CachedDecoder | None:
+        """The decoder that a prefix of keys and values can stand in front of; None: this model has none."""
 
     def layer_stacks(self) -> dict[str, Any]:
         """Lists of equal layers by name, from which some may be taken out: torch ModuleLists."""
@@ -191,14 +207,16 @@ def load_processor(source: str) -> Processor:
     return processor
 
 
-def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> Learner:
-    """Load a model in `dtype`; with `quantise`, its linears as NF4 with double quantisation.
+def load_learner(
+    source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu", bits: int = 4
+) -> Learner:
+    """Load a model in `dtype`; with `quantise`, its linears in 4 bits (NF4, double quantisation) or 8 (int8).
 
     Raises UserError for weights that are damaged, or not those that the folder's card recorded.
     """
     if (folder := Path(source)).is_dir() and (card := read_card(folder)) is not None:
         verify_weights(folder, card)
-    learner: Learner = _package(source).load_learner(source, quantise, dtype, device)
+    learner: Learner = _package(source).load_learner(source, quantise, dtype, device, bits)
     return learner
 
 

@@ -7,7 +7,6 @@ processes (of one machine, or of several that share the folder) take different r
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora.research.ranks import Measured, measure, write_ranks
+from edgeqlora.research.ranks import Measured, Plan, measure, write_ranks
 from edgeqlora.research.run_arm import run_apart
 from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
 from edgeqlora.settings import TrainSettings
@@ -116,11 +115,11 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
         if arm.plan is None:
             continue
         if path.exists():
-            if read_json(path, "ranks.json")["plan"] != json.loads(json.dumps(vars(arm.plan))):
+            if {**vars(Plan()), **read_json(path, "ranks.json")["plan"]} != json.loads(json.dumps(vars(arm.plan))):
                 raise UserError(f"{path} is of another plan than arm {arm.name} has: name the arm otherwise")
             continue
         terms = {name: arm.settings[name] for name in MEASURED_ON if name in arm.settings}
-        key = json.dumps(terms, sort_keys=True)
+        key = json.dumps([terms, arm.plan.adapt], sort_keys=True)
         if key not in measured:
             method = terms.pop("method", "qlora")
             say(f"measuring the base model on {study.clips} clips ({method})")
@@ -137,7 +136,17 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
         write_ranks(measured[key], arm.plan, path)
 
 
-MEASURED_ON = ("method", "window_s", "language", "split", "limit", "other_script", "max_label_tokens", "speed_perturb")
+MEASURED_ON = (
+    "method",
+    "bits",
+    "window_s",
+    "language",
+    "split",
+    "limit",
+    "other_script",
+    "max_label_tokens",
+    "speed_perturb",
+)
 """Settings of an arm that decide what its base model hears."""
 
 
@@ -155,10 +164,9 @@ def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, 
     conditions = json.loads(json.dumps({name: value for name, value in given.items() if name not in places}))
     with _claimed(folder / "work" / f"{run.key}.claim") as is_ours:
         if row.exists():
-            # A setting that came after the row was made was at its default then.
-            plain = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
-            before, now = {**plain, **read_json(row, "row of a study").get("conditions", {})}, {**plain, **conditions}
-            if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+            # A setting that came after this row had its default.
+            before = {**_defaults(), **read_json(row, "row of a study").get("conditions", {})}
+            if changed := sorted(name for name in {*before, *conditions} if before.get(name) != conditions.get(name)):
                 raise UserError(
                     f"{row} was made with another {' and '.join(changed)} than arm {run.arm} has now: name the arm "
                     "otherwise, or choose another folder with -o"
@@ -188,6 +196,12 @@ def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, 
             )
         done = read_json(row, "row of a study")
         say(f"{run.key}: " + (f"dev loss {mean_loss(done['dev']):.4f}" if "dev" in done else "it diverged"))
+
+
+def _defaults() -> dict[str, Any]:
+    """What a row that does not name a setting was made with."""
+    plain = {name: value for name, value in vars(TrainSettings()).items() if value not in (None, "", [])}
+    return {name: value for name, value in json.loads(json.dumps(plain)).items() if name not in PLACES}
 
 
 @contextlib.contextmanager

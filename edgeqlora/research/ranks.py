@@ -19,6 +19,8 @@ from edgeqlora.lora.modes import MODES, check_mode, ranks_of, weights_of
 from edgeqlora.lora.ranks import SCHEMA
 from edgeqlora.lora.scores import Scores, eigenvalues, scores_of, spearman
 from edgeqlora.lora.statistics import LinearStatistics, collect
+from edgeqlora.models.placement import parse_placement
+from edgeqlora.models.quantised import NAMES
 from edgeqlora.settings import TrainSettings, make_settings
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.files import sha256_file, write_json
@@ -47,11 +49,14 @@ class Plan:
     """Of the mode `permuted`."""
     init: str = "random"
     """Where the adapters start: random, eva or qera."""
+    adapt: str = "all"
+    """Linears that get ranks, as in `train`; the budget is over these."""
 
     def verify(self) -> None:
         """Raise UserError for values that are never right, whatever the model."""
         check_mode(self.mode)
         check_init(self.init)
+        parse_placement(self.adapt)
         if not 1 <= self.least <= self.mean_rank <= 256:
             raise UserError(
                 f"mean_rank={self.mean_rank}, least={self.least}: allowed is 1 <= least <= mean_rank <= 256"
@@ -123,7 +128,7 @@ def measure(
 ) -> Measured:
     """One pass over n_clips of the training data, drawn by their content.
 
-    settings_of_data: of `train`, such as window_s and language. method: qlora (statistics of the NF4 base, and its error) or lora. plan: is refused here where the model cannot
+    settings_of_data: of `train`, such as window_s and language. method: qlora (statistics of the quantised base, and its error) or lora. plan: is refused here where the model cannot
     have it. Raises UserError for bad input before any clip is heard.
     """
     if n_clips < 4:
@@ -134,12 +139,11 @@ def measure(
     from edgeqlora.training.training_data import calibration_clips, drawn, fingerprint, prepare
 
     return_freed_memory()
-    if plan.init == "qera" and method != "qlora":
-        raise UserError(
-            "init='qera' makes up for the error of NF4, and method='lora' has none: allowed are random, eva"
-        )
     given = {"base_model": base_model, "train": train, "split": split, **settings_of_data}
     settings = make_settings({**given, "method": method, "output": "-", "long_clips": "skip"})
+    if plan.init == "qera" and settings.base_bits() != 4:
+        held = f"bits={bits}" if (bits := settings.bits) else f"method={method!r}"
+        raise UserError(f"init='qera' makes up for the error of NF4, and {held} has none: allowed are random, eva")
     check_source(base_model)
     processor = load_processor(base_model)
     data = prepare(settings, processor, Console(stderr=True, highlight=False, soft_wrap=True, markup=False))
@@ -149,7 +153,7 @@ def measure(
     if len(chosen) < n_clips:
         say(f"{len(chosen)} clips are all there are (asked for {n_clips})")
     learner = load_learner(base_model)
-    linears, modules = adapted_linears(learner), dict(learner.model.named_modules())
+    linears, modules = adapted_linears(learner, plan.adapt), dict(learner.model.named_modules())
     groups = {name: group for group, names in linears.items() for name in names}
     sides = {name: (modules[name].out_features, modules[name].in_features) for name in groups}
     layers = layers_of(sides, groups, plan)
@@ -174,6 +178,7 @@ def measure(
             "data": train,
             "split": split or None,
             "method": method,
+            "bits": settings.base_bits(),
             "windows_s": data.windows_s,
             "clips": [fingerprint(data.rows[i])[:16] for i in chosen],
             "sources": data.sources,
@@ -268,20 +273,20 @@ def _shares_of(layers: Sequence[Layer], plan: Plan) -> dict[str, float]:
 
 
 def _held_as_trained(learner: Any, settings: TrainSettings) -> dict[str, Any]:
-    """Put the values that NF4 holds into the model's linears; returns what was lost, by name. Nothing for lora."""
+    """Put the values that a quantised base holds into the model's linears; returns what was lost, by name."""
     learner.model.requires_grad_(False)
-    if settings.method != "qlora":
+    if (bits := settings.base_bits()) is None:
         return {}
     import torch
 
     from edgeqlora.lora.adapters import base_dtype
-    from edgeqlora.models.quantised import nf4_round_trip
+    from edgeqlora.models.quantised import round_trip
 
     dtype = getattr(torch, base_dtype(settings))
     lost = {}
     for name, module in learner.model.named_modules():
         if isinstance(module, torch.nn.Linear) and not name.startswith(learner.unquantised):
-            held = nf4_round_trip(module.weight, dtype)
+            held = round_trip(module.weight, dtype, bits)
             lost[name] = module.weight.detach().clone() - held
             module.weight.copy_(held)
     return lost
@@ -295,11 +300,12 @@ def format_ranks(content: Mapping[str, Any]) -> str:
     """A table of groups for a terminal: linears, parameters, ranks from lowest to highest, entropies."""
     rows = list(content["scores"].values())
     budget, plan = content["budget"], content["plan"]
+    lost = f"{NAMES.get(content['calibration'].get('bits'), 'NF4')} error"
     lines = [
         f"mode {plan['mode']}: {MODES[plan['mode']]}",
         f"{budget['spent']:,} trainable parameters of {budget['parameters']:,} (rank {plan['mean_rank']} everywhere)",
         "",
-        f"{'group':<10}{'linears':>8}{'ranks':>12}{'mean':>7}{'entropy of inputs, nats':>26}{'NF4 error':>12}",
+        f"{'group':<10}{'linears':>8}{'ranks':>12}{'mean':>7}{'entropy of inputs, nats':>26}{lost:>12}",
     ]
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]

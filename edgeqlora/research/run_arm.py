@@ -27,7 +27,8 @@ def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
         "trained": {
             name: card["figures"][name]["value"]
             for name in ("trainable_parameters", "samples_per_s", "peak_rss", "peak_vram", "wall_time", "final_loss")
-        },
+        }
+        | {"held_mib": card["figures"]["compression_size"]["held_mib"]},  # type: ignore[typeddict-item]
         "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "adapter_sha256": folder_sha256(folder),
     }
@@ -57,7 +58,7 @@ def _load(settings: Any, folder: Path) -> Any:
         learner = load_learner(str(folder), device=device)
     else:
         adapter = open_adapter(folder)
-        learner = load_adapted(adapter, "nf4" if adapter.method == "qlora" else "original", adapter.base_dtype, device)
+        learner = load_adapted(adapter, adapter.held, adapter.base_dtype, device)
     learner.model.eval()
     return learner
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import pydantic
 
 from edgeqlora.errors import UserError
+from edgeqlora.models.placement import parse_placement
 from edgeqlora.research.ranks import Plan
 from edgeqlora.settings import TrainSettings, in_folder, make_settings
 
@@ -204,8 +205,13 @@ def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any]) -
             raise UserError("a plan and ranks: give one of them")
         if plan is not None and settings.get("drop_layers"):
             raise UserError("a plan and drop_layers: ranks are measured on the whole model, so give one of them")
-        if plan is not None and plan.init == "qera" and settings.get("method", "qlora") != "qlora":
-            raise UserError(f"init='qera' and method={settings['method']!r}: only qlora has an NF4 base")
+        if plan is not None and "adapt" in settings:
+            raise UserError("a plan and adapt: put adapt into the plan, whose ranks are of the linears that it names")
+        if plan is not None and settings.get("method", "qlora") not in ("qlora", "lora"):
+            raise UserError(f"a plan and method={settings['method']!r}: ranks are of LoRA, so of qlora and lora")
+        if plan is not None and plan.init == "qera" and (settings.get("method") == "lora" or settings.get("bits") == 8):
+            raise UserError("init='qera' makes up for the error of NF4: allowed is method='qlora' with 4 bits")
+        parse_placement(str(settings.get("adapt", "all")))
         make_settings({**settings, "base_model": common["base_model"], "train": common["train"], "output": "-"})
     except UserError as error:
         raise UserError(f"{path}: arm {name}: {error}") from None

@@ -145,11 +145,11 @@ def search_space(settings: TrainSettings) -> Space:
     """
     from edgeqlora.models.family import load_processor
 
-    is_full = settings.method == "full"
-    rates = (1e-6, 1e-3) if is_full else (1e-4, 2e-2)
+    is_lora = settings.method in ("qlora", "lora")
+    rates = (1e-6, 1e-3) if settings.method == "full" else (1e-4, 2e-2) if is_lora else (1e-3, 3e-1)
     takes_spec_augment = len(load_processor(settings.base_model).feature_shape(1.0)) > 1
     rank = settings.ranks.removeprefix("uniform:") if settings.ranks.startswith("uniform:") else ""
-    tunes_ranks = not is_full and rank.isdigit() and int(rank) in RANKS
+    tunes_ranks = is_lora and rank.isdigit() and int(rank) in RANKS
     defaults: dict[str, Any] = {
         "learning_rate": min(max(settings.resolved_learning_rate(), rates[0]), rates[1]),
         "warmup_ratio": min(settings.warmup_ratio, 0.2),
@@ -158,7 +158,7 @@ def search_space(settings: TrainSettings) -> Space:
     if tunes_ranks:
         alpha = (settings.lora_alpha or 2.0 * int(rank)) / int(rank)
         defaults |= {"rank": int(rank), "alpha_per_rank": min((1, 2, 4), key=lambda known: abs(known - alpha))}
-    if not is_full:
+    if is_lora:
         defaults["lora_dropout"] = min(settings.lora_dropout, 0.2)
     if takes_spec_augment:
         defaults["spec_augment"] = settings.spec_augment

@@ -124,6 +124,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "trainable_parameters": one["trained"]["trainable_parameters"],
             "samples_per_s": _mean(of_arm, lambda row: row["trained"]["samples_per_s"] or math.nan),
             "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
+            "held_mib": one["trained"].get("held_mib"),  # rows of before 0.2 have none
             "adapter_mib": one["adapter_bytes"] / 2**20,
         }
         tests = {seed: row["test"] for seed, row in of_arm.items()}
@@ -149,7 +150,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str:
     """The table of a study as Markdown, and the verdicts in words under it."""
     head = ["arm", "rate", "seeds", "loss, nats/token", "difference", "WER, %", "difference, points", "trained",
-            "clips/s", "peak RSS, MiB", "adapter, MiB"]  # fmt: skip
+            "clips/s", "peak RSS, MiB", "model held, MiB", "adapter, MiB"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in entries:
         against = entry.get("against")
@@ -157,7 +158,7 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
             f"| {entry['arm']} | {entry['learning_rate']:g}{' (edge)' * entry['is_at_edge']} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
             f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} | {_shown(against, 'wer', 2)} | "
             f"{entry['trainable_parameters']:,} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
-            f"{entry['adapter_mib']:.2f} |"
+            f"{'--' if entry['held_mib'] is None else format(entry['held_mib'], '.2f')} | {entry['adapter_mib']:.3f} |"
         )
     lines.append("")
     for entry in entries:

@@ -92,7 +92,9 @@ def label_replay(
     texts = [row.text for row in replay.rows]
     if silent:
         of_data = [sources[name] for name in ("base_model", "replay", "replay_audio")]
-        key = json.dumps([of_data, settings.method, settings.task, language, silent, replay.windows_s])
+        key = json.dumps(
+            [of_data, f"{settings.method}{settings.bits or ''}", settings.task, language, silent, replay.windows_s]
+        )
         path = cache / f"replay-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache is not None else None
         if path is not None and path.is_file():
             said = read_json(path, "transcripts of the base model")

@@ -174,7 +174,9 @@ class EveryAdapterLearns(TrainerCallback):
             return
         self._checked = True
         names = [name for name, _ in model.named_parameters()]
-        part = "lora_E" if any("lora_E" in name for name in names) else "lora_B"  # AdaLoRA starts with E at zero
+        # AdaLoRA starts with E at zero.
+        parts = ("lora_E", "lora_B", "ia3_l", "prompt_encoder")
+        part = next(part for part in parts if any(part in name for name in names))
         silent = [name for name, p in model.named_parameters() if part in name and (p.grad is None or not p.grad.any())]
         # lora_A has a zero gradient in the first step, because B starts at zero.
         if silent:

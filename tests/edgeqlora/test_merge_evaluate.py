@@ -58,7 +58,7 @@ def test_dequantised_merge_computes_what_training_did(dtype, adapter, tmp_path):
     assert card["base_dtype"] == "float32"
     (tmp_path / "adapter" / "card.json").write_text(json.dumps({**card, "base_dtype": dtype}))
     opened = open_adapter(tmp_path / "adapter")
-    trained = load_adapted(opened, "nf4").model.get_base_model()
+    trained = load_adapted(opened, "quantised").model.get_base_model()
     merged = merge_candidate(opened, "dequantised", tmp_path / "dequantised").model
     original = merge_candidate(opened, "original", tmp_path / "original").model
     inputs = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.tensor([[1, 2, 3]])}

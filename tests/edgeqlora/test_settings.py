@@ -22,7 +22,7 @@ def test_defaults():
     [
         ({"batch_size": 0}, "batch_size=0 is out of range: allowed is 1 to 65536"),
         ({"batch_size": "8"}, "batch_size='8': expected int"),
-        ({"method": "qlorra"}, r"method='qlorra': allowed are qlora, lora, full \(did you mean qlora\?\)"),
+        ({"method": "qlorra"}, r"method='qlorra': allowed are qlora, lora, ia3, prefix, full \(did you mean qlora\?\)"),
         ({"steps": 5, "epochs": 1.0}, "give one of them"),
         ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
         ({"window_s": "0.1"}, "allowed is 0.5 to 30 s"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgeqlora.data.batching import IGNORE
 from edgeqlora.models.family import Features, Transcription, cannot_load, refuse_streams
-from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
+from edgeqlora.models.quantised import plain_model, quantised_options, same_in_every_mode
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
 from edgeqlora_export.wav2vec2.checks import check_task
 from edgeqlora_jetson.decoders import collapse, spell
@@ -23,6 +23,10 @@ class Wav2Vec2Learner:
 
     unquantised = ("lm_head", "wav2vec2.feature_projection")
     """The head is new for each vocabulary; the projection is small and all later layers depend on it."""
+    roles: ClassVar = {
+        "q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output",
+        "intermediate_dense": "inner", "output_dense": "outer",
+    }  # fmt: skip
 
     def __init__(self, model: Any, processor: Wav2Vec2Processor):
         self.model, self.processor = model, processor
@@ -31,6 +35,9 @@ class Wav2Vec2Learner:
         n_layers = plain_model(self.model).config.num_hidden_layers
         layers = [f"wav2vec2.encoder.layers.{i}" for i in range(n_layers)]
         return {"lower": layers[: n_layers // 2], "upper": layers[n_layers // 2 :]}
+
+    def cached_decoder(self) -> None:
+        """None: every step of a CTC model's output hears the whole clip at once."""
 
     def layer_stacks(self) -> dict[str, Any]:
         return {"encoder": plain_model(self.model).wav2vec2.encoder.layers}
@@ -147,8 +154,10 @@ def collate(samples: Sequence[dict[str, Any]], uses_mask: bool) -> dict[str, Any
     return {**inputs, "attention_mask": torch.from_numpy(mask)} if uses_mask else inputs
 
 
-def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> Wav2Vec2Learner:
-    """Load a Wav2Vec 2.0 CTC model in `dtype`; with `quantise`, the linears of its encoder in NF4."""
+def load_learner(
+    source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu", bits: int = 4
+) -> Wav2Vec2Learner:
+    """Load a Wav2Vec 2.0 CTC model in `dtype`; with `quantise`, its encoder's linears in 4 bits (NF4) or 8 (int8)."""
     import torch
     from safetensors import SafetensorError
     from transformers import Wav2Vec2ForCTC
@@ -157,7 +166,7 @@ def load_learner(source: str, quantise: bool = False, dtype: str = "float32", de
     torch_dtype = getattr(torch, dtype)
     options = {
         "dtype": torch_dtype,
-        **(nf4_options(torch_dtype, device, Wav2Vec2Learner.unquantised) if quantise else {}),
+        **(quantised_options(bits, torch_dtype, device, Wav2Vec2Learner.unquantised) if quantise else {}),
     }
     try:
         # Masks and dropped layers would be drawn from another random state than the run's own augmentation.
@@ -165,7 +174,7 @@ def load_learner(source: str, quantise: bool = False, dtype: str = "float32", de
     except (OSError, ValueError, SafetensorError) as error:
         raise cannot_load(source, "the model", error) from error
     if quantise:
-        keep_linear4bit_in_train_mode(model)
+        same_in_every_mode(model)
     elif device != "cpu":
         model = model.to(device)
     return Wav2Vec2Learner(model, processor)

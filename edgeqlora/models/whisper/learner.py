@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgeqlora.data.batching import IGNORE
-from edgeqlora.models.family import Features, Transcription, cannot_load, refuse_streams
-from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
+from edgeqlora.models.family import CachedDecoder, Features, Transcription, cannot_load, refuse_streams
+from edgeqlora.models.quantised import plain_model, quantised_options, same_in_every_mode
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
@@ -24,6 +24,9 @@ class WhisperLearner:
 
     unquantised = ("proj_out",)
     """Tied to the token embedding."""
+    roles: ClassVar = {
+        "q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output", "fc1": "inner", "fc2": "outer",
+    }  # fmt: skip
 
     def __init__(self, model: Any, processor: WhisperProcessor):
         self.model, self.processor = model, processor
@@ -41,6 +44,12 @@ class WhisperLearner:
             "decoder": decoder,
             "cross": [f"{name}.encoder_attn" for name in decoder],
         }
+
+    def cached_decoder(self) -> CachedDecoder:
+        model = plain_model(self.model)
+        return CachedDecoder(
+            model.model.decoder, model.config.decoder_layers, model.config.decoder_attention_heads, model.config.d_model
+        )
 
     def layer_stacks(self) -> dict[str, Any]:
         model = plain_model(self.model).model
@@ -150,8 +159,10 @@ def collate(samples: Sequence[dict[str, Any]], prompt_ids: list[int], pad_id: in
     }
 
 
-def load_learner(source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu") -> WhisperLearner:
-    """Load Whisper in `dtype`; with `quantise`, its linears in NF4."""
+def load_learner(
+    source: str, quantise: bool = False, dtype: str = "float32", device: str = "cpu", bits: int = 4
+) -> WhisperLearner:
+    """Load Whisper in `dtype`; with `quantise`, its linears in 4 bits (NF4) or 8 (int8)."""
     import torch
     from safetensors import SafetensorError
     from transformers import WhisperForConditionalGeneration
@@ -160,14 +171,14 @@ def load_learner(source: str, quantise: bool = False, dtype: str = "float32", de
     torch_dtype = getattr(torch, dtype)
     options = {
         "dtype": torch_dtype,
-        **(nf4_options(torch_dtype, device, WhisperLearner.unquantised) if quantise else {}),
+        **(quantised_options(bits, torch_dtype, device, WhisperLearner.unquantised) if quantise else {}),
     }
     try:
         model = WhisperForConditionalGeneration.from_pretrained(source, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise cannot_load(source, "the model", error) from error
     if quantise:
-        keep_linear4bit_in_train_mode(model)
+        same_in_every_mode(model)
     elif device != "cpu":
         model = model.to(device)
     # Forced ids of old checkpoints would be trained on by nobody and obeyed by generate(): the prompt is ours to give.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from edgeqlora.errors import UserError
 from edgeqlora.research.ablate import _claimed
 from edgeqlora.research.study import chosen_rates, mean_loss, read_study
 
@@ -103,7 +104,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (('name = "ear"', 'name = "uniform"'), "arms uniform, uniform: one is there twice"),
         (
             ("plan = { mode", 'method = "lora"\nplan = { init = "qera", mode'),
-            "only qlora has an NF4 base",
+            "makes up for the error of NF4: allowed is method=",
         ),
         (("plan = {", 'drop_layers = "encoder:0"\nplan = {'), "a plan and drop_layers"),
         (('name = "ear"', 'name = "a/b"'), "an arm is named 'a/b': letters, digits"),
@@ -193,3 +194,94 @@ def test_a_run_that_diverged_is_a_row_and_the_study_goes_on(tiny_model, clips, t
     assert row["diverged"] == "the decoder answers NaN"
     assert "dev" not in row
     assert mean_loss(row.get("dev")) == float("inf")
+
+
+ARMS = """
+[[arm]]
+name = "four"
+[[arm]]
+name = "eight"
+bits = 8
+[[arm]]
+name = "sixteen"
+method = "lora"
+[[arm]]
+name = "ia3"
+method = "ia3"
+[[arm]]
+name = "prefix"
+method = "prefix"
+[[arm]]
+name = "attention"
+adapt = "attention"
+[[arm]]
+name = "planned"
+plan = { mode = "uniform", mean_rank = 8, adapt = "encoder:attention" }
+"""
+
+
+@pytest.mark.slow
+def test_methods_bits_and_placement_are_arms(study, command, tmp_path):
+    head = study.read_text().partition("[[arm]]")[0].replace('primary = ["ear"]', "")
+    study.write_text(head + ARMS)
+    out = tmp_path / "study"
+    code, said = command("ablate", study, "-o", out)
+    assert code == 0, said
+    arms = {arm["arm"]: arm for arm in json.loads((out / "conclusion.json").read_text())["arms"]}
+    square, wide = 8 * (64 + 64), 8 * (64 + 128)  # parameters of an adapter of rank 8
+    n_all = 2 * (4 * square + 2 * wide) + 2 * (8 * square + 2 * wide)
+    assert {name: arm["trainable_parameters"] for name, arm in arms.items()} == {
+        "four": n_all,
+        "eight": n_all,
+        "sixteen": n_all,
+        "ia3": 2 * (64 + 64 + 128) + 2 * (4 * 64 + 128),
+        "prefix": 16 * 2 * 2 * 64,
+        "attention": 24 * square,
+        "planned": 8 * square,
+    }
+    held = {name: arm["held_mib"] for name, arm in arms.items()}
+    assert held["planned"] < held["attention"] < held["four"] < held["eight"] < held["sixteen"]
+    assert held["ia3"] < held["prefix"] < held["sixteen"]
+    size = {name: 2**20 * arm["adapter_mib"] for name, arm in arms.items()}
+    for name, arm in arms.items():
+        assert 4 * arm["trainable_parameters"] < size[name] < 4 * arm["trainable_parameters"] + 12_000, name
+        assert arm["peak_rss_mib"] > 100
+        assert f"| {name} |" in said
+    assert "| model held, MiB | adapter, MiB |" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("bits = 8", 'adapt = "encoder:x"'), "arm eight: adapt='encoder:x': 'encoder:x' is no part of a model"),
+        (("bits = 8", 'bits = 8\nmethod = "lora"'), "arm eight: bits=8 with method='lora'"),
+        (("plan = {", 'adapt = "encoder"\nplan = {'), "arm planned: a plan and adapt: put adapt into the plan"),
+        (("plan = {", 'method = "ia3"\nplan = {'), "arm planned: a plan and method='ia3': ranks are of LoRA"),
+        (("plan = {", 'bits = 8\nplan = { init = "qera",'), "arm planned: init='qera' makes up for the error of NF4"),
+        (('adapt = "encoder:attention" }', 'adapt = "a:b" }'), "arm planned: adapt='a:b': 'a:b' is no part of a model"),
+    ],
+)
+def test_arms_that_cannot_be(change, text, study, command, tmp_path):
+    head = study.read_text().partition("[[arm]]")[0].replace('primary = ["ear"]', "")
+    study.write_text(head + ARMS.replace(*change))
+    code, said = command("ablate", study, "-o", tmp_path / "study")
+    assert (code, text in said) == (2, True), said
+
+
+def test_a_row_from_before_a_setting_was_there_counts_as_its_default(study, tmp_path):
+    from edgeqlora.research.ablate import _defaults, _do, settings_of
+
+    asked = read_study(study)
+    run = next(iter(asked.final_runs({"uniform": 1e-3})))
+    given = vars(settings_of(asked, run, None, tmp_path))
+    old = {name: value for name, value in given.items() if value not in (None, "", []) and name != "adapt"}
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "work").mkdir()
+    row = tmp_path / "rows" / f"{run.key}.json"
+    kept = {name: value for name, value in old.items() if name not in ("output", "base_model", "train")}
+    row.write_text(json.dumps({"conditions": kept}))
+    assert _defaults()["adapt"] == "all"
+    _do(asked, run, tmp_path, {}, False, print)  # the row is there: nothing is trained
+    row.write_text(json.dumps({"conditions": {**kept, "adapt": "encoder"}}))
+    with pytest.raises(UserError, match="made with another adapt than arm uniform has now"):
+        _do(asked, run, tmp_path, {}, False, print)

@@ -79,6 +79,9 @@ def test_what_is_searched_follows_from_what_was_given(tiny_model, clips, tmp_pat
     assert set(search_space(make_settings(given)).defaults) == {
         "learning_rate", "warmup_ratio", "speed_perturb", "rank", "alpha_per_rank", "lora_dropout", "spec_augment",
     }  # fmt: skip
+    ia3 = search_space(make_settings({**given, "method": "ia3"}))
+    assert not {"rank", "alpha_per_rank", "lora_dropout"} & set(ia3.defaults)
+    assert ia3.defaults["learning_rate"] == 3e-2
     full = search_space(make_settings({**given, "method": "full"}))
     assert set(full.defaults) == {"learning_rate", "warmup_ratio", "speed_perturb", "spec_augment"}
     assert full.rates[1] < search_space(make_settings(given)).rates[1]
