@@ -254,8 +254,8 @@ def _with_torch(
         from edgeqlora.models.frames import FrameMerger
 
         in_nf4 = base is not None and base["precision"] == "nf4"
-        originals = load_adapted(adapter, "original", adapter.base_dtype, device) if in_nf4 else None
-        merger = FrameMerger(learner, kappa, merge_after, originals)
+        own = load_adapted(adapter, "original", adapter.base_dtype, device) if in_nf4 else None
+        merger, own = FrameMerger(learner, kappa, merge_after, own), None  # a second model is not kept in memory
     told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
     remarks = [line for line in (remark, unread_fields(rows)) if line]
     recogniser = Recogniser(

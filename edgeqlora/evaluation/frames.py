@@ -21,14 +21,14 @@ MOST_TIMED = 16
 class _Merging:
     """A decoder that tells a merger which frames of its batches are speech, counts, and times the encoder."""
 
-    def __init__(self, decoder: Any, merger: FrameMerger):
+    def __init__(self, decoder: Any, merger: FrameMerger, is_timed: bool):
         self.decoder, self.merger = decoder, merger
         self.rules, self.language = decoder.rules, decoder.language
         self.counts = Counts()
         self.timed_ms: list[tuple[float, float]] = []
         """Milliseconds a clip of each batch, without and with merging."""
         self.timing_s = 0.0
-        self._is_timing, self._is_warm = False, False
+        self._is_timed, self._is_timing, self._is_warm = is_timed, False, False
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         self.merger.n_valid = [sample["n_valid"] for sample in samples]
@@ -46,7 +46,7 @@ class _Merging:
         return found
 
     def _time(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._is_timing or len(self.timed_ms) >= MOST_TIMED:
+        if not self._is_timed or self._is_timing or len(self.timed_ms) >= MOST_TIMED:
             return
         self._is_timing, begin_s = True, time.perf_counter()
         took_ms = {}
@@ -54,6 +54,7 @@ class _Merging:
         try:
             for is_on in order:
                 self.merger.is_on = is_on
+                _finish()
                 start_s = time.perf_counter()
                 module(*args, **kwargs)
                 _finish()
@@ -74,9 +75,9 @@ def _finish() -> None:
 
 
 @contextmanager
-def _merged(recogniser: Recogniser, merger: FrameMerger) -> Iterator[_Merging]:
+def _merged(recogniser: Recogniser, merger: FrameMerger, is_timed: bool) -> Iterator[_Merging]:
     decoder = recogniser.decoder
-    merging = recogniser.decoder = _Merging(decoder, merger)  # type: ignore[assignment]
+    merging = recogniser.decoder = _Merging(decoder, merger, is_timed)  # type: ignore[assignment]
     try:
         with merger.merging():
             yield merging
@@ -85,14 +86,19 @@ def _merged(recogniser: Recogniser, merger: FrameMerger) -> Iterator[_Merging]:
 
 
 def recognise_merged(
-    recogniser: Recogniser, merger: FrameMerger, rows: Sequence[Row], batch_size: int, progress: Any = None
+    recogniser: Recogniser,
+    merger: FrameMerger,
+    rows: Sequence[Row],
+    batch_size: int,
+    progress: Any = None,
+    is_timed: bool = True,
 ) -> tuple[Recognition, tuple[float, int], dict[str, Any]]:
     """Texts, loss (see Recogniser.cross_entropy) and figures of `rows` with frames merged.
 
     The figures: share of frames that were merged, of speech and of padding, and the encoder's time with and without,
     taken in turns on the same batches. Timing is not in the texts' processing_s.
     """
-    with _merged(recogniser, merger) as merging:
+    with _merged(recogniser, merger, is_timed) as merging:
         result = recogniser.recognise(rows, batch_size, progress)
         result.processing_s -= merging.timing_s
         loss = recogniser.cross_entropy(rows, batch_size)
