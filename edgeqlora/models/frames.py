@@ -122,7 +122,7 @@ class FrameMerger:
         assert len(self.n_valid) == batch, f"n_valid of {len(self.n_valid)} clips for a batch of {batch}"
         n_frames = [min(n, self.learner.counted(self._name, valid, None).stop) for valid in self.n_valid]
         starts = self.starts(hidden, n_frames)
-        self.counts = _count(starts, n_frames)
+        self.counts = count(starts, n_frames)
         if starts.all():
             return None
         run_of = starts.cumsum(1) - 1
@@ -237,7 +237,8 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any,
     return hidden, mask, args[2:], kwargs
 
 
-def _count(starts: npt.NDArray[np.bool_], n_frames: Sequence[int]) -> Counts:
+def count(starts: npt.NDArray[np.bool_], n_frames: Sequence[int]) -> Counts:
+    """Frames of speech and of padding, and how many of them do not begin a run; starts: (batch, n)."""
     is_speech = np.arange(starts.shape[1]) < np.asarray(n_frames)[:, None]
     return Counts(
         int(is_speech.sum()),

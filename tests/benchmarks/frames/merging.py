@@ -13,6 +13,7 @@ Writes a line an arm to rows.jsonl beside this file, and goes on where it was st
     python tests/benchmarks/frames/merging.py
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeqlora.data.audio import load_audio
 from edgeqlora.data.manifest import load_for
 from edgeqlora.evaluation import frames
 from edgeqlora.evaluation.frames import recognise_merged
 from edgeqlora.evaluation.recognise import Recogniser
 from edgeqlora.evaluation.scores import normaliser, score_texts
 from edgeqlora.models.family import load_learner
-from edgeqlora.models.frames import LONGEST_RUN, FrameMerger, novelty_and_noise
+from edgeqlora.models.frames import LONGEST_RUN, Counts, FrameMerger, count, novelty_and_noise
 from edgeqlora_jetson.wer import align_counts, items
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -35,10 +37,10 @@ SETS = ("librispeech-sample/test.jsonl", "misc-sentences/manifest.jsonl")
 CLIPS_OF_EACH = 32
 BATCH_SIZE = 4
 ARMS = [("off", 0.0)]
-for kappa in (24.0, 36.0):
-    ARMS += [(arm, kappa) for arm in ("rule", "cosine", "random", "novelty")]
+ARMS += [(arm, kappa) for kappa in (24.0, 36.0) for arm in ("rule", "random", "cosine")]
 ARMS += [("rule", kappa) for kappa in (4.0, 2.0, 1.0, 0.5, 8.0, 16.0)]
-ARMS += [("ratio", 24.0), ("ratio", 36.0)]
+ARMS += [(arm, kappa) for kappa in (24.0, 36.0) for arm in ("novelty", "ratio")]
+KAPPAS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 36.0, 50.0)
 NORMALISER = "whisper-english"
 
 
@@ -87,6 +89,41 @@ def joined_best(scores: Any, n_merged: int) -> Any:
     return starts
 
 
+class Seen(Exception):
+    """The frames were looked at: the rest of the encoder need not run."""
+
+
+class Shares(FrameMerger):
+    """Counts what each of KAPPAS would merge, and ends the forward pass."""
+
+    def __init__(self, learner: Any):
+        super().__init__(learner, 1.0)
+        self.found = {kappa: Counts() for kappa in KAPPAS}
+
+    def starts(self, hidden: Any, n_frames: Any) -> Any:
+        for self.kappa in KAPPAS:
+            self.found[self.kappa] += count(super().starts(hidden, n_frames), n_frames)
+        raise Seen
+
+
+def shares(learner: Any, rows: Any, window_s: float) -> list[dict[str, Any]]:
+    """A row for each of KAPPAS: shares of speech and padding frames that would be merged, in %."""
+    merger, processor = Shares(learner), learner.processor
+    with torch.no_grad(), merger.merging():
+        for row in rows:
+            audio = load_audio(row)
+            merger.n_valid = [processor.n_valid_frames(audio.size, window_s)]
+            with contextlib.suppress(Seen):
+                merger.encoder(torch.from_numpy(processor.features(audio, window_s))[None])
+    found = merger.found.items()
+    speech = [round(100 * counts.speech_merged / counts.speech, 3) for _, counts in found]
+    padding = [round(100 * counts.padding_merged / counts.padding, 3) for _, counts in found]
+    return [
+        {"arm": "shares", "kappa": k, "speech": s, "padding": p}
+        for k, s, p in zip(KAPPAS, speech, padding, strict=True)
+    ]
+
+
 def errors_of(rows: Any, texts: Any, spelling: Any) -> list[int]:
     """Word errors of each clip."""
     apply = normaliser(NORMALISER, spelling, "en")
@@ -106,6 +143,10 @@ def main() -> None:
     recogniser = Recogniser(learner, [learner.processor.native_window_s])
     done = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     seen = {(row["arm"], row["kappa"]) for row in done}
+    if ("shares", KAPPAS[0]) not in seen:
+        found = shares(learner, rows, recogniser.windows_s[0])
+        with ROWS.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
     for arm, kappa in ARMS:
         if (arm, kappa) in seen:
             continue
@@ -114,8 +155,8 @@ def main() -> None:
             result, loss = recogniser.recognise(rows, BATCH_SIZE), recogniser.cross_entropy(rows, BATCH_SIZE)
         else:
             merger = FrameMerger(learner, kappa) if arm == "rule" else Control(learner, kappa, arm)
-            result, loss, found = recognise_merged(recogniser, merger, rows, BATCH_SIZE, is_timed=arm == "rule")
-            figures = {name: found[name]["value"] for name in found if isinstance(found[name], dict)}
+            result, loss, report = recognise_merged(recogniser, merger, rows, BATCH_SIZE, is_timed=arm == "rule")
+            figures = {name: report[name]["value"] for name in report if isinstance(report[name], dict)}
         scores = score_texts(references, result.texts, [NORMALISER], learner.processor.spelling, "en")
         row = {
             "arm": arm,
