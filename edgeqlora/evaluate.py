@@ -54,6 +54,8 @@ def evaluate(
     limit: int | None = None,
     threads: int | None = None,
     output: Path | None = None,
+    merge_frames: float = 0.0,
+    merge_after: int = 1,
     progress: Any = None,
     say: Any = print,
 ) -> dict[str, Any]:
@@ -61,16 +63,22 @@ def evaluate(
 
     Writes OUTPUT (JSON report) and OUTPUT with the suffix .jsonl (one line an utterance). Greedy everywhere, with
     the same prompt and suppressed tokens. base_model, method: of an adapter that does not say (see open_adapter).
+    merge_frames, merge_after: kappa and number of layers of models.frames.FrameMerger; 0 is off. With it the clips are also
+    recognised without, and the report has `merged_frames`.
     """
     from edgeqlora.data.manifest import load_for
     from edgeqlora.evaluation.scores import score_texts
+    from edgeqlora.models.frames import check_merging
     from edgeqlora.settings import check_normaliser
 
     for name in normalisers:
         check_normaliser(name)
     if output is not None and output.suffix == ".jsonl":
         raise UserError(f"output={str(output)!r}: the utterances go there; name the report .json")
+    check_merging(merge_frames, merge_after)
     kind = kind_of(source)
+    if kind == "bundle" and merge_frames:
+        raise UserError("--merge-frames changes a torch model, and a bundle holds graphs: evaluate the merged folder")
     rows = load_for("", data, split, limit)
     read_durations(rows)
     if kind == "bundle":
@@ -86,13 +94,28 @@ def evaluate(
         outcome = _with_bundle(source, rows, threads, progress)
     else:
         outcome = _with_torch(
-            source, kind, rows, windows_s, language, task, batch_size, base_model, method, progress, say
+            source,
+            kind,
+            rows,
+            windows_s,
+            language,
+            task,
+            batch_size,
+            base_model,
+            method,
+            merge_frames,
+            merge_after,
+            progress,
+            say,
         )
     references = [row.text for row in rows]
     language = outcome["language"] or common_language(rows)
     is_english = language in (None, "en") and why_no_words(references, language) is None
     names = list(normalisers) or ["basic-unicode"] + ["whisper-english"] * is_english
     scores = score_texts(references, outcome["texts"], names, outcome["spelling"], language)
+    if merging := outcome.get("merging"):
+        texts = merging["without"].pop("texts")
+        merging["without"] |= score_texts(references, texts, names, outcome["spelling"], language)
     utterances = _utterances(rows, outcome, names[0], language, scores["leading"])
     report = {
         "schema": SCHEMA,
@@ -106,6 +129,7 @@ def evaluate(
         "windows_s": outcome["windows_s"],
         **scores,
         "perplexity": outcome["perplexity"],
+        **({"merged_frames": merging} if merging else {}),
         "rtf": measured(
             round(outcome["processing_s"] / outcome["audio_s"], 5),
             "processing s / audio s",
@@ -159,6 +183,10 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
             lines.append(f"  {title:<11}    --     {figure['reason']}")
         else:
             lines.append(f"  {title:<11}{figure['value']:6.3f}     {_how(figure)}")
+    if merging := report.get("merged_frames"):
+        from edgeqlora.evaluation.frames import format_merging
+
+        lines += format_merging(merging)
     if report["cut_clips"]:
         lines.append(f"  {report['cut_clips']} clips were longer than the window and were cut at quiet places")
     if report["stopped_at_token_limit"]:
@@ -195,6 +223,8 @@ def _with_torch(
     batch_size: int,
     base_model: str | None,
     method: str | None,
+    kappa: float,
+    merge_after: int,
     progress: Any,
     say: Any,
 ) -> dict[str, Any]:
@@ -221,6 +251,13 @@ def _with_torch(
     else:
         learner = load_learner(source, device=device)
     learner.model.eval()
+    merger = None
+    if kappa:
+        from edgeqlora.models.frames import FrameMerger
+
+        in_nf4 = base is not None and base["precision"] == "nf4"
+        own = load_adapted(adapter, "original", adapter.base_dtype, device) if in_nf4 else None
+        merger, own = FrameMerger(learner, kappa, merge_after, own), None  # a second model is not kept in memory
     told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
     remarks = [line for line in (remark, unread_fields(rows)) if line]
     recogniser = Recogniser(
@@ -233,7 +270,15 @@ def _with_torch(
     )
     result = recogniser.recognise(rows, batch_size, progress)
     loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
+    merging = None
+    if merger:
+        from edgeqlora.evaluation.frames import recognise_merged
+
+        without = {"texts": result.texts, "perplexity": _perplexity(loss, n_tokens)}
+        result, (loss, n_tokens), figures = recognise_merged(recogniser, merger, rows, batch_size, progress)
+        merging = {**figures, "without": without}
     return {
+        "merging": merging,
         "texts": result.texts,
         "processing_s": result.processing_s,
         "audio_s": result.audio_s,

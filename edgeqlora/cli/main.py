@@ -133,6 +133,11 @@ def evaluate(
         str | None, typer.Option(help="Of an adapter that does not say: lora, or qlora (NF4 base).")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (bundle).")] = None,
+    merge_frames: Annotated[
+        float,
+        typer.Option(metavar="KAPPA", help="Research: merge encoder frames that 4 bits cannot tell apart; 0 is off."),
+    ] = 0.0,
+    merge_after: Annotated[int, typer.Option(help="--merge-frames: encoder layers that still see all frames.")] = 1,
     limit: Limit = None,
     worst: Annotated[int, typer.Option(min=0, help="Utterances to show.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write (and .jsonl).")] = None,
@@ -157,6 +162,8 @@ def evaluate(
             limit=limit,
             threads=threads,
             output=output,
+            merge_frames=merge_frames,
+            merge_after=merge_after,
             progress=progress,
             say=say,
         )

@@ -123,6 +123,12 @@ class Learner(Protocol):
     def keep_layers(self, stack: str, numbers: Sequence[int]) -> None:
         """Leave only these layers of a stack, numbered anew, in model and configuration."""
 
+    on_rows: Callable[[Any], None] | None
+    """Told the indices of the rows that go on, whenever a decoder drops rows of its batch."""
+
+    def attention(self, layer: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+        """Of an encoder layer: what its input goes through before the attention, and its query, key and value linears."""
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         """Index of the rows of a linear's input that belong to the clip and not to padding, in a batch of one.
 

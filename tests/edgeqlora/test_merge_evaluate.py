@@ -96,6 +96,13 @@ def test_adapter_and_its_merge_say_the_same(adapter, clips, tmp_path):
     assert a["perplexity"]["value"] == pytest.approx(b["perplexity"]["value"], rel=1e-3)
 
 
+def test_the_noise_of_an_nf4_base_is_that_of_its_own_weights(adapter, clips):
+    """Weights that are NF4 already lose nothing a second time: without the base's own, no frame would merge."""
+    figures = evaluate(str(adapter), str(clips), merge_frames=1e9)["merged_frames"]
+    assert figures["speech"]["value"] > 50
+    assert figures["without"]["perplexity"] == evaluate(str(adapter), str(clips))["perplexity"]
+
+
 def test_perplexity_of_a_random_model_is_about_its_vocabulary(tiny_model, clips):
     report = evaluate(str(tiny_model), str(clips), windows_s=[1.0])
     vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ class Wav2Vec2Learner:
         "q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output",
         "intermediate_dense": "inner", "output_dense": "outer",
     }  # fmt: skip
+    on_rows: Callable[[Any], None] | None = None
 
     def __init__(self, model: Any, processor: Wav2Vec2Processor):
         self.model, self.processor = model, processor
@@ -50,6 +51,11 @@ class Wav2Vec2Learner:
         encoder.layers = torch.nn.ModuleList(encoder.layers[i] for i in numbers)
         for config in {id(config): config for config in (model.config, model.wav2vec2.config, encoder.config)}.values():
             config.num_hidden_layers = len(numbers)
+
+    def attention(self, layer: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+        heads = layer.attention
+        is_normed_first = plain_model(self.model).config.do_stable_layer_norm
+        return layer.layer_norm if is_normed_first else _as_it_is, [heads.q_proj, heads.k_proj, heads.v_proj]
 
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         return slice(0, max(1, self.processor.n_outputs(n_valid)))
@@ -96,6 +102,10 @@ class Wav2Vec2Learner:
     ) -> Wav2Vec2Decoder:
         check_task(task)
         return Wav2Vec2Decoder(self, language)
+
+
+def _as_it_is(hidden: Any) -> Any:
+    return hidden
 
 
 class Wav2Vec2Decoder:

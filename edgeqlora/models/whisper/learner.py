@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ class WhisperLearner:
     roles: ClassVar = {
         "q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output", "fc1": "inner", "fc2": "outer",
     }  # fmt: skip
+    on_rows: Callable[[Any], None] | None = None
 
     def __init__(self, model: Any, processor: WhisperProcessor):
         self.model, self.processor = model, processor
@@ -69,6 +70,10 @@ class WhisperLearner:
             for number, layer in enumerate(part.layers):  # their places in the K/V cache
                 layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = number
             model.generation_config.alignment_heads = None  # they name layers by number
+
+    def attention(self, layer: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+        heads = layer.self_attn
+        return layer.self_attn_layer_norm, [heads.q_proj, heads.k_proj, heads.v_proj]
 
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         keys = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
@@ -131,7 +136,7 @@ class WhisperDecoder:
         """Texts of log-mels of shape (batch, n_mels, 100 * window_s)."""
         refuse_streams(states)
         limit = self.spec["max_new_tokens"][str(float(window_s))]
-        tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit)
+        tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit, self._learner.on_rows)
         return [Transcription(self._detokenizer(ids), is_complete=len(ids) < limit) for ids in tokens]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -129,13 +129,19 @@ def _cache_usable(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def torch_greedy(model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_new_tokens: int) -> list[list[int]]:
+def torch_greedy(
+    model: Any,
+    mel: torch.Tensor | np.ndarray,
+    spec: Decoder,
+    max_new_tokens: int,
+    on_rows: Callable[[torch.Tensor], None] | None = None,
+) -> list[list[int]]:
     """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
     Returns the tokens of each clip, without prompt and end token. `suppress_ids` are out at every step,
     `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, which feeds the first of them until its row is
-    dropped. Raises NotFiniteError where the decoder answers NaN or infinity.
+    dropped: on_rows is then given the indices of those that go on. Raises NotFiniteError where the decoder answers NaN or infinity.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -149,14 +155,20 @@ def torch_greedy(model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_
     with _cache_usable(base), nullcontext() if native else windowed(base, n_frames / FRAMES_PER_S):
         audio_features = base.model.encoder(features).last_hidden_state
     with _cache_usable(base):
-        return _decode(base, audio_features, spec, limit)
+        return _decode(base, audio_features, spec, limit, on_rows)
 
 
 _CACHE = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
 """The decoder's argument for its cache: transformers 5.24 renamed it, and drops the old name in 5.40."""
 
 
-def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) -> list[list[int]]:
+def _decode(
+    base: Any,
+    audio_features: torch.Tensor,
+    spec: Decoder,
+    limit: int,
+    on_rows: Callable[[torch.Tensor], None] | None,
+) -> list[list[int]]:
     """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
     batch, device = audio_features.shape[0], audio_features.device
     eos = spec["eos_ids"]
@@ -197,5 +209,7 @@ def _decode(base: Any, audio_features: torch.Tensor, spec: Decoder, limit: int) 
             # One clip that loops to its limit must not make all the others of its batch run along.
             keep = torch.tensor(active, device=device)
             cache.batch_select_indices(keep)
+            if on_rows is not None:
+                on_rows(keep)
             audio_features, tokens, rows = audio_features[keep], tokens[keep], [rows[i] for i in active]
     return out
