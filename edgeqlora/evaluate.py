@@ -168,7 +168,7 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         lines.append(f"  {'BLEU':<11}    --     {bleu['reason']}")
     else:
         lines.append(f"  {'BLEU':<11}{bleu['value']:6.2f}     {bleu['signature']}   (raw text)")
-    for metric, title in (("perplexity", "perplexity"), ("rtf", "RTF"), ("false_words", "false words")):
+    for metric, title in (("perplexity", "perplexity"), ("rtf", "RTF"), ("false_words", "false")):
         figure = report[metric]
         if metric == "false_words" and figure["value"] is None:
             continue
@@ -356,7 +356,7 @@ def _false_words(utterances: Sequence[dict[str, Any]], durations: Sequence[float
         return missing("no clip without text")
     n_false = sum(errors for errors, _ in silent)
     return measured(
-        round(n_false / minutes, 3), f"{unit} a minute without speech", n_false=n_false, n_clips=len(silent)
+        round(n_false / minutes, 3), f"{unit} a minute in clips without text", n_false=n_false, n_clips=len(silent)
     )
 
 
