@@ -74,8 +74,7 @@ def ranges_to_keep(speech: Sequence[tuple[int, int]], n_samples: int) -> Ranges:
     for start, end in speech:
         start, end = max(start - margin, 0), min(end + margin, n_samples)
         if kept and start <= kept[-1][1]:
-            start, end = kept[-1][0], max(end, kept[-1][1])
-            kept.pop()
+            start = kept.pop()[0]
         kept.append((start, end))
     return tuple(kept)
 

@@ -1,6 +1,7 @@
 """--skip-silence as a user types it: train, evaluate, merge and export on embedded speech between silences."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,20 @@ HUSH_S = 2.0
 """Silence before and after each word."""
 
 
-KNOWN = (
-    "one, nine, open the window, make it colder, volume up, volume down, what time is it, go forward, go back, wait for me, "
-    "move the arm lower, take a picture"
-).split(", ")
+KNOWN = [
+    "one",
+    "nine",
+    "open the window",
+    "make it colder",
+    "volume up",
+    "volume down",
+    "what time is it",
+    "go forward",
+    "go back",
+    "wait for me",
+    "move the arm lower",
+    "take a picture",
+]
 """What the embedded model recognises of the first test voice before it is tuned."""
 
 
@@ -220,3 +231,36 @@ def second_of(recogniser: Recogniser, row: Row) -> Segment:
     assert start > 4_800  # in the second part
     first, last = (start + sample - 4_800 + 32_000 for sample in (1_600, 8_000))
     return Segment("zero", first / 16_000, min(last, 44_800) / 16_000)
+
+
+def test_general_speech_is_cut_too(sets):
+    from edgeqlora.models.family import load_processor
+    from edgeqlora.settings import make_settings
+    from edgeqlora.training.general import load_canary, prepare_replay
+
+    given = {"base_model": str(model_dir()), "train": "-", "dev": "-", "output": "-", "skip_silence": True}
+    settings = make_settings({**given, "replay": str(sets / "test.jsonl"), "canary": str(sets / "dev.jsonl")})
+    replay = prepare_replay(settings, load_processor(str(model_dir())), [], print)
+    assert len(replay.rows) == 12  # without the one that has no speech
+    assert max(replay.windows_s) <= 2.0
+    assert [row.kept == () for row in load_canary(settings)] == [False] * 8 + [True]
+
+
+def test_a_study_scores_what_its_model_was_trained_to_hear(sets):
+    from edgeqlora.research.run_arm import _scored
+
+    card = {"windows_s": [2.0], "language": None, "task": None, "tokens_per_s": None, "skip_silence": True}
+    learner = load_learner(str(model_dir()))
+    learner.model.eval()
+    scored = _scored(learner, str(sets / "test.jsonl"), card)
+    assert sum(one["errors"] for one in scored) == 0
+    assert (scored[-1]["tokens"], scored[0]["tokens"] > 0) == (0, True)
+
+
+def test_without_the_library_nothing_is_computed(sets, command, monkeypatch):
+    silence._detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    code, said = command("evaluate", model_dir(), "-d", sets / "test.jsonl", "--skip-silence")
+    assert code == 2
+    assert "error: skip_silence finds speech with the library silero-vad" in said
+    assert "WER" not in said

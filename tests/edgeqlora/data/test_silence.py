@@ -1,6 +1,7 @@
 """Cutting silence: which samples stay, where they were, and what Silero VAD hears in speech, noise and nothing."""
 
 import dataclasses
+import itertools
 import sys
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_no_speech_is_lost_and_no_silence_is_longer_than_it_may_be(clip):
     n_samples, speech = clip
     kept = ranges_to_keep(speech, n_samples)
     assert all(0 <= start < end <= n_samples for start, end in kept)
-    assert all(a[1] < b[0] for a, b in zip(kept, kept[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(kept))
     said, stays = heard(speech, n_samples), heard(kept, n_samples)
     assert not (said & ~stays).any()
     silences = np.flatnonzero(np.diff(np.concatenate([[1], said[stays], [1]])))
@@ -63,6 +64,7 @@ def test_every_kept_sample_leads_to_the_recording_and_back(clip):
     recording = np.arange(n_samples)
     audio = np.concatenate([recording[start:end] for start, end in kept])
     times = TimeMap(kept)
+    assert audio.size <= n_samples
     places = [*range(0, audio.size, 97), audio.size - 1]
     there = [times.to_recording(i) for i in places]
     assert there == [audio[i] for i in places]
@@ -92,7 +94,7 @@ def test_speech_between_silences_is_found_and_silence_and_noise_are_none():
         word = load_audio(row)
         speech = find_speech(np.concatenate([hush, word, hush]))
         assert speech, row.name
-        assert 48_000 - 1_600 <= speech[0][0], row.name
+        assert speech[0][0] >= 48_000 - 1_600, row.name
         assert speech[-1][1] <= 48_000 + word.size + 1_600, row.name
     for nothing in (
         hush,
