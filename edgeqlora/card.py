@@ -47,6 +47,8 @@ class Card(TypedDict, total=False):
     tokens_per_s: float | None
     language: str | None
     task: str | None
+    skip_silence: bool
+    silence: dict[str, Any] | None
     data: dict[str, Any]
     steps: int
     best_step: int | None

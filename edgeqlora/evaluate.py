@@ -13,8 +13,10 @@ from edgeqlora.card import folder_sha256, library_versions, measured, missing, r
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
 from edgeqlora.data.label_rules import rules_of_bundle
 from edgeqlora.data.row import Row
+from edgeqlora.data.silence import Silence, was_cut, without_silence
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 from edgeqlora_jetson.schema import Figure
@@ -53,6 +55,7 @@ def evaluate(
     method: str | None = None,
     limit: int | None = None,
     threads: int | None = None,
+    skip_silence: bool | None = None,
     output: Path | None = None,
     merge_frames: float = 0.0,
     merge_after: int = 1,
@@ -63,6 +66,7 @@ def evaluate(
 
     Writes OUTPUT (JSON report) and OUTPUT with the suffix .jsonl (one line an utterance). Greedy everywhere, with
     the same prompt and suppressed tokens. base_model, method: of an adapter that does not say (see open_adapter).
+    skip_silence: cut silence away before the model hears a clip; default: as in training (bundles: no, as on the board).
     merge_frames, merge_after: kappa and number of layers of models.frames.FrameMerger; 0 is off. With it the clips are also
     recognised without, and the report has `merged_frames`.
     """
@@ -80,7 +84,12 @@ def evaluate(
     if kind == "bundle" and merge_frames:
         raise UserError("--merge-frames changes a torch model, and a bundle holds graphs: evaluate the merged folder")
     rows = load_for("", data, split, limit)
-    read_durations(rows)
+    durations = read_durations(rows)
+    if skip_silence is None:
+        skip_silence = kind != "bundle" and was_cut(source)
+    silence = None
+    if skip_silence:
+        rows, silence = without_silence(rows, progress)
     if kind == "bundle":
         fixed = {
             "--window-s": windows_s,
@@ -91,12 +100,13 @@ def evaluate(
         }
         if given := [flag for flag, value in fixed.items() if value]:
             raise UserError(f"{', '.join(given)}: fixed in a bundle by its export; omit this, or export again")
-        outcome = _with_bundle(source, rows, threads, progress)
+        outcome = _with_bundle(source, rows, silence, threads, progress)
     else:
         outcome = _with_torch(
             source,
             kind,
             rows,
+            silence,
             windows_s,
             language,
             task,
@@ -117,6 +127,8 @@ def evaluate(
         texts = merging["without"].pop("texts")
         merging["without"] |= score_texts(references, texts, names, outcome["spelling"], language)
     utterances = _utterances(rows, outcome, names[0], language, scores["leading"])
+    audio_s = silence.audio_s if silence else outcome["audio_s"]
+    processing_s = outcome["processing_s"] + (silence.detector_s if silence else 0.0)
     report = {
         "schema": SCHEMA,
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -124,21 +136,23 @@ def evaluate(
         "kind": kind,
         "base": outcome.get("base"),
         "source_sha256": outcome["sha256"],
-        "data": {"source": data, "split": split or None, "n_clips": len(rows), "audio_s": round(outcome["audio_s"], 3)},
+        "data": {"source": data, "split": split or None, "n_clips": len(rows), "audio_s": round(audio_s, 3)},
         "decoding": {"method": "greedy", **outcome["decoding"]},
         "windows_s": outcome["windows_s"],
         **scores,
         "perplexity": outcome["perplexity"],
         **({"merged_frames": merging} if merging else {}),
+        "false_words": _false_words(utterances, durations, scores["leading"]),
         "rtf": measured(
-            round(outcome["processing_s"] / outcome["audio_s"], 5),
+            round(processing_s / audio_s, 5),
             "processing s / audio s",
             batch_size=outcome["batch_size"],
         )
-        if outcome["audio_s"]
+        if audio_s
         else missing("no audio"),
         "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
         "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
+        "silence": {**silence.to_plain(), "compared": outcome["compared"]} if silence else None,
         "stopped_at_token_limit": outcome["n_incomplete"],
         "remarks": outcome["remarks"],
         "machine": read_machine(),
@@ -153,6 +167,8 @@ def evaluate(
 
 def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
     """The report as a table for a terminal, with the worst utterances under it."""
+    from edgeqlora.evaluation.silence_gain import format_silence
+
     windows = ", ".join(f"{w:g}" for w in report["windows_s"])
     data = report["data"]
     lines = [
@@ -177,8 +193,10 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         lines.append(f"  {'BLEU':<11}    --     {bleu['reason']}")
     else:
         lines.append(f"  {'BLEU':<11}{bleu['value']:6.2f}     {bleu['signature']}   (raw text)")
-    for metric, title in (("perplexity", "perplexity"), ("rtf", "RTF")):
+    for metric, title in (("perplexity", "perplexity"), ("rtf", "RTF"), ("false_words", "false")):
         figure = report[metric]
+        if metric == "false_words" and figure["value"] is None:
+            continue
         if figure["value"] is None:
             lines.append(f"  {title:<11}    --     {figure['reason']}")
         else:
@@ -189,6 +207,7 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
         lines += format_merging(merging)
     if report["cut_clips"]:
         lines.append(f"  {report['cut_clips']} clips were longer than the window and were cut at quiet places")
+    lines += format_silence(report["silence"])
     if report["stopped_at_token_limit"]:
         lines.append(
             f"  {report['stopped_at_token_limit']} texts stopped at the limit of tokens of their window: their ends are missing"
@@ -217,6 +236,7 @@ def _with_torch(
     source: str,
     kind: str,
     rows: Sequence[Row],
+    silence: Silence | None,
     windows_s: list[float] | None,
     language: str | None,
     task: str | None,
@@ -269,6 +289,15 @@ def _with_torch(
         say=remarks.append,
     )
     result = recogniser.recognise(rows, batch_size, progress)
+    compared = None
+    if silence:
+        from edgeqlora.evaluation.silence_gain import Spent, compare, encoder_time
+
+        def recognise(some: Sequence[Row]) -> Spent:
+            with encoder_time(learner) as spent:
+                return Spent(recogniser.recognise(some, batch_size).processing_s, sum(spent))
+
+        compared = compare(recognise, rows, silence)
     loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
     merging = None
     if merger:
@@ -282,6 +311,8 @@ def _with_torch(
         "texts": result.texts,
         "processing_s": result.processing_s,
         "audio_s": result.audio_s,
+        "segments": result.segments,
+        "compared": compared,
         "n_pieces": result.n_pieces,
         "n_incomplete": result.n_incomplete,
         "remarks": remarks,
@@ -309,8 +340,11 @@ def _perplexity(loss: float, n_tokens: int) -> Figure:
     )
 
 
-def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress: Any) -> dict[str, Any]:
+def _with_bundle(
+    source: str, rows: Sequence[Row], silence: Silence | None, threads: int | None, progress: Any
+) -> dict[str, Any]:
     from edgeqlora.data.audio import load_audio
+    from edgeqlora.evaluation.silence_gain import Spent, compare
     from edgeqlora_jetson.bundle import Bundle
     from edgeqlora_jetson.runtimes import open_runtime
     from edgeqlora_jetson.transcribe import Transcriber
@@ -321,7 +355,11 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
     transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
     texts, n_pieces, n_incomplete, processing_s, audio_s = [], [], 0, 0.0, 0.0
     for i, row in enumerate(rows):
-        transcript = transcriber.transcribe(load_audio(row))
+        transcript = None if row.kept == () else transcriber.transcribe(load_audio(row))
+        if transcript is None:
+            texts.append("")
+            n_pieces.append(0)
+            continue
         texts.append(transcript.text)
         n_pieces.append(transcript.n_pieces)
         n_incomplete += transcript.n_incomplete
@@ -329,13 +367,24 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         audio_s += transcript.audio_s
         if progress:
             progress(i + 1, len(rows))
+    remarks = [remark] if remark else []
+    if bundle.manifest["audio"].get("cut_in_training") and not silence:
+        remarks.append("the model learned from audio without silence, and the board hears it: see --skip-silence")
+
+    def recognise(some: Sequence[Row]) -> Spent:
+        heard = [transcriber.transcribe(load_audio(row)) for row in some if row.kept != ()]
+        encoders = [one.phases_ms.get("encoder", one.phases_ms.get("ctc", 0.0)) for one in heard]
+        return Spent(sum(one.total_ms for one in heard) / 1000, sum(encoders) / 1000)
+
     return {
         "texts": texts,
+        "segments": [None] * len(rows),
+        "compared": compare(recognise, rows, silence) if silence else None,
         "processing_s": processing_s,
         "audio_s": audio_s,
         "n_pieces": n_pieces,
         "n_incomplete": n_incomplete,
-        "remarks": [remark] if remark else [],
+        "remarks": remarks,
         "batch_size": 1,
         "windows_s": bundle.manifest["audio"]["windows_s"],
         "language": written_language(spec.get("language"), spec.get("task")),
@@ -344,6 +393,19 @@ def _with_bundle(source: str, rows: Sequence[Row], threads: int | None, progress
         "perplexity": missing("not computed from bundles: evaluate the merged folder"),
         "sha256": {"manifest.json": sha256_file(Path(source) / "manifest.json")},
     }
+
+
+def _false_words(utterances: Sequence[dict[str, Any]], durations: Sequence[float], leading: str) -> Figure:
+    """Words (characters where CER leads) a minute in clips whose reference is empty: nothing is said there."""
+    unit = "words" if leading == "wer" else "characters"
+    silent = [(u["errors"], seconds) for u, seconds in zip(utterances, durations, strict=True) if not u["n_reference"]]
+    minutes = sum(seconds for _, seconds in silent) / 60
+    if not minutes:
+        return missing("no clip without text")
+    n_false = sum(errors for errors, _ in silent)
+    return measured(
+        round(n_false / minutes, 3), f"{unit} a minute in clips without text", n_false=n_false, n_clips=len(silent)
+    )
 
 
 def _spelling_of(bundle: Any) -> dict[str, str] | None:
@@ -362,7 +424,7 @@ def _utterances(
     apply = normaliser(name, outcome["spelling"], language)
     unit = "word" if leading == "wer" else "letter"
     found = []
-    for row, text in zip(rows, outcome["texts"], strict=True):
+    for row, text, segments in zip(rows, outcome["texts"], outcome["segments"], strict=True):
         said, got = apply(row.text), apply(text)
         substitutions, deletions, insertions, n = align_counts(items(said, unit), items(got, unit))
         found.append(
@@ -375,6 +437,12 @@ def _utterances(
                 "counted": COUNTED[unit],
                 "normaliser": name,
                 "differences": differences(said, got, unit == "letter"),
+                **({"segments": [segment._asdict() for segment in segments]} if segments is not None else {}),
+                **(
+                    {"kept_s": [[edge / SAMPLE_RATE_HZ for edge in one] for one in row.kept]}
+                    if row.kept is not None
+                    else {}
+                ),
             }
         )
     return found

@@ -31,6 +31,7 @@ def export(
     language: str | None = None,
     task: str | None = None,
     name: str | None = None,
+    with_silence: bool = False,
     compile_check: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -40,6 +41,7 @@ def export(
     jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
     data: default is the dev data that the adapter was trained with. Windows: default is what training used, else the model's own.
     Values of the profile that no public document confirms are said where they are used, and recorded.
+    with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
     from edgeqlora.data.agreement import spoken_language
@@ -60,6 +62,12 @@ def export(
     check_source(merged)
     folder = _folder_of(merged)
     card = read_card(folder) or {}
+    if card.get("skip_silence") and not with_silence:
+        raise UserError(
+            f"{merged} was trained with skip_silence, and the runner on the board cuts no silence: WER there may differ from the "
+            "card's, and longer clips need longer windows. Pass --with-silence to export all the same (evaluate the bundle "
+            "then), or train without skip_silence"
+        )
     verify_weights(folder, card)
     processor = load_processor(str(folder))  # parts that do not belong together are found before the weights are read
     windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [processor.native_window_s]
@@ -99,6 +107,7 @@ def export(
         task=task or card.get("task"),
         tokens_per_s=card.get("tokens_per_s"),
         name=name or (merged.rpartition("/")[2] if is_hub_name(merged) else None),
+        cut_in_training=bool(card.get("skip_silence")),
         base_model=card.get("base_model") or (merged if is_hub_name(merged) else None),
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,

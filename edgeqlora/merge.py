@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeqlora.card import Card, dev_data, folder_sha256, measured, missing, write_card
 from edgeqlora.data.row import Row
+from edgeqlora.data.silence import without_silence
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.files import atomic_folder, read_json, sha256_file, verify_replaceable
@@ -87,6 +88,7 @@ def merge(
     method: str | None = None,
     normaliser: str = "basic-unicode",
     choose_by: str | None = None,
+    skip_silence: bool | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     say: Any = print,
@@ -95,6 +97,7 @@ def merge(
 
     Both candidates are scored on dev and the better one is written, with the figures of both in the card. choose_by:
     wer, cer (then cross-entropy where these are equal), loss, or auto; default: what training was asked to choose by.
+    skip_silence: cut silence out of the dev clips first; default: as in training.
     candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base, and one of plain PEFT (unless method is "qlora"),
     has one candidate, `original`, and one that began with init `qera` has `dequantised`.
 
@@ -137,6 +140,10 @@ def merge(
             )
         wanted = ["dequantised"]
     rows = _dev_rows(dev, dev_split, needed=len(wanted) > 1, limit=limit)
+    is_cut = bool(card.get("skip_silence")) if skip_silence is None else skip_silence
+    if is_cut and rows:
+        rows, silence = without_silence(rows)
+        say(str(silence))
     trained = card.get("settings") or {}
     language = written_language(card.get("language"), card.get("task")) or common_language(rows)
     asked = choose_by or trained.get("choose_by", "auto")
@@ -183,6 +190,7 @@ def merge(
             tokens_per_s=card.get("tokens_per_s"),
             language=card.get("language"),
             task=card.get("task"),
+            skip_silence=is_cut,
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )
 
@@ -216,7 +224,7 @@ def _proof_clips(learner: Any, rows: Sequence[Row]) -> list[Any]:
 
     from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 
-    n_samples = round(PROOF_S * SAMPLE_RATE_HZ)
+    n_samples, rows = round(PROOF_S * SAMPLE_RATE_HZ), [row for row in rows if row.kept != ()]
     if not rows:
         return [np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32) for seed in range(N_PROOF)]
     return [load_audio(row)[:n_samples] for row in rows[:N_PROOF]]

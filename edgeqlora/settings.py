@@ -91,6 +91,8 @@ class TrainSettings:
     """Audio seconds that the encoder sees: auto (what the data needs), a number, or several (2,5,10)."""
     window_draw: str = _setting("smallest", allowed=("smallest", "any"))
     """Where there are several windows: a clip gets the smallest that holds it, or any, so that one model serves them all."""
+    skip_silence: bool = False
+    """Cut silence around and inside speech away, of all clips, before windows are chosen; the library silero-vad finds it."""
     long_clips: str = _setting("error", allowed=("error", "skip"))
     """Clips longer than the window: error, or skip (counted and named)."""
     other_script: str = _setting("auto", allowed=("auto", "keep", "skip", "error"))
@@ -204,7 +206,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "max_grad_norm",
         "seed",
     ),
-    "Windows and labels": ("window_s", "window_draw", "long_clips", "max_label_tokens"),
+    "Windows and labels": ("window_s", "window_draw", "skip_silence", "long_clips", "max_label_tokens"),
     "Forgetting": ("canary", "max_canary_increase", "replay", "replay_share"),
     "Evaluation": ("eval_every", "eval_samples", "patience", "entropy_clips", "normaliser", "report_to"),
     "Memory and speed": ("precision", "gradient_checkpointing", "low_memory", "cache", "cache_gib", "workers"),

@@ -39,6 +39,10 @@ app.add_typer(profiles_app, name="profiles")
 Source = Annotated[str, typer.Argument(help="Base model, adapter, merged folder or bundle.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many clips.")]
+SkipSilence = Annotated[
+    bool | None,
+    typer.Option("--skip-silence/--no-skip-silence", help="Cut silence away first; default: as in training."),
+]
 SPLIT_HELP = "splits to take, with commas between; default: by their names."
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 
@@ -138,6 +142,7 @@ def evaluate(
         typer.Option(metavar="KAPPA", help="Research: merge encoder frames that 4 bits cannot tell apart; 0 is off."),
     ] = 0.0,
     merge_after: Annotated[int, typer.Option(help="--merge-frames: encoder layers that still see all frames.")] = 1,
+    skip_silence: SkipSilence = None,
     limit: Limit = None,
     worst: Annotated[int, typer.Option(min=0, help="Utterances to show.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write (and .jsonl).")] = None,
@@ -161,6 +166,7 @@ def evaluate(
             method=method,
             limit=limit,
             threads=threads,
+            skip_silence=skip_silence,
             output=output,
             merge_frames=merge_frames,
             merge_after=merge_after,
@@ -196,6 +202,7 @@ def merge(
     choose_by: Annotated[
         str | None, typer.Option(help="wer, cer, loss or auto; default: what training was asked to choose by.")
     ] = None,
+    skip_silence: SkipSilence = None,
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -212,6 +219,7 @@ def merge(
         method=method,
         normaliser=normaliser,
         choose_by=choose_by,
+        skip_silence=skip_silence,
         limit=limit,
         overwrite=overwrite,
         say=say,
@@ -234,6 +242,9 @@ def export(
     language: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
+    with_silence: Annotated[
+        bool, typer.Option("--with-silence", help="Of a model trained with --skip-silence: the board cuts no silence.")
+    ] = False,
     compile_check: Annotated[
         bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
     ] = False,
@@ -254,6 +265,7 @@ def export(
         language=language,
         task=task,
         name=name,
+        with_silence=with_silence,
         compile_check=compile_check,
         overwrite=overwrite,
         say=say,

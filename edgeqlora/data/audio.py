@@ -39,7 +39,7 @@ class Cut:
 
 
 def load_audio(source: Row | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Audio:
-    """Decode one utterance: cut by start and end, channels averaged, resampled.
+    """Decode one utterance: cut by start and end, channels averaged, resampled, of that what the row keeps.
 
     Returns float32, shape (n_samples,), in [-1, 1].
 
@@ -47,7 +47,11 @@ def load_audio(source: Row | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -
     or were not scaled, or when the cut lies outside it.
     """
     audio, file_rate_hz = decode(source)
-    return to_rate(audio, file_rate_hz, sample_rate_hz)
+    audio, kept = to_rate(audio, file_rate_hz, sample_rate_hz), _row(source).kept
+    if kept is None:
+        return audio
+    assert sample_rate_hz == SAMPLE_RATE_HZ, "what is kept is counted in samples of that rate"
+    return np.concatenate([audio[:0], *(audio[start:end] for start, end in kept)])
 
 
 def decode(source: Row | str | Path) -> tuple[Audio, int]:
@@ -71,14 +75,17 @@ def read_cut(source: Row | str | Path) -> Cut:
 
 
 def probe(source: Row | str | Path) -> tuple[int, float, int]:
-    """Read the header only: (sample_rate_hz, duration_s after the cut, channels).
+    """Read the header only: (sample_rate_hz, duration_s after the cut and of what is kept, channels).
 
     Raises UserError as `load_audio` does, except for what only decoding can find.
     """
     row = _row(source)
     with _open(row) as file:
         start, end = _range(row, file)
-        return file.sample_rate_hz, (end - start) / file.sample_rate_hz, file.n_channels
+        duration_s = (end - start) / file.sample_rate_hz
+        if row.kept is not None:
+            duration_s = sum(end - start for start, end in row.kept) / SAMPLE_RATE_HZ
+        return file.sample_rate_hz, duration_s, file.n_channels
 
 
 def _row(source: Row | str | Path) -> Row:

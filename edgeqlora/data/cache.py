@@ -77,7 +77,7 @@ class FeatureExtractor(Protocol):
 class FeatureCache:
     """Features of rows, computed once and then read from `folder`; `folder=None` computes every time.
 
-    The key is the sha256 of the audio bytes, the cut, the extractor's settings, the window and the cache
+    The key is the sha256 of the audio bytes, the cut, what is kept of it, the extractor's settings, the window and the cache
     schema, so that a changed file is never served old features. A damaged cache file is computed again; a
     folder that cannot be written (disk full, no permission) is given up with one warning.
 
@@ -133,7 +133,7 @@ class FeatureCache:
 
     def n_valid_frames(self, row: Row, window_s: float) -> int:
         """Frames of the window that hold the clip, from the file's header; the rest is padding."""
-        name = f"{row.audio}\0{row.start}\0{row.end}"
+        name = f"{row.audio}\0{row.start}\0{row.end}\0{row.kept}"
         if name not in self._n_samples:
             self._n_samples[name] = round(probe(row)[1] * self.extractor.sample_rate_hz)
         return self.extractor.n_valid_frames(self._n_samples[name], window_s)
@@ -147,6 +147,7 @@ class FeatureCache:
             str(n_frames),
             repr(row.start),
             repr(row.end),
+            *([] if row.kept is None else [repr(row.kept)]),
             self._hash(row),
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -46,6 +46,9 @@ HARMLESS = frozenset(
 )
 """Fields that data sets carry and that change nothing here."""
 
+Ranges = tuple[tuple[int, int], ...]
+"""(start, end) in samples at 16 kHz, in order and apart."""
+
 MAX_S = 1e8
 """Three years: no time in a recording is behind that, and samples can still be counted there."""
 
@@ -72,6 +75,8 @@ class Row:
     """Seconds into the file where it ends; None is the end of the file."""
     read_bytes: Callable[[], bytes] | None = None
     """Reads the encoded audio (a whole wav, flac, ogg or mp3 file) where the data set holds it instead of a path."""
+    kept: Ranges | None = None
+    """What is heard of this utterance (see silence.py); None: all of it; empty: nothing, it has no speech."""
     id: str = ""
     """Name of the utterance, unique within its data set."""
     unread: tuple[str, ...] = ()

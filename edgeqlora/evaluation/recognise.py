@@ -13,11 +13,13 @@ import numpy as np
 from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio, probe
 from edgeqlora.data.batching import IGNORE, window_of
 from edgeqlora.data.row import Row
+from edgeqlora.data.silence import TimeMap
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner
 from edgeqlora.models.quantised import plain_model
 from edgeqlora_jetson.audio.windows import choose_window, split_long
 from edgeqlora_jetson.text import join_pieces, written_language
+from edgeqlora_jetson.transcribe import Segment
 
 Progress = Callable[[int, int], None]
 _T = TypeVar("_T")
@@ -34,12 +36,15 @@ class Recognition:
     """Texts of some clips, and what recognising them took."""
 
     texts: list[str] = field(default_factory=list)
-    """One text a clip, in the order of the rows."""
+    """One text a clip, in the order of the rows; empty for one that has no speech."""
+    segments: list[list[Segment] | None] = field(default_factory=list)
+    """Of each clip, with times in its recording, silence that was cut away included; None: the decoder gives no times."""
     processing_s: float = 0.0
     """Features, encoder and decoder together; reading files left out."""
     audio_s: float = 0.0
+    """Seconds that the model heard."""
     n_pieces: list[int] = field(default_factory=list)
-    """Windows that each clip was cut into (1: it fitted)."""
+    """Windows that each clip was cut into (1: it fitted; 0: it has no speech)."""
     n_incomplete: int = 0
     """Pieces whose text stopped at the limit of tokens."""
 
@@ -79,6 +84,7 @@ class Recogniser:
             chunk = rows[start : start + CHUNK]
             part = self._recognise_chunk(chunk, batch_size)
             result.texts += part.texts
+            result.segments += part.segments
             result.n_pieces += part.n_pieces
             result.processing_s += part.processing_s
             result.audio_s += part.audio_s
@@ -88,16 +94,19 @@ class Recogniser:
         return result
 
     def _recognise_chunk(self, rows: Sequence[Row], batch_size: int) -> Recognition:
-        pieces: list[tuple[int, float, np.ndarray]] = []
+        pieces: list[tuple[int, float, np.ndarray, int]] = []
         result = Recognition(n_pieces=[0] * len(rows))
         for i, row in enumerate(rows):
+            if row.kept == ():
+                continue
             audio = load_audio(row)
             result.audio_s += audio.size / SAMPLE_RATE_HZ
             window = choose_window(audio.size, self.windows_s, SAMPLE_RATE_HZ)
             for start, end in split_long(audio, window, SAMPLE_RATE_HZ):
-                pieces.append((i, window, audio[start:end]))
+                pieces.append((i, window, audio[start:end], start))
                 result.n_pieces[i] += 1
         texts = [""] * len(pieces)
+        segments: list[Sequence[Segment] | None] = [None] * len(pieces)
         # Clips of one window together, longest first: the first batch shows whether memory suffices.
         order = sorted(range(len(pieces)), key=lambda p: (-pieces[p][1], -pieces[p][2].size, p))
         done = 0
@@ -113,26 +122,32 @@ class Recogniser:
             if found is None:
                 continue
             for p, transcription in zip(batch, found, strict=True):
-                texts[p] = transcription.text
+                texts[p], segments[p] = transcription.text, transcription.segments
                 result.n_incomplete += not transcription.is_complete
             result.processing_s += time.perf_counter() - start_s
             done += len(batch)
-        of_row: list[list[str]] = [[] for _ in rows]
-        for (i, _, _), text in zip(pieces, texts, strict=True):
-            of_row[i].append(text)
-        result.texts = [join_pieces(texts, self.written_language) for texts in of_row]
+        of_row: list[list[int]] = [[] for _ in rows]
+        for p, piece in enumerate(pieces):
+            of_row[piece[0]].append(p)
+        result.texts = [join_pieces([texts[p] for p in of], self.written_language) for of in of_row]
+        result.segments = [
+            _in_recording(row, [(segments[p], pieces[p][3]) for p in of]) for row, of in zip(rows, of_row, strict=True)
+        ]
         return result
 
     def cross_entropy(self, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> tuple[float, int]:
         """Teacher-forced loss: (sum of -ln p over the labels, number of labels); perplexity = exp(sum / n).
 
-        Clips longer than the largest window, and texts over the model's limit, are left out: no loss is defined there.
+        Clips longer than the largest window or without speech, and texts over the model's limit, are left out: no loss is
+        defined there.
         UserError where a GPU's memory does not hold one clip.
         """
         processor = self.learner.processor
         limit = processor.label_rules().max_text_tokens
         samples: dict[float, list[tuple[Row, list[int]]]] = {}
         for row in rows:
+            if row.kept == ():
+                continue
             duration_s = probe(row)[1]
             window, ids = window_of(duration_s, self.windows_s), processor.text_ids(row.text)
             if window is not None and (limit is None or len(ids) <= limit) and processor.fits(ids, duration_s):
@@ -195,3 +210,21 @@ class Recogniser:
             )
         self.most_clips[window] = n_clips // 2
         return None
+
+
+def _in_recording(row: Row, pieces: Sequence[tuple[Sequence[Segment] | None, int]]) -> list[Segment] | None:
+    """Segments of a clip's pieces, each with the sample at which it begins, with their times in the recording.
+
+    None where the decoder gives no times.
+    """
+    times = TimeMap(row.kept) if row.kept else None
+    found: list[Segment] = []
+    for segments, first in pieces:
+        if segments is None:
+            return None
+        for text, *seconds in segments:
+            start, end = (first + round(second * SAMPLE_RATE_HZ) for second in seconds)
+            if times is not None:
+                start, end = times.to_recording(start), times.to_recording(end, is_end=True)
+            found.append(Segment(text, start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ))
+    return found

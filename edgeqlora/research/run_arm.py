@@ -66,12 +66,15 @@ def _load(settings: Any, folder: Path) -> Any:
 def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
     """One dict an utterance: its speaker, errors and words, loss and tokens."""
     from edgeqlora.data.manifest import load_for
+    from edgeqlora.data.silence import without_silence
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import normaliser
     from edgeqlora.training.training_data import fingerprint
     from edgeqlora_jetson.wer import align_counts, items
 
     rows = load_for("", source, "")
+    if card["skip_silence"]:
+        rows, _ = without_silence(rows)
     recogniser = Recogniser(learner, card["windows_s"], card["language"], card["task"], card["tokens_per_s"])
     apply = normaliser("basic-unicode", learner.processor.spelling, recogniser.written_language)
     found = []

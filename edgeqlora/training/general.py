@@ -15,6 +15,7 @@ from edgeqlora.data.agreement import read_durations, verify_apart
 from edgeqlora.data.batching import choose_windows, window_of
 from edgeqlora.data.manifest import evenly, load_for
 from edgeqlora.data.row import Row
+from edgeqlora.data.silence import without_silence
 from edgeqlora.errors import UserError
 from edgeqlora.evaluation.recognise import Recogniser
 from edgeqlora.models.family import Learner, Processor
@@ -63,8 +64,13 @@ def prepare_replay(settings: TrainSettings, processor: Processor, dev_rows: Sequ
         return None
     rows = load_for("train", settings.replay, "")
     durations = read_durations(rows)
+    if settings.skip_silence:
+        rows = [row for row in without_silence(rows)[0] if row.kept != ()]
+        durations = read_durations(rows)
     verify_apart(rows, dev_rows)
     windows = _own_windows(durations, processor)
+    if not rows:
+        raise UserError(f"replay={settings.replay!r}: no speech was found in any clip: leave out --skip-silence")
     kept = [(row, d) for row, d in zip(rows, durations, strict=True) if window_of(d, windows) is not None]
     if not kept:
         raise UserError(f"replay={settings.replay!r}: all {len(rows)} clips are longer than {windows[-1]:g} s")
@@ -92,9 +98,9 @@ def label_replay(
     texts = [row.text for row in replay.rows]
     if silent:
         of_data = [sources[name] for name in ("base_model", "replay", "replay_audio")]
-        key = json.dumps(
-            [of_data, f"{settings.method}{settings.bits or ''}", settings.task, language, silent, replay.windows_s]
-        )
+        held = f"{settings.method}{settings.bits or ''}"
+        heard = [replay.rows[i].kept for i in silent] if settings.skip_silence else []
+        key = json.dumps([of_data, held, settings.task, language, silent, replay.windows_s, *heard])
         path = cache / f"replay-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if cache is not None else None
         if path is not None and path.is_file():
             said = read_json(path, "transcripts of the base model")
@@ -181,7 +187,8 @@ def load_canary(settings: TrainSettings) -> list[Row]:
         return []
     if not settings.dev:
         raise UserError("--canary is scored whenever dev is: pass --dev")
-    return load_for("", settings.canary, "")
+    rows = load_for("", settings.canary, "")
+    return without_silence(rows)[0] if settings.skip_silence else rows
 
 
 def _own_windows(durations_s: Sequence[float], processor: Processor) -> list[float]:

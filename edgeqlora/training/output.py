@@ -101,6 +101,8 @@ def write_output(
             tokens_per_s=data.tokens_per_s,
             language=data.language,
             task=settings.task,
+            skip_silence=settings.skip_silence,
+            silence=data.silence,
             data={
                 "n_train": len(data.rows),
                 "train_audio_s": round(sum(data.durations_s), 2),

@@ -50,13 +50,14 @@ def data_hashes(settings: TrainSettings, rows: Mapping[str, Sequence[Row]]) -> d
     for name, of in rows.items():
         source = getattr(settings, name)
         lines = [repr((Path(row.audio).name, row.text, row.start, row.end)) for row in of]
-        hashes[name] = sha256_file(source) if os.path.isfile(source) else _sha256(lines)
-        hashes[f"{name}_audio"] = _sha256([_stamp(row.audio) for row in of])
+        hashes[name] = sha256_file(source) if os.path.isfile(source) else sha256_lines(lines)
+        hashes[f"{name}_audio"] = sha256_lines([_stamp(row.audio) for row in of])
     hashes["ranks"] = sha256_file(settings.ranks) if os.path.isfile(settings.ranks) else None
     return hashes
 
 
-def _sha256(lines: Sequence[str]) -> str | None:
+def sha256_lines(lines: Sequence[str]) -> str | None:
+    """Hash of the lines; None of none."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest() if lines else None
 
 

@@ -12,20 +12,21 @@ from typing import Any
 from rich.console import Console
 
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields, verify_apart
-from edgeqlora.data.audio import load_audio
+from edgeqlora.data.audio import load_audio, probe
 from edgeqlora.data.augment import AugmentConfig
 from edgeqlora.data.batching import choose_windows, padding_share, window_of
 from edgeqlora.data.dataset import Recordings, load_recordings
 from edgeqlora.data.label_rules import LabelRules
 from edgeqlora.data.manifest import load_for
 from edgeqlora.data.row import Row
+from edgeqlora.data.silence import without_silence
 from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
 from edgeqlora.models.family import Learner, Processor
 from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
 from edgeqlora.training.general import Replay, load_canary, prepare_replay
-from edgeqlora.training.partial_run import data_hashes
+from edgeqlora.training.partial_run import data_hashes, sha256_lines
 from edgeqlora_jetson.screen import visible
 
 
@@ -51,6 +52,8 @@ class Prepared:
     """sha256 of the base model's files (of a hub model: its commit), and those of partial_run.data_hashes."""
     noises: Recordings
     rooms: Recordings
+    silence: dict[str, Any] | None
+    """What cutting silence did to train and dev; None: nothing was cut."""
     canary_rows: list[Row]
     replay: Replay | None
 
@@ -70,6 +73,10 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         raise UserError(f"train={settings.train!r}: all {len(rows)} texts are empty")
     # From the files' headers: what is missing or no audio is found now, not at the first evaluation.
     durations, dev_durations = read_durations(rows), read_durations(dev_rows)
+    silence = None
+    if settings.skip_silence:
+        (rows, dev_rows), silence = _without_silence([rows, dev_rows], console)
+        durations, dev_durations = ([probe(row)[1] for row in of] for of in (rows, dev_rows))
     n_same = verify_apart(rows, dev_rows)
     if n_same:
         console.print(f"  {n_same} of {len(dev_rows)} dev clips say a text that is in the training data too")
@@ -142,6 +149,9 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         verify_apart([*rows, *(replay.rows if replay else [])], canary_rows)
     noises, rooms = load_recordings("noise", settings.noise), load_recordings("room", settings.room)
     sources |= data_hashes(settings, {"train": every, "dev": dev_rows, "noise": noises.rows, "room": rooms.rows})
+    if silence:
+        heard = [*rows, *dev_rows, *canary_rows, *(replay.rows if replay else [])]
+        sources["speech_in_the_clips"] = sha256_lines([repr((fingerprint(row), row.kept)) for row in heard])
     sources |= data_hashes(settings, {"canary": canary_rows, "replay": replay.rows if replay else []})
     return Prepared(
         rows,
@@ -158,9 +168,31 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         sources,
         noises,
         rooms,
+        silence,
         canary_rows,
         replay,
     )
+
+
+def _without_silence(sets: Sequence[list[Row]], console: Console) -> tuple[list[list[Row]], dict[str, Any]]:
+    """Training and dev rows as they are heard, and what was cut. A training clip without speech teaches nothing.
+
+    Raises UserError where no training clip has speech.
+    """
+    n_clips = sum(map(len, sets))
+    console.print(f"  listening for speech in {n_clips} clips")
+    (train, of_train), (dev, of_dev) = map(without_silence, sets)
+    for name, silence in (("train", of_train), ("dev", of_dev)):
+        if silence.n_clips:
+            console.print(f"  {name}: {silence}")
+    if silent := [row for row in train if row.kept == ()]:
+        if len(silent) == len(train):
+            raise UserError(
+                f"skip_silence: no speech was found in any of the {len(train)} training clips: leave it out"
+            )
+        console.print(f"  {len(silent)} training clips without speech left out, e.g. {visible(silent[0].name)}")
+    kept = [row for row in train if row.kept != ()]
+    return [kept, dev], {"train": of_train.to_plain(), "dev": of_dev.to_plain() if dev else None}
 
 
 def _verify_writable(rows: list[Row], processor: Processor) -> None:

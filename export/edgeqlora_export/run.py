@@ -39,6 +39,7 @@ def export_bundle(
     task: str | None = None,
     tokens_per_s: float | None = None,
     name: str | None = None,
+    cut_in_training: bool = False,
     base_model: str | None = None,
     parents: Mapping[str, Any] | None = None,
     normaliser: str = "basic-unicode",
@@ -56,6 +57,7 @@ def export_bundle(
     clips: (audio float32 (n_samples,) at 16 kHz, reference); the first `n_parity` are used for the parity gates, the
     first `n_eval` travel with the bundle. tokens_per_s: most label tokens in a second of the training data (see decoding).
 
+    cut_in_training: the model learned from audio without silence, which the board does not cut: recorded.
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -81,7 +83,11 @@ def export_bundle(
             progress(f"all {n_nodes} nodes are in TensorRT {table.version}'s operator table")
         manifest = draft_manifest(
             name=name,
-            audio={"sample_rate_hz": SAMPLE_RATE_HZ, "windows_s": list(windows_s)},
+            audio={
+                "sample_rate_hz": SAMPLE_RATE_HZ,
+                "windows_s": list(windows_s),
+                **({"cut_in_training": True} if cut_in_training else {}),
+            },
             graphs={
                 key: Graph(file=path.name, opset=opset, precision="fp32", inputs=inputs, outputs=outputs)
                 for key, path in graphs.items()

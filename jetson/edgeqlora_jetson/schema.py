@@ -30,11 +30,15 @@ if TYPE_CHECKING:
         inputs: List[str]
         outputs: List[str]
 
-    class Audio(TypedDict):
-        """What the model hears: windows_s are the lengths of audio, in s, that its encoder may see."""
+    class Audio(TypedDict, total=False):
+        """What the model hears: windows_s are the lengths of audio, in s, that its encoder may see.
+
+        cut_in_training: it learned from audio without silence, which the runner does not cut.
+        """
 
         sample_rate_hz: int
         windows_s: List[float]
+        cut_in_training: bool
 
     class Model(TypedDict, total=False):
         """Sizes of the network; all but vocab_size are of an encoder-decoder."""

@@ -36,6 +36,7 @@ _REQUIRED: Dict[str, Any] = {
 }
 # What is only shown, or has a default: null and missing are allowed.
 _OPTIONAL: Dict[str, Any] = {
+    "audio.cut_in_training": _SWITCH,
     "created_utc": _TEXT,
     "decoder.language": _TEXT,
     "decoder.task": _TEXT,

@@ -51,6 +51,10 @@ def format_info(bundle: Bundle) -> str:
         "Language    {}, task {}".format(decoder.get("language") or "not fixed", decoder.get("task") or "transcribe"),
         "Windows     {}".format(", ".join(_window(bundle, w) for w in bundle.windows_s)),
     ]
+    if manifest["audio"].get("cut_in_training"):
+        lines.append(
+            "Silence     not cut here, but was in training: error rates of training are not those of this runner"
+        )
     for graph, entry in sorted(manifest["graphs"].items()):
         size = manifest["files"][entry["file"]]["bytes"]
         lines.append(
