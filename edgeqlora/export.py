@@ -51,8 +51,11 @@ def export(
 
     profile = load_profile(target, jetpack)
     if (Path(merged) / "adapter_config.json").is_file():
-        raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged)")
-    check_source(merged)
+        kept = "; --keep-gates keeps its gates in time" if any(Path(merged).glob("temporal_gate.*")) else ""
+        raise UserError(
+            f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged){kept}"
+        )
+    check_source(merged, is_base=False)
     folder = _folder_of(merged)
     card = read_card(folder) or {}
     verify_weights(folder, card)

@@ -55,6 +55,8 @@ class TrainSettings:
     """Dropout on the input of the LoRA branch."""
     entropy_weight: float = _setting(0.0, -1.0, 1.0)
     """Weight of the entropy of what adapters add: above 0 pushes it down (fewer directions), below 0 up; 0: off."""
+    temporal_gate: str = _setting("off", allowed=("off", "layer", "rank"))
+    """Gates that weigh what adapters add at each moment, by what is heard there: off, one a layer, or one for each rank."""
     learning_rate: float | None = _setting(None, 1e-8, 1.0, flags=("--lr",))
     """Peak learning rate. Default: 1e-3 with LoRA, 1e-4 with full fine-tuning."""
     steps: int | None = _setting(None, 1, 10**8)
@@ -162,7 +164,7 @@ _FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and data": ("base_model", "train", "dev", "output", "language", "task", "limit"),
-    "Adapter": ("method", "drop_layers", "ranks", "lora_alpha", "lora_dropout", "entropy_weight"),
+    "Adapter": ("method", "drop_layers", "ranks", "lora_alpha", "lora_dropout", "entropy_weight", "temporal_gate"),
     "Length and optimiser": (
         "steps",
         "epochs",
@@ -252,6 +254,11 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
     if settings.entropy_weight and (settings.method == "full" or settings.ranks.startswith("adalora:")):
         raise UserError(
             f"entropy_weight={settings.entropy_weight:g} is of LoRA adapters: allowed with method qlora or lora, and ranks "
+            "that are fixed"
+        )
+    if settings.temporal_gate != "off" and (settings.method == "full" or settings.ranks.startswith("adalora:")):
+        raise UserError(
+            f"temporal_gate={settings.temporal_gate!r} is of LoRA adapters: allowed with method qlora or lora, and ranks "
             "that are fixed"
         )
     if settings.patience and not settings.dev:

@@ -185,6 +185,10 @@ def merge(
         str | None, typer.Option(help="wer, cer, loss or auto; default: what training was asked to choose by.")
     ] = None,
     limit: Limit = None,
+    keep_gates: Annotated[
+        bool,
+        typer.Option("--keep-gates", help="Keep gates in time beside the weights, for export; default: fold them."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge an adapter into its base in fp32, both sound ways scored on dev; writes a transformers folder."""
@@ -201,6 +205,7 @@ def merge(
         normaliser=normaliser,
         choose_by=choose_by,
         limit=limit,
+        keep_gates=keep_gates,
         overwrite=overwrite,
         say=say,
     )

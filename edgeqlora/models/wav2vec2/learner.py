@@ -14,6 +14,7 @@ from edgeqlora.models.family import Features, Transcription, cannot_load, refuse
 from edgeqlora.models.quantised import keep_linear4bit_in_train_mode, nf4_options, plain_model
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
 from edgeqlora_export.wav2vec2.checks import check_task
+from edgeqlora_export.wav2vec2.frames import frame_parts
 from edgeqlora_jetson.decoders import collapse, spell
 from edgeqlora_jetson.errors import NotFiniteError
 
@@ -43,6 +44,12 @@ class Wav2Vec2Learner:
         encoder.layers = torch.nn.ModuleList(encoder.layers[i] for i in numbers)
         for config in {id(config): config for config in (model.config, model.wav2vec2.config, encoder.config)}.values():
             config.num_hidden_layers = len(numbers)
+
+    def hears_frames(self, linear: str) -> bool:
+        return True  # it has no other linears
+
+    def frame_parts(self) -> tuple[Any, Any]:
+        return frame_parts(plain_model(self.model))
 
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         return slice(0, max(1, self.processor.n_outputs(n_valid)))
