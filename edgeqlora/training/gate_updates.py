@@ -15,7 +15,7 @@ DECAY = 1e-2
 
 def give_own_groups(optimizer: Any, model: Any, learning_rate: float) -> None:
     """Take the gates out of the optimiser's groups and give them two of their own, behind the others."""
-    gates = [module.temporal_gate for module in gates_of(model).values()]
+    gates = [gated.gate for gated in gates_of(model).values()]
     if not gates:
         return
     weights, biases = [gate.weight for gate in gates], [gate.bias for gate in gates]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from edgeqlora.lora.temporal.gates import Gated
 from edgeqlora.models.family import Learner
 from edgeqlora.models.quantised import plain_model
 
@@ -46,16 +47,18 @@ class FrameSums:
         return c, math.sqrt(max(lost, 0.0) / whole)
 
 
-def fold(learner: Learner, gated: dict[str, Any], clips: list[dict[str, Any]]) -> dict[str, Any]:
+def fold(learner: Learner, gated: dict[str, Gated], clips: list[dict[str, Any]]) -> dict[str, Any]:
     """Replace the gates of `gated` (see gates_of) by constants in lora_B, and say what that changes.
 
     clips: {"batch" (of one), "n_valid"}. The gates stay, fixed to 1. Returned: error and constants of each layer,
     and of the model's answers on the clips the RMS of the change, that of the logits, and the share of equal likeliest ones.
     """
-    sums = {name: FrameSums(module.lora_B["default"].weight) for name, module in gated.items()}
+    sums = {name: FrameSums(found.adapter.lora_B["default"].weight) for name, found in gated.items()}
     for clip in clips:
         heard: dict[str, tuple[Any, Any]] = {}
-        handles = [m.lora_A["default"].register_forward_hook(_hearing(heard, name)) for name, m in gated.items()]
+        handles = [
+            g.adapter.lora_A["default"].register_forward_hook(_hearing(heard, name)) for name, g in gated.items()
+        ]
         try:
             labels = _answers(learner, clip)[1]
         finally:
@@ -66,28 +69,28 @@ def fold(learner: Learner, gated: dict[str, Any], clips: list[dict[str, Any]]) -
             sums[name].add(a.flatten(0, 1)[rows], h.flatten(0, 1)[rows])
     layers: dict[str, dict[str, Any]] = {}
     constants: dict[str, torch.Tensor] = {}
-    for name, module in gated.items():
-        c, error = sums[name].constants(len(module.temporal_gate.bias))
-        constants[name] = c.to(module.lora_B["default"].weight)
+    for name, (adapter, gate) in gated.items():
+        c, error = sums[name].constants(len(gate.bias))
+        constants[name] = c.to(adapter.lora_B["default"].weight)
         layers[name] = {"error": round(error, 6), "gate": [round(float(value), 6) for value in c]}
     changed = _change(learner, gated, constants, clips)
     with torch.no_grad():
-        for name, module in gated.items():
-            module.lora_B["default"].weight *= constants[name]
-            module.temporal_gate.fixed = torch.ones_like(constants[name])
+        for name, (adapter, gate) in gated.items():
+            adapter.lora_B["default"].weight *= constants[name]
+            gate.fixed = torch.ones_like(constants[name])
     return {"n_clips": len(clips), **changed, "layers": layers}
 
 
 def _change(
-    learner: Learner, gated: dict[str, Any], constants: dict[str, torch.Tensor], clips: Iterable[dict[str, Any]]
+    learner: Learner, gated: dict[str, Gated], constants: dict[str, torch.Tensor], clips: Iterable[dict[str, Any]]
 ) -> dict[str, float]:
     """RMS of the change of the answers and of the answers with gates, and the share of rows with the same likeliest."""
     squares, size, same, n, n_values = 0.0, 0.0, 0, 0, 0
     for clip in clips:
         answers = []
         for is_fixed in (False, True):
-            for name, module in gated.items():
-                module.temporal_gate.fixed = constants[name] if is_fixed else None
+            for name, found in gated.items():
+                found.gate.fixed = constants[name] if is_fixed else None
             logits, labels = _answers(learner, clip)
             answers.append(logits.flatten(0, 1)[learner.counted("", clip["n_valid"], labels)].float())
         gates, folded = answers

@@ -6,7 +6,7 @@ PEFT knows nothing of them: a hook weighs what comes out of lora_A, so that the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -52,10 +52,18 @@ class TimeGate(nn.Module):
         self._handle.remove()
 
 
+class Gated(NamedTuple):
+    """A linear with a gate on its adapter."""
+
+    adapter: Any
+    """PEFT's LoRA layer."""
+    gate: TimeGate
+
+
 def add_gates(learner: Learner, kind: str) -> None:
     """Give each adapter that hears frames a gate that is exactly 1. UserError where there is none."""
-    modules = dict(plain_model(learner.model).named_modules())
-    heard = {name: m for name, m in modules.items() if hasattr(m, "lora_A") and learner.hears_frames(name)}
+    model = plain_model(learner.model)
+    heard = {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and learner.hears_frames(name)}
     if not all(isinstance(m.lora_A, nn.ModuleDict) and "default" in m.lora_A for m in heard.values()) or not heard:
         raise UserError(
             f"temporal_gate={kind!r}: no adapter hears frames, or not as plain LoRA: give ranks to linears of the encoder"
@@ -63,28 +71,34 @@ def add_gates(learner: Learner, kind: str) -> None:
     encoder, features = learner.frame_parts()
     frames = Frames(features)
     frames.listen(encoder)
-    for module in heard.values():
+    # On the model and not on PEFT's layers, whose parts all go into the adapter's file.
+    model.temporal_gates = nn.ModuleDict()
+    for name, module in heard.items():
         lora_a = module.lora_A["default"]
-        module.temporal_gate = TimeGate(kind, len(lora_a.weight), frames).to(lora_a.weight.device)
-        module.temporal_gate.listen(lora_a)
+        gate = TimeGate(kind, len(lora_a.weight), frames).to(lora_a.weight.device)
+        gate.listen(lora_a)
+        model.temporal_gates[name.replace(".", "/")] = gate
 
 
-def gates_of(model: Any) -> dict[str, Any]:
-    """Adapted linears with a gate (`.temporal_gate`), by full name."""
-    return {name: m for name, m in plain_model(model).named_modules() if hasattr(m, "temporal_gate")}
+def gates_of(model: Any) -> dict[str, Gated]:
+    """Adapted linears with a gate, by full name."""
+    plain = plain_model(model)
+    gates = {key.replace("/", "."): gate for key, gate in getattr(plain, "temporal_gates", {}).items()}
+    return {name: Gated(plain.get_submodule(name), gate) for name, gate in gates.items()}
 
 
 def remove_gates(model: Any) -> None:
     """Adapters add all that they have again."""
-    for module in gates_of(model).values():
-        module.temporal_gate.close()
-        module.temporal_gate.frames.close()
-        del module.temporal_gate
+    for gated in gates_of(model).values():
+        gated.gate.close()
+        gated.gate.frames.close()
+    if hasattr(plain_model(model), "temporal_gates"):
+        del plain_model(model).temporal_gates
 
 
 def save_gates(model: Any, folder: Path) -> None:
     """Write the gates beside the adapter in `folder`; nothing where the model has none."""
-    gates = {name: module.temporal_gate for name, module in gates_of(model).items()}
+    gates = {name: gated.gate for name, gated in gates_of(model).items()}
     if gates:
         kind = next(iter(gates.values())).kind
         saved = SavedGates(kind, {name: dict(gate.named_parameters()) for name, gate in gates.items()})
@@ -93,19 +107,19 @@ def save_gates(model: Any, folder: Path) -> None:
 
 def put_gates(model: Any, folder: Path) -> None:
     """Put the gates of `folder` into the model, which has as many. Raises UserError where they do not fit."""
-    saved, modules = read_gates(folder), gates_of(model)
+    saved, there = read_gates(folder), gates_of(model)
     linears = saved.linears if saved else {}
-    differing = sorted(set(linears) ^ set(modules)) or [
-        name for name in modules if linears[name]["bias"].shape != modules[name].temporal_gate.bias.shape
+    differing = sorted(set(linears) ^ set(there)) or [
+        name for name in there if linears[name]["bias"].shape != there[name].gate.bias.shape
     ]
     if differing:
         raise UserError(
-            f"{folder}: its gates in time ({len(linears)}) do not fit the adapters ({len(modules)} with gates), first "
+            f"{folder}: its gates in time ({len(linears)}) do not fit the adapters ({len(there)} with gates), first "
             f"{differing[0]}: they are of another adapter; copy the whole folder again"
         )
     with torch.no_grad():
-        for name, module in modules.items():
-            for part, parameter in module.temporal_gate.named_parameters():
+        for name, gated in there.items():
+            for part, parameter in gated.gate.named_parameters():
                 parameter.copy_(linears[name][part])
 
 

@@ -70,10 +70,10 @@ class MergedGates:
         """Take gated adapters out of the model, so that PEFT merges only the others."""
         import torch
 
-        for name, module in gates_of(learner.model).items():
-            a, b = (getattr(module, part)["default"].weight for part in ("lora_A", "lora_B"))
-            own = dict(module.temporal_gate.named_parameters())
-            self._saved.linears[name] = {**own, "lora_A": a.detach(), "lora_B": b.detach() * module.scaling["default"]}
+        for name, (adapter, gate) in gates_of(learner.model).items():
+            a, b = (getattr(adapter, part)["default"].weight for part in ("lora_A", "lora_B"))
+            own = {**dict(gate.named_parameters()), "lora_A": a.detach()}
+            self._saved.linears[name] = {**own, "lora_B": b.detach() * adapter.scaling["default"]}
             with torch.no_grad():
                 b.zero_()
         remove_gates(learner.model)
