@@ -87,9 +87,10 @@ class MergedGates:
     def field(self, after: dict[str, Any] | None, say: Callable[[str], object]) -> dict[str, Any]:
         """What the card says of them, which is also said; after: figures of the merged model on dev."""
         known: dict[str, Any] = {"schema": SCHEMA, "kind": self._kind, "kept": self._keep}
-        if self._keep or after is None:
+        if self._keep:
             say(f"  {len(self._saved.linears)} adapters with gates in time stay beside the weights")
             return known
+        assert after is not None, "check_gates asks for dev data"
         layers = self._folded["layers"]
         errors = {name: layer["error"] for name, layer in layers.items()}
         worst = max(errors, key=lambda name: errors[name])
@@ -102,15 +103,17 @@ class MergedGates:
         logits = self._folded["logit_rms"] / max(self._folded["logit_size_rms"], 1e-12)
         say(
             f"    answers change by {100 * logits:.2f} % (RMS of the logits), {100 * self._folded['top1_agreement']:.2f} % of "
-            f"the likeliest stay; dev {rate.upper()} {figures[0]:.2f} % with gates, {figures[1]:.2f} % folded"
+            "the likeliest stay"
         )
-        rise = figures[1] - figures[0]
-        if rise > ALLOWED:
+        rise = None if None in figures else round(figures[1] - figures[0], 4)
+        if rise is not None:
+            say(f"    dev {rate.upper()} {figures[0]:.2f} % with gates, {figures[1]:.2f} % folded")
+        if rise is not None and rise > ALLOWED:
             say(
                 f"    Folding costs {rise:.2f} points of {rate.upper()} on dev, more than {ALLOWED:g}: merge with --keep-gates, "
                 "and export puts the gates into the graph"
             )
-        dev = {"with_gates": self._before, "folded": after, "rise": round(rise, 4), "chosen_by": rate}
+        dev = {"with_gates": self._before, "folded": after, "rate": rate, "rise": rise}
         return {**known, "fold": {**self._folded, "dev": dev}}
 
 
