@@ -61,6 +61,7 @@ class Card(TypedDict, total=False):
     dropped_layers: dict[str, list[int]]
     canary: dict[str, Any]
     replay: dict[str, Any]
+    temporal_gate: dict[str, Any]
     figures: dict[str, Figure]
     chosen: str
     candidates: dict[str, Any]

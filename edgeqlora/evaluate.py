@@ -37,7 +37,7 @@ def kind_of(source: str) -> str:
         return "adapter"
     from edgeqlora.models.family import check_source
 
-    check_source(source)
+    check_source(source, is_base=False)
     return "model"
 
 

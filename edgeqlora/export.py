@@ -58,8 +58,11 @@ def export(
                 f"{merged} is a prefix: keys and values that the decoder reads, no change of its weights, and no graph takes "
                 "them; for a board train with qlora, lora or ia3"
             )
-        raise UserError(f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged)")
-    check_source(merged)
+        kept = "; --keep-gates keeps its gates in time" if any(Path(merged).glob("temporal_gate.*")) else ""
+        raise UserError(
+            f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged){kept}"
+        )
+    check_source(merged, is_base=False)
     folder = _folder_of(merged)
     card = read_card(folder) or {}
     if card.get("skip_silence") and not with_silence:

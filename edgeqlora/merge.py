@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from edgeqlora_jetson.text import written_language
 
 if TYPE_CHECKING:
     from edgeqlora.lora.loading import Adapter
+    from edgeqlora.lora.temporal.merging import MergedGates
 
 CANDIDATES = ("dequantised", "original")
 """dequantised: onto the quantised weights as training saw them; original: onto the base model's own 16/32-bit weights."""
@@ -34,10 +36,18 @@ rounding. An adapter that was lost, or put on the wrong weights, differs by what
 """
 
 
-def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequence[Row] = (), say: Any = print) -> Any:
+def merge_candidate(
+    adapter: Adapter,
+    candidate: str,
+    folder: Path,
+    rows: Sequence[Row] = (),
+    say: Any = print,
+    gates: MergedGates | None = None,
+) -> Any:
     """Write base + adapter, merged in fp32, into `folder`, and return the learner that is loaded from there.
 
-    candidate: one of CANDIDATES. Never merges inside 4-bit weights: re-quantising would round a small adapter away
+    candidate: one of CANDIDATES. gates: what becomes of the adapter's gates in time, where it has them.
+    Never merges inside 4-bit weights: re-quantising would round a small adapter away
     (peft#2321). Raises UserError where the written model answers otherwise than the adapter beside its base: on
     the first N_PROOF of `rows`, or on noise where there are none.
     """
@@ -51,18 +61,24 @@ def merge_candidate(adapter: Adapter, candidate: str, folder: Path, rows: Sequen
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner = load_adapted(adapter, candidate, device=device, say=say)
     clips = _proof_clips(learner, rows)
+    if gates is not None:
+        gates.fold(learner)
     apart = _logits(learner, clips)
     if not apart.isfinite().all():
         raise UserError(
             f"{adapter.folder}: with this adapter the model answers NaN or infinity in fp32: its training diverged; take "
             "another checkpoint, or train again with a lower --learning-rate"
         )
+    if gates is not None:
+        gates.take_out(learner)
     try:
         learner.model = learner.model.merge_and_unload()
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{adapter.folder}: PEFT cannot merge this adapter: {first_line(error)}") from error
     learner.model.save_pretrained(folder)
     learner.processor.save(folder)
+    if gates is not None:
+        gates.write(folder)
     del learner
     gc.collect()  # PEFT's modules refer to each other: without this two models would be in memory
     merged = load_learner(str(folder), device=device)
@@ -90,6 +106,7 @@ def merge(
     choose_by: str | None = None,
     skip_silence: bool | None = None,
     limit: int | None = None,
+    keep_gates: bool = False,
     overwrite: bool = False,
     say: Any = print,
 ) -> Card:
@@ -100,6 +117,7 @@ def merge(
     skip_silence: cut silence out of the dev clips first; default: as in training.
     candidate: keep this one whatever the scores. An adapter trained on a 16/32-bit base, and one of plain PEFT (unless method is "qlora"),
     has one candidate, `original`, and one that began with init `qera` has `dequantised`.
+    Gates in time are folded into constants by what dev clips hold, or with keep_gates written beside the weights.
 
     Raises UserError for a folder that is no adapter, an adapter that does not fit its base model (see open_adapter,
     load_adapted), a merge that changes what the adapter does, or dev data that is needed and not there.
@@ -107,6 +125,7 @@ def merge(
     from edgeqlora.data.agreement import spoken_language
     from edgeqlora.evaluation import scores
     from edgeqlora.lora.loading import open_adapter
+    from edgeqlora.lora.temporal.merging import check_gates, merged_gates
     from edgeqlora.models.family import load_processor
     from edgeqlora.models.parts import base_record
 
@@ -123,6 +142,7 @@ def merge(
     if not dev:
         dev, of_training = dev_data(card)
         dev_split = dev_split or of_training
+    check_gates(adapter, keep_gates, dev)
     inputs = [adapter, base, dev]
     if output.is_dir():
         verify_replaceable(output, inputs)
@@ -155,17 +175,22 @@ def merge(
     if remark:
         say(remark)
     results: dict[str, dict[str, Any]] = {}
+    of_gates: dict[str, dict[str, Any]] = {}
+    scored = partial(_score, rows=rows, card=card, normaliser=normaliser, language=language, say=say)
     best: tuple[float, float] | None = None
     chosen = wanted[0]
     with atomic_folder(output, overwrite=overwrite, inputs=inputs) as folder:
         out = Path(folder)
         for name in wanted:
-            learner = merge_candidate(opened, name, out / f".{name}", rows, say)
-            score = _score(learner, rows, card, normaliser, language, say) if rows else None
+            gates = merged_gates(adapter, card, keep_gates, rows, scored)
+            learner = merge_candidate(opened, name, out / f".{name}", rows, say, gates)
+            score = scored(learner) if rows else None
             del learner  # before the next one is loaded
             results[name] = score or dict.fromkeys(scores.CHOICES, missing("no dev data"))
             if score:
                 say(f"  {name:<12} dev {scores.format_figures(score, chosen_by)} ({len(rows)} clips)")
+            if gates is not None:
+                of_gates[name] = gates.field(score, say)
             key = scores.rank(chosen_by, {choice: results[name][choice]["value"] for choice in scores.CHOICES})
             if best is None or key < best:
                 best, chosen = key, name
@@ -183,6 +208,7 @@ def merge(
             chosen=chosen,
             choose_by=chosen_by,
             candidates=results,
+            **({"temporal_gate": of_gates[chosen]} if of_gates else {}),
             n_dev_clips=len(rows),
             dev=dev or None,
             dev_split=dev_split or None,

@@ -63,6 +63,8 @@ class TrainSettings:
     """Dropout on the input of the LoRA branch."""
     entropy_weight: float = _setting(0.0, -1.0, 1.0)
     """Weight of the entropy of what adapters add: above 0 pushes it down (fewer directions), below 0 up; 0: off."""
+    temporal_gate: str = _setting("off", allowed=("off", "layer", "rank"))
+    """Gates that weigh what adapters add at each moment, by what is heard there: off, one a layer, or one for each rank."""
     learning_rate: float | None = _setting(None, 1e-8, 1.0, flags=("--lr",))
     """Peak learning rate. Default: 1e-3 with LoRA, 3e-2 with ia3 and prefix, 1e-4 with full fine-tuning."""
     steps: int | None = _setting(None, 1, 10**8)
@@ -192,6 +194,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "lora_alpha",
         "lora_dropout",
         "entropy_weight",
+        "temporal_gate",
         "prefix_tokens",
     ),
     "Length and optimiser": (
@@ -297,6 +300,12 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         )
     if 0 < settings.entropy_clips < 4:
         raise UserError(f"entropy_clips={settings.entropy_clips}: allowed is 0 (none) or 4 and more, two for each half")
+    is_fixed = settings.method in ("qlora", "lora") and not settings.ranks.startswith("adalora:")
+    if settings.temporal_gate != "off" and (settings.moves_ranks() or not is_fixed):
+        raise UserError(
+            f"temporal_gate={settings.temporal_gate!r} is of LoRA adapters: allowed with method qlora or lora, and ranks "
+            "that are fixed"
+        )
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:

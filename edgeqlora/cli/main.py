@@ -204,6 +204,10 @@ def merge(
     ] = None,
     skip_silence: SkipSilence = None,
     limit: Limit = None,
+    keep_gates: Annotated[
+        bool,
+        typer.Option("--keep-gates", help="Keep gates in time beside the weights, for export; default: fold them."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge an adapter into its base in fp32, both sound ways scored on dev; writes a transformers folder."""
@@ -221,6 +225,7 @@ def merge(
         choose_by=choose_by,
         skip_silence=skip_silence,
         limit=limit,
+        keep_gates=keep_gates,
         overwrite=overwrite,
         say=say,
     )

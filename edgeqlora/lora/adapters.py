@@ -117,6 +117,10 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # adapters train in fp32 whatever the base is stored in
+        if settings.temporal_gate != "off":
+            from edgeqlora.lora.temporal.gates import add_gates
+
+            add_gates(learner, settings.temporal_gate)
         if settings.base_bits():
             same_in_every_mode(model)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -11,10 +11,12 @@ from typing import Any
 from edgeqlora.card import Card, read_card
 from edgeqlora.errors import UserError
 from edgeqlora.lora.methods.prefix import put_prefix
+from edgeqlora.lora.temporal.gates import load_gates, put_gates
 from edgeqlora.models.family import Learner, check_source, first_line, load_learner
 from edgeqlora.models.fewer_layers import drop_layers
 from edgeqlora.models.parts import check_files, verify_base, verify_weights
 from edgeqlora.models.quantised import round_trip, same_in_every_mode
+from edgeqlora_export.gates import RECORD, WEIGHTS, read_gates
 from edgeqlora_jetson.files import read_json
 
 METHODS = ("qlora", "lora")
@@ -70,6 +72,11 @@ class Adapter:
         """How `load_adapted` holds the base as training did."""
         return "quantised" if self.bits else "original"
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether gates in time were trained with it."""
+        return (self.folder / RECORD).is_file()
+
 
 def open_adapter(folder: Path, base_model: str | None = None, method: str | None = None) -> Adapter:
     """Read an adapter folder and verify that its base is the one that it was trained on.
@@ -112,6 +119,10 @@ def open_adapter(folder: Path, base_model: str | None = None, method: str | None
             "16 or 32-bit weights: method='lora' is allowed, not 'qlora'"
         )
     verify_base(base, card)
+    if read_gates(folder) is None and "temporal_gate" in card:
+        raise UserError(
+            f"{folder} has no {WEIGHTS}, and its card says that it was trained with gates in time: copy the whole folder again"
+        )
     bits = (card.get("settings") or {}).get("bits") if method == card.get("method") else None
     bits = bits or (4 if method == "qlora" else None)
     return Adapter(folder, card, config, base, method, card.get("base_dtype") or "float32", bits)
@@ -156,6 +167,8 @@ def load_adapted(
     if adapter.method == "prefix":
         put_prefix(learner, model)
     learner.model = model
+    if adapter.has_gates:
+        load_gates(learner, adapter.folder)
     if held == "quantised":
         same_in_every_mode(model)
     model.eval()
@@ -166,6 +179,7 @@ def resume_weights(model: Any, folder: Path) -> None:
     """Put the adapter weights of a checkpoint into the PEFT model that is being trained."""
     check_files(folder)
     put_weights(model, _read_weights(folder), folder, is_trained=False)
+    put_gates(model, folder)
 
 
 def put_weights(

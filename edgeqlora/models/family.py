@@ -129,6 +129,15 @@ class Learner(Protocol):
     def attention(self, layer: Any) -> tuple[Callable[[Any], Any], list[Any]]:
         """Of an encoder layer: what its input goes through before the attention, and its query, key and value linears."""
 
+    def hears_frames(self, linear: str) -> bool:
+        """Whether the rows of this linear's input are positions of the encoder, one after the other in time."""
+
+    def frame_parts(self) -> tuple[Any, Any]:
+        """The module that hears the batch's features first, and one that makes of these frame features.
+
+        The latter: float32 (batch, n_positions, 4), exactly 0 where there is only padding (see edgeqlora_export/gates.py).
+        """
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         """Index of the rows of a linear's input that belong to the clip and not to padding, in a batch of one.
 
@@ -183,10 +192,11 @@ def families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, is_base: bool = True) -> None:
     """Raise before anything heavy if `source` is a folder that holds no model of a known family, or a damaged file.
 
-    A name on the hub passes: its config is read when it is loaded.
+    A name on the hub passes: its config is read when it is loaded. is_base: adapters are to be put on it, so that it may
+    not have gates in time itself.
     """
     folder = Path(source)
     if not folder.exists():
@@ -201,6 +211,11 @@ def check_source(source: str) -> None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "a file"
         raise UserError(f"{source} is not a transformers model folder: no config.json in it (found: {found})")
     check_files(folder)
+    if is_base and any(folder.glob("temporal_gate.*")):
+        raise UserError(
+            f"{source} holds adapters with gates in time beside its weights (merge --keep-gates): it can be evaluated and "
+            "exported; to tune it further, merge without --keep-gates"
+        )
     from edgeqlora_jetson.files import read_json
 
     content = read_json(config, "config.json")
@@ -218,11 +233,16 @@ def load_learner(
 ) -> Learner:
     """Load a model in `dtype`; with `quantise`, its linears in 4 bits (NF4, double quantisation) or 8 (int8).
 
-    Raises UserError for weights that are damaged, or not those that the folder's card recorded.
+    Gates in time that a folder of `merge --keep-gates` holds are in it. Raises UserError for weights that are damaged,
+    or not those that the folder's card recorded.
     """
     if (folder := Path(source)).is_dir() and (card := read_card(folder)) is not None:
         verify_weights(folder, card)
     learner: Learner = _package(source).load_learner(source, quantise, dtype, device, bits)
+    if folder.is_dir() and not quantise:
+        from edgeqlora_export.gates import attach_gates
+
+        attach_gates(learner.model, folder, *learner.frame_parts())
     return learner
 
 
@@ -249,7 +269,7 @@ def cannot_load(source: str, what: str, error: BaseException) -> UserError:
 
 
 def _package(source: str) -> ModuleType:
-    check_source(source)
+    check_source(source, is_base=False)
     from transformers import AutoConfig
 
     from edgeqlora.quiet import hush_transformers

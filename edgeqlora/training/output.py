@@ -40,6 +40,7 @@ def write_output(
 ) -> Card:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
     from edgeqlora.lora.adapters import base_dtype
+    from edgeqlora.lora.temporal.gates import GATE_FILES, gates_field
 
     partial, state = partial_folder(output), trainer.state
     # By step, not by the path that the trainer recorded: the folder may have been moved before a resume.
@@ -58,6 +59,7 @@ def write_output(
                 "adapter_model.safetensors",
                 "config.json",
                 "generation_config.json",
+                *GATE_FILES,
             ) or (
                 settings.method == "full" and file.name.startswith("model") and file.suffix in (".safetensors", ".json")
             ):
@@ -116,6 +118,7 @@ def write_output(
             best_step=best_step,
             **(dev_score.card_fields(state.log_history, best_step) if dev_score else no_dev()),
             **({"dropped_layers": dropped} if dropped else {}),
+            **gates_field(out),
             **({"canary": canary.card_field(state.log_history, best_step)} if canary else {}),
             **({"replay": {"source": settings.replay, "n_clips": len(data.replay.rows)}} if data.replay else {}),
             figures=figures,

@@ -15,8 +15,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edgeqlora.data.batching import IGNORE, BucketSampler, MixedSampler
 from edgeqlora.lora.loading import resume_weights
+from edgeqlora.lora.temporal.gates import save_gates
 from edgeqlora.models.family import Learner
 from edgeqlora.training import checkpoint
+from edgeqlora.training.gate_updates import give_own_groups, hold_gates_back
+from edgeqlora_export.gates import RECORD
 from edgeqlora_jetson.files import sha256_file, write_json
 
 NOT_YET = 1e7
@@ -53,6 +56,18 @@ class SpeechTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._sampler
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            give_own_groups(optimizer, self.model if model is None else model, self.args.learning_rate)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        hold_gates_back(scheduler, self.args.get_warmup_steps(num_training_steps))
+        return scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._inputs = inputs
@@ -99,7 +114,9 @@ class SpeechTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return  # Trainer calls this on every process
-        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(output_dir, state_dict=state_dict)
+        save_gates(model, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         plain = self.accelerator.unwrap_model(self.model if model is None else model)
@@ -118,7 +135,7 @@ class SpeechTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
+            weights = {p.name: sha256_file(p) for p in sorted([*folder.glob("*.safetensors"), *folder.glob(RECORD)])}
             write_json(folder / checkpoint.COMPLETE, {"step": self.state.global_step, "sha256": weights})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeqlora_export.gates import scaled
+
 MASKED = -1e4
 """Added to a masked attention score: exp() of it is 0 in fp32 and fp16, and fp16 can hold it."""
 
@@ -65,11 +67,7 @@ class Attention(nn.Module):
         self.n_heads: int = attention.num_heads
         self.head_dim: int = attention.head_dim
         self.d_model: int = attention.embed_dim
-        scale = attention.scaling
-        self.query = nn.Linear(self.d_model, self.d_model)
-        with torch.no_grad():
-            self.query.weight.copy_(attention.q_proj.weight * scale)
-            self.query.bias.copy_(attention.q_proj.bias * scale)
+        self.query = scaled(attention.q_proj, attention.scaling)
         self.key = attention.k_proj
         self.value = attention.v_proj
         self.output = attention.out_proj

@@ -14,6 +14,7 @@ from edgeqlora.models.family import Features, Transcription, cannot_load, refuse
 from edgeqlora.models.quantised import plain_model, quantised_options, same_in_every_mode
 from edgeqlora.models.wav2vec2.processor import Wav2Vec2Processor, load_processor
 from edgeqlora_export.wav2vec2.checks import check_task
+from edgeqlora_export.wav2vec2.frames import frame_parts
 from edgeqlora_jetson.decoders import collapse, spell
 from edgeqlora_jetson.errors import NotFiniteError
 
@@ -56,6 +57,12 @@ class Wav2Vec2Learner:
         heads = layer.attention
         is_normed_first = plain_model(self.model).config.do_stable_layer_norm
         return layer.layer_norm if is_normed_first else _as_it_is, [heads.q_proj, heads.k_proj, heads.v_proj]
+
+    def hears_frames(self, linear: str) -> bool:
+        return True  # it has no other linears
+
+    def frame_parts(self) -> tuple[Any, Any]:
+        return frame_parts(plain_model(self.model))
 
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         return slice(0, max(1, self.processor.n_outputs(n_valid)))

@@ -15,6 +15,7 @@ from edgeqlora.models.quantised import plain_model, quantised_options, same_in_e
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
+from edgeqlora_export.whisper.frames import frame_parts
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, windowed
 from edgeqlora_jetson.decoders import Detokenizer
 
@@ -75,9 +76,14 @@ class WhisperLearner:
         heads = layer.self_attn
         return layer.self_attn_layer_norm, [heads.q_proj, heads.k_proj, heads.v_proj]
 
+    def hears_frames(self, linear: str) -> bool:
+        return linear.startswith("model.encoder.") or linear.endswith((".encoder_attn.k_proj", ".encoder_attn.v_proj"))
+
+    def frame_parts(self) -> tuple[Any, Any]:
+        return frame_parts(plain_model(self.model))
+
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
-        keys = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
-        if linear.startswith("model.encoder.") or linear.endswith(keys):
+        if self.hears_frames(linear):
             return slice(0, -(-n_valid // 2))  # the second convolution halves the frames
         return labels.flatten() != IGNORE
 

@@ -12,7 +12,9 @@ import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from edgeqlora_export.family import Progress, difference_gate, read_part, text_gate, token_gate
+from edgeqlora_export.gates import attach_gates
 from edgeqlora_export.wav2vec2.checks import LONGEST_WINDOW_S, Vocabulary, check_task, check_window, read_vocabulary
+from edgeqlora_export.wav2vec2.frames import frame_parts
 from edgeqlora_export.wav2vec2.graphs import export_ctc
 from edgeqlora_jetson.audio.features import WaveformFeatures, n_outputs
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ, window_samples
@@ -169,4 +171,5 @@ def load_exporter(folder: Path) -> Wav2Vec2Exporter:
     model = read_part(folder, "weights", lambda: Wav2Vec2ForCTC.from_pretrained(folder, dtype=torch.float32))
     tokenizer = read_part(folder, "tokenizer", lambda: Wav2Vec2CTCTokenizer.from_pretrained(folder))
     extractor = read_part(folder, "preprocessor", lambda: Wav2Vec2FeatureExtractor.from_pretrained(folder))
+    attach_gates(model, folder, *frame_parts(model))
     return Wav2Vec2Exporter(model.eval(), extractor, read_vocabulary(folder, tokenizer, extractor, model.config))

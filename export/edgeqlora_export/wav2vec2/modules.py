@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeqlora_export.gates import frames_of
 from edgeqlora_export.layers import MASKED, Attention, Reshape, as_conv2d
 
 
@@ -106,12 +107,15 @@ class CtcExport(nn.Module):
         self.norm = base.encoder.layer_norm
         self.layers = nn.ModuleList(_EncoderLayer(layer, self.stable) for layer in base.encoder.layers)
         self.head = model.lm_head
+        self.frames = frames_of(model)
 
     def forward(self, audio: torch.Tensor, frame_mask: torch.Tensor | None = None) -> tuple[torch.Tensor]:
         """audio (batch, n_samples), frame_mask None or (batch, n_frames) of 1 and 0 -> logits (batch, n_frames, vocab),
 
         in a tuple, as the exporter takes every graph's outputs.
         """
+        if self.frames is not None:
+            self.frames.hear(audio)
         x = self.features(Reshape.apply(audio, [0, 1, 1, -1]))
         x = Reshape.apply(x, [0, self.n_channels, -1]).transpose(1, 2)
         x = self.projection(self.projection_norm(x))

@@ -12,10 +12,12 @@ import torch
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from edgeqlora_export.family import Progress, difference_gate, read_part
+from edgeqlora_export.gates import attach_gates
 from edgeqlora_export.whisper.checks import HOP_LENGTH, N_FFT, check_parts, load_generation
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
+from edgeqlora_export.whisper.frames import frame_parts
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.languages import is_multilingual
 from edgeqlora_export.whisper.modules import model_constants
@@ -123,6 +125,7 @@ def load_exporter(folder: Path) -> WhisperExporter:
     extractor = read_part(folder, "preprocessor", lambda: WhisperFeatureExtractor.from_pretrained(folder))
     generation = read_part(folder, "generation config", lambda: load_generation(folder, model.config))
     check_parts(folder, tokenizer, extractor, model.config, generation)
+    attach_gates(model, folder, *frame_parts(model))
     return WhisperExporter(model.eval(), tokenizer, extractor, generation)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeqlora_export.gates import frames_of
 from edgeqlora_export.layers import MASKED, Attention, as_conv2d, split_heads
 
 
@@ -59,6 +60,7 @@ class WhisperEncoderExport(nn.Module):
         self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
         self.norm = encoder.layer_norm
         self.cross = nn.ModuleList(_CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
+        self.frames = frames_of(model)
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """mel (batch, n_mels, n_frames), n_frames even -> cross_k_0, cross_v_0, cross_k_1, ...
@@ -66,6 +68,8 @@ class WhisperEncoderExport(nn.Module):
         cross_k: (batch, n_heads, head_dim, n_audio), cross_v: (batch, n_heads, n_audio, head_dim),
         n_audio = n_frames / 2. Any n_frames up to the model's own: the position table is cut to fit.
         """
+        if self.frames is not None:
+            self.frames.hear(mel)
         gelu = nn.functional.gelu
         x = gelu(self.conv2(gelu(self.conv1(mel.unsqueeze(2))))).squeeze(2).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
