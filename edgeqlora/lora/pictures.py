@@ -69,6 +69,7 @@ def _before_and_after(rows: Sequence[Mapping[str, Any]], first: int, last: int) 
             axis.hist(values, bins=edges, color=colour, label=f"step {step}: mean {mean:.2f}", **style)
         axis.set_title(group, fontsize=11)
         axis.legend(frameon=False, fontsize=9)
+    axes[0][0].set_ylim(top=1.4 * axes[0][0].get_ylim()[1])  # room for the legends
     axes[0][0].set_ylabel("linears")
     figure.supxlabel("Rényi-2 entropy of the inputs, nats", fontsize=11)
     figure.suptitle("What linears hear, before and after training", fontsize=11)
