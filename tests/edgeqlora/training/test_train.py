@@ -386,14 +386,14 @@ def test_resume_after_early_stop_ends_with_the_same_adapter(tiny_model, clips, t
     figures = {"eval_cer": 0.0, "eval_loss": 0.0, "eval_clips": 1, "eval_incomplete": 0, "eval_seconds": 0.0}
     monkeypatch.setattr(module.DevScore, "__call__", lambda self: with_rank(next(wers), figures))
     settings = settings_of(tiny_model, clips, tmp_path / "straight", steps=12, patience=2, lora_dropout=0.1)
-    write_output = module._write_output
+    write_output = module.write_output
 
     def copy_and_write(settings, output, *args):
         if output.name == "straight":
             shutil.copytree(partial_folder(output), partial_folder(tmp_path / "resumed"))
         return write_output(settings, output, *args)
 
-    monkeypatch.setattr(module, "_write_output", copy_and_write)
+    monkeypatch.setattr(module, "write_output", copy_and_write)
     cards = [train(settings), train(dataclasses.replace(settings, output=str(tmp_path / "resumed")), resume=True)]
     assert adapter_bytes(tmp_path / "resumed") == adapter_bytes(tmp_path / "straight")
     assert [(card["best_step"], card["dev_wer"]["value"], card["steps"]) for card in cards] == [(2, 10.0, 6)] * 2
@@ -440,11 +440,11 @@ def test_resume_with_other_data_is_refused_by_name(tiny_model, clips, straight, 
     settings = settings_of(
         tiny_model, clips, tmp_path / "out", noise=str(tmp_path / "noise"), room=str(tmp_path / "room"), **given
     )
-    real_write = module._write_output
-    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    real_write = module.write_output
+    monkeypatch.setattr(module, "write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(settings)
-    monkeypatch.setattr(module, "_write_output", real_write)
+    monkeypatch.setattr(module, "write_output", real_write)
     monkeypatch.setattr(module, "_say_plan", lambda *args: None)
     for path, name in (
         (data, "train"),
@@ -481,11 +481,11 @@ def test_resume_with_half_an_adapter_is_refused(tiny_model, clips, tmp_path, mon
     from edgeqlora import train as module
 
     settings = settings_of(tiny_model, clips, tmp_path / "out")
-    real_write = module._write_output
-    monkeypatch.setattr(module, "_write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    real_write = module.write_output
+    monkeypatch.setattr(module, "write_output", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(settings)
-    monkeypatch.setattr(module, "_write_output", real_write)
+    monkeypatch.setattr(module, "write_output", real_write)
     half_an_adapter(partial_folder(tmp_path / "out"))
     with pytest.raises(UserError, match=r"checkpoint-6: the adapter does not fit the model: \d+ of 64 weights"):
         train(settings, resume=True)
