@@ -292,5 +292,7 @@ def _score(
     return {
         "wer": found["wer"][normaliser],
         "cer": found["cer"][normaliser],
-        "loss": measured(total / max(count, 1), "nats per token", n_tokens=count),
+        "loss": measured(total / count, "nats per token", n_tokens=count)
+        if count
+        else missing("no dev clip fits a window whole"),
     }

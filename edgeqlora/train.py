@@ -84,7 +84,7 @@ def train(
     from edgeqlora.lora.adapters import load_base, with_adapters
     from edgeqlora.training.run_log import canary_text
 
-    verify_choice(settings, data.dev_rows)
+    verify_choice(settings, data.dev_rows, data.windows_s)
     cache_folder = {"auto": default_cache_folder(), "none": None}.get(settings.cache, settings.cache)
     learner = load_base(settings)
     rows, target_ids = list(data.rows), list(data.target_ids)

@@ -9,6 +9,7 @@ import typer
 
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
+from edgeqlora.cli import profiles as cli_profiles
 from edgeqlora.cli import research as cli_research
 from edgeqlora.cli.flags import settings_flags
 from edgeqlora.cli.messages import done, say, show
@@ -34,6 +35,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
 profiles_app = typer.Typer(help="Hardware profiles: what each board can do.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+cli_profiles.register(profiles_app)
 app.add_typer(profiles_app, name="profiles")
 
 Source = Annotated[str, typer.Argument(help="Base model, adapter, merged folder or bundle.", show_default=False)]
@@ -149,7 +151,7 @@ def evaluate(
 ) -> None:
     """WER, CER, BLEU, perplexity and real-time factor of a model, adapter, merged folder or bundle."""
     from edgeqlora.evaluate import evaluate as run
-    from edgeqlora.evaluate import format_evaluation
+    from edgeqlora.evaluation.table import format_evaluation
 
     windows = parse_windows(window_s) if window_s else None
     with _progress("recognising") as progress:
@@ -327,52 +329,6 @@ def data_check(
     )
     if report.n_errors:
         raise typer.Exit(1)
-
-
-@profiles_app.command("list")
-def profiles_list() -> None:
-    """The boards that bundles can be exported for."""
-    from edgeqlora.profiles.load import list_profiles, load_profile
-    from edgeqlora.profiles.text import format_profiles
-
-    show(format_profiles(load_profile(name) for name in list_profiles()))
-    done("nothing written", "edgeqlora profiles show NAME")
-
-
-@profiles_app.command("check")
-def profiles_check(
-    profiles: Annotated[list[str] | None, typer.Argument(help="Names or TOML files; default: all that ship.")] = None,
-) -> None:
-    """Cross-check profiles: rails, opset against TensorRT, limits against memory. Exit code 1 if one is wrong."""
-    from edgeqlora.profiles.check import run_checks
-
-    text, is_good = run_checks(profiles or [])
-    show(text)
-    done("nothing written", "edgeqlora profiles show NAME" if is_good else "correct what is named, then check again")
-    if not is_good:
-        raise typer.Exit(1)
-
-
-@profiles_app.command("show")
-def profiles_show(
-    name: Annotated[str, typer.Argument(help="Profile name, or a TOML file.")],
-    jetpack: Annotated[str | None, typer.Option(help="As it is with this JetPack.")] = None,
-    toml: Annotated[bool, typer.Option("--toml", help="Print the file itself, to start one's own from.")] = False,
-    new_name: Annotated[str | None, typer.Option("--name", help="--toml: under this name.")] = None,
-) -> None:
-    """Everything a profile says, with the source of each fact."""
-    from edgeqlora.profiles.load import load_profile, profile_toml
-    from edgeqlora.profiles.text import format_profile
-
-    if toml:
-        typer.echo(profile_toml(name, new_name), nl=False)
-        done("nothing written", command_line("edgeqlora", "profiles", "check", f"{new_name or 'MINE'}.toml"))
-        return
-    if new_name is not None:
-        raise UserError(f"--name {new_name} renames the file that --toml prints: add --toml")
-
-    show(format_profile(load_profile(name, jetpack)))
-    done("nothing written", command_line("edgeqlora", "export", "MERGED", "--target", name, "-o", "bundle"))
 
 
 @app.command()

@@ -45,6 +45,8 @@ class CachedDecoder(NamedTuple):
 
     module: Any
     """torch module that takes input_ids, position_ids and the cache."""
+    cache_name: str
+    """Its argument for the cache."""
     n_layers: int
     n_heads: int
     width: int

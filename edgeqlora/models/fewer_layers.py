@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeqlora.errors import UserError
+from edgeqlora.models.clips import hear
 from edgeqlora.models.family import Learner
 from edgeqlora.models.quantised import plain_model
 
@@ -70,17 +71,10 @@ def angular_distances(learner: Learner, clips: Iterable[dict[str, Any]]) -> list
         return hook
 
     handles = [layer.register_forward_hook(listen(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    device = next(model.parameters()).device
     model.eval()
     try:
         for clip in clips:
-            batch = {
-                name: value.to(device, model.dtype if value.is_floating_point() else None)
-                for name, value in clip["batch"].items()
-            }
-            labels = batch.pop("labels")
-            with torch.no_grad(), learner.window(batch):
-                model(**batch)
+            _, labels = hear(learner, clip)
             for i, (heard, said) in ends.items():
                 counted = learner.counted(f"{names[id(layers[i])]}.", clip["n_valid"], labels)
                 x, y = (t.reshape(-1, t.shape[-1])[counted].float() for t in (heard, said))

@@ -264,10 +264,12 @@ def _draw(study: optuna.Study, folder: Path) -> list[Path]:
 
 
 def _figure(figures: dict[str, float]) -> str:
+    from edgeqlora.training.run_log import loss_text
+
     rate = "wer" if "eval_wer" in figures else "cer"
     if f"eval_{rate}" not in figures:
         return "--"
-    return f"{rate.upper()} {figures[f'eval_{rate}']:.2f} %, loss {figures['eval_loss']:.4f}"
+    return f"{rate.upper()} {figures[f'eval_{rate}']:.2f} %, loss {loss_text(figures, 4)}"
 
 
 def _shown(changes: dict[str, Any]) -> str:

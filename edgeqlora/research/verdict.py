@@ -124,7 +124,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "trainable_parameters": one["trained"]["trainable_parameters"],
             "samples_per_s": _mean(of_arm, lambda row: row["trained"]["samples_per_s"] or math.nan),
             "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
-            "held_mib": one["trained"].get("held_mib"),  # rows of before 0.2 have none
+            "held_mib": one["trained"].get("held_mib"),  # older rows have none
             "adapter_mib": one["adapter_bytes"] / 2**20,
         }
         tests = {seed: row["test"] for seed, row in of_arm.items()}

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from edgeqlora.card import measured, missing
+from edgeqlora.data.audio import probe
+from edgeqlora.data.batching import window_of
 from edgeqlora.data.row import Row
 from edgeqlora.data.text import common_language
+from edgeqlora.errors import UserError
 from edgeqlora.evaluation import scores
 from edgeqlora.evaluation.recognise import Recogniser, Recognition
 from edgeqlora.settings import TrainSettings
@@ -22,8 +25,14 @@ MOST_LOSS, FORGETS, WORST = 50.0, 1e5, 1e9
 more than it may; rank of a diverged one."""
 
 
-def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row]) -> None:
-    """Before weights are loaded: UserError for choose_by=wer where dev is written without spaces between words."""
+def verify_choice(settings: TrainSettings, dev_rows: Sequence[Row], windows_s: Sequence[float]) -> None:
+    """Before weights are loaded: UserError for choose_by=wer where dev is written without spaces between words, and for
+    choose_by=loss where no dev clip fits a window."""
+    if settings.choose_by == "loss" and dev_rows and not any(window_of(probe(row)[1], windows_s) for row in dev_rows):
+        raise UserError(
+            f"choose_by='loss', and none of {len(dev_rows)} dev clips fits the window of {windows_s[-1]:g} s, so none has a "
+            "loss: allowed are wer and cer, or pass --window-s with a longer window"
+        )
     language = written_language(settings.language, settings.task) or common_language(dev_rows)
     scores.choose_by(settings.choose_by, [row.text for row in dev_rows], language)
 
@@ -71,6 +80,7 @@ class DevScore:
         apply = self._apply
         pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
         totals, counts = zip(*gather_object([self.recogniser.cross_entropy(mine)]), strict=True)
+        has_loss = sum(counts) > 0  # no loss is defined for a clip longer than the window
         loss = sum(totals) / max(sum(counts), 1)
         rates = {
             name: 100.0 if figure["value"] is None else figure["value"]
@@ -84,7 +94,7 @@ class DevScore:
             if math.isfinite(loss)
             else WORST,
             **{f"eval_{name}": round(rate, 4) for name, rate in rates.items()},
-            "eval_loss": loss,
+            **({"eval_loss": loss} if has_loss else {}),
             "eval_clips": len(pairs),
             "eval_incomplete": sum(gather_object([result.n_incomplete])),
         }
@@ -99,7 +109,8 @@ class DevScore:
     def card_fields(self, log_history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
         """What the card says of dev: the figures at `step`, each null with its reason where there is none."""
         found = next((row for row in log_history if row["step"] == step and "eval_cer" in row), {})
-        reasons = {"wer": self.no_words} if self.no_words else {}
+        reasons = {"loss": "no dev clip fits a window whole"} if found else {}
+        reasons |= {"wer": self.no_words} if self.no_words else {}
         how = {"normaliser": self.normaliser, "n_clips": len(self.rows)}
         fields: dict[str, Any] = {"choose_by": self.chosen_by if found else None}
         for name, unit in (("wer", "%"), ("cer", "%"), ("loss", "nats per token")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class RunLog(TrainerCallback):
             shown = ", ".join(f"{name} {rate:.2f} %" for name, rate in rates)
             self.console.print(
                 f"  step {state.global_step:>5}: dev {shown}, "
-                f"loss {metrics['eval_loss']:.3f} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
+                f"loss {loss_text(metrics)} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
                 + (f", {n} stopped at the limit of tokens)" if (n := metrics["eval_incomplete"]) else ")")
                 + canary_text(metrics)
             )
@@ -131,6 +132,11 @@ class RunLog(TrainerCallback):
             left = f"{left_s // 60}:{left_s % 60:02d} left"
             parts += [f"{speed:.1f} clips/s", f"{rss_mib() / 1024:.2f} GiB", left]
         return ", ".join(parts)
+
+
+def loss_text(figures: Mapping[str, float], digits: int = 3) -> str:
+    """The loss on dev for a terminal; "--" where no dev clip fits a window."""
+    return format(figures["eval_loss"], f".{digits}f") if "eval_loss" in figures else "--"
 
 
 def canary_text(figures: dict[str, Any]) -> str:

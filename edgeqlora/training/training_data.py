@@ -22,6 +22,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.silence import without_silence
 from edgeqlora.data.text import in_other_script, is_most, scripts
 from edgeqlora.errors import UserError
+from edgeqlora.models.clips import as_clip
 from edgeqlora.models.family import Learner, Processor
 from edgeqlora.models.parts import base_record
 from edgeqlora.settings import TrainSettings, parse_windows
@@ -278,7 +279,4 @@ def calibration_clips(learner: Learner, data: Prepared, chosen: Sequence[int]) -
         audio = load_audio(data.rows[i])
         window = window_of(data.durations_s[i], data.windows_s)
         assert window is not None, "clips that fit no window were left out"
-        n_valid = processor.n_valid_frames(audio.size, window)
-        features = processor.features(audio, window)
-        sample = {"features": features, "n_valid": n_valid, "target_ids": data.target_ids[i]}
-        yield {"name": data.rows[i].name, "n_valid": n_valid, "batch": decoder.collate([sample])}
+        yield as_clip(processor, decoder, data.rows[i].name, audio, window, data.target_ids[i])

@@ -63,6 +63,28 @@ def command() -> Callable[..., tuple[int, str]]:
     return run
 
 
+@pytest.fixture
+def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Train with these settings until Ctrl-C after step `after`: an unfinished run is left."""
+    from edgeqlora.train import train
+    from edgeqlora.training.run_log import RunLog
+
+    def run(settings: object, after: int) -> None:
+        step_end = RunLog.on_step_end
+
+        def stop(self, args, state, control, **kwargs):
+            step_end(self, args, state, control, **kwargs)
+            if state.global_step == after:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunLog, "on_step_end", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(settings, quiet=True)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """manifest.jsonl of eight clips of 0.4 to 0.8 s, two texts told apart by pitch; beside it dev.jsonl of eight others."""

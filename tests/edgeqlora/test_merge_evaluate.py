@@ -5,11 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from edgeqlora.errors import UserError
-from edgeqlora.evaluate import evaluate, format_evaluation, kind_of
+from edgeqlora.evaluate import evaluate, kind_of
+from edgeqlora.evaluation.table import format_evaluation
 from edgeqlora.lora.loading import load_adapted, open_adapter
 from edgeqlora.merge import merge, merge_candidate
 from edgeqlora.models.family import load_learner
@@ -211,6 +214,39 @@ def test_no_dev_data_asks_for_it(adapter, tmp_path):
     (copy / "card.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="pass --dev, or choose with --candidate"):
         merge(copy, tmp_path / "out")
+
+
+def test_dev_clips_longer_than_the_window_have_no_loss(tiny_model, clips, command, tmp_path):
+    """A mean over no clip was said as loss 0.0000, and won every choice by loss."""
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.random.default_rng(0).normal(0, 0.1, 3 * 16000), 16000)
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text(json.dumps({"audio": str(long), "text": "stop"}) + "\n")
+    line = [
+        "train",
+        "-m",
+        tiny_model,
+        "--train",
+        clips,
+        "--dev",
+        dev,
+        "--window-s",
+        1,
+        "--language",
+        "en",
+        "--cache",
+        "none",
+    ]
+    line += ["--steps", 4, "--batch-size", 4, "--eval-every", 4, "-o", tmp_path / "a"]
+    code, said = command(*line, "--choose-by", "loss")
+    assert (code, "choose_by='loss', and none of 1 dev clips fits the window of 1 s" in said) == (2, True), said
+    code, said = command(*line)
+    assert (code, "loss -- (1 clips" in said) == (0, True), said
+    assert json.loads((tmp_path / "a/card.json").read_text())["dev_loss"]["reason"] == "no dev clip fits a window whole"
+    code, said = command("merge", tmp_path / "a", "-o", tmp_path / "m")
+    assert (code, "loss -- (1 clips)" in said) == (0, True), said
+    candidates = json.loads((tmp_path / "m/card.json").read_text())["candidates"]
+    assert {one["loss"]["value"] for one in candidates.values()} == {None}
 
 
 def test_kinds(adapter, tiny_model, tmp_path):

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from edgeqlora.lora.entropy import keep_until
 from edgeqlora.lora.scores import input_entropy
 from edgeqlora.lora.statistics import ROWS, Moments
+from edgeqlora.models.clips import hear
 from edgeqlora.models.family import Learner
 from edgeqlora.models.quantised import plain_model
 
@@ -26,8 +27,6 @@ def input_entropies(
 
     clips: as lora.statistics.collect takes them; clip i belongs to half i % 2.
     """
-    import torch
-
     model = plain_model(learner.model)
     modules = dict(model.named_modules())
     halves: dict[str, tuple[Moments, Moments]] = {}
@@ -36,17 +35,11 @@ def input_entropies(
         modules[name].register_forward_pre_hook(lambda module, args, name=name: heard.__setitem__(name, args[0]))
         for name in names
     ]
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
     model.eval()
     try:
         for number, clip in enumerate(clips):
-            batch = {
-                name: value.to(device, model.dtype if value.is_floating_point() else None)
-                for name, value in clip["batch"].items()
-            }
-            labels = batch.pop("labels")
-            with torch.no_grad(), learner.window(batch):
-                model(**batch)
+            _, labels = hear(learner, clip)
             added: dict[int, str] = {}
             for name, x in heard.items():
                 if (first := added.setdefault(id(x), name)) != name:  # several hear one tensor

@@ -6,7 +6,6 @@ decoder gets them here, as the beginning of its key/value cache. They stand at n
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from edgeqlora.errors import UserError
@@ -40,9 +39,7 @@ def put_prefix(learner: Learner, model: Any) -> None:
     """Have the learner's decoder read the prefix of `model` (PEFT's, around it): in training, scoring and decoding alike."""
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-    decoder = _decoder_of(learner).module
-    names = inspect.signature(decoder.forward).parameters
-    cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
+    decoder, cache_name = _decoder_of(learner).module, _decoder_of(learner).cache_name
     n_tokens = model.peft_config["default"].num_virtual_tokens
 
     def begin(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from edgeqlora.lora.temporal.gates import Gated
+from edgeqlora.models.clips import hear
 from edgeqlora.models.family import Learner
-from edgeqlora.models.quantised import plain_model
 
 
 class FrameSums:
@@ -60,7 +60,7 @@ def fold(learner: Learner, gated: dict[str, Gated], clips: list[dict[str, Any]])
             g.adapter.lora_A["default"].register_forward_hook(_hearing(heard, name)) for name, g in gated.items()
         ]
         try:
-            labels = _answers(learner, clip)[1]
+            _, labels = hear(learner, clip)
         finally:
             for handle in handles:
                 handle.remove()
@@ -91,8 +91,8 @@ def _change(
         for is_fixed in (False, True):
             for name, found in gated.items():
                 found.gate.fixed = constants[name] if is_fixed else None
-            logits, labels = _answers(learner, clip)
-            answers.append(logits.flatten(0, 1)[learner.counted("", clip["n_valid"], labels)].float())
+            outputs, labels = hear(learner, clip)
+            answers.append(outputs.logits.flatten(0, 1)[learner.counted("", clip["n_valid"], labels)].float())
         gates, folded = answers
         squares += float((folded - gates).square().sum())
         size += float(gates.square().sum())
@@ -103,18 +103,6 @@ def _change(
         "logit_size_rms": round(math.sqrt(size / max(n_values, 1)), 6),
         "top1_agreement": round(same / max(n, 1), 6),
     }
-
-
-def _answers(learner: Learner, clip: dict[str, Any]) -> tuple[Any, Any]:
-    """Logits (1, n, n_classes) and labels of one clip."""
-    model = plain_model(learner.model)
-    batch = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in clip["batch"].items()
-    }
-    labels = batch.pop("labels")
-    with torch.no_grad(), learner.window(batch):
-        return model(**batch).logits, labels
 
 
 def _hearing(heard: dict[str, tuple[Any, Any]], name: str) -> Any:

@@ -13,6 +13,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.errors import UserError
 from edgeqlora.lora.temporal.fold import fold
 from edgeqlora.lora.temporal.gates import gates_of, remove_gates
+from edgeqlora.models.clips import as_clip
 from edgeqlora.models.family import Learner
 from edgeqlora_export.gates import RECORD, SCHEMA, SavedGates, write_gates
 from edgeqlora_jetson.audio.windows import choose_window
@@ -118,7 +119,7 @@ class MergedGates:
 
 
 def fold_clips(learner: Learner, rows: Sequence[Row], card: Card) -> list[dict[str, Any]]:
-    """Clips as batches of one with their labels: {"batch", "n_valid"}; what does not fit into the largest window is cut off."""
+    """Clips as models.clips.as_clip gives them; what does not fit into the largest window is cut off."""
     processor = learner.processor
     windows_s = sorted(card.get("windows_s") or [processor.native_window_s])
     decoder = learner.decoder(windows_s, card.get("language"), card.get("task"), card.get("tokens_per_s"))
@@ -127,8 +128,6 @@ def fold_clips(learner: Learner, rows: Sequence[Row], card: Card) -> list[dict[s
     for row in rows:
         audio = load_audio(row)
         window_s = choose_window(audio.size, windows_s, SAMPLE_RATE_HZ)
-        n_valid = processor.n_valid_frames(audio.size, window_s)
         ids = [*processor.text_ids(row.text)[:limit], *processor.end_ids]
-        sample = {"features": processor.features(audio, window_s), "n_valid": n_valid, "target_ids": ids}
-        found.append({"batch": decoder.collate([sample]), "n_valid": n_valid})
+        found.append(as_clip(processor, decoder, row.name, audio, window_s, ids))
     return found

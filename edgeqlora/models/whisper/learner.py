@@ -13,7 +13,7 @@ from edgeqlora.data.batching import IGNORE
 from edgeqlora.models.family import CachedDecoder, Features, Transcription, cannot_load, refuse_streams
 from edgeqlora.models.quantised import plain_model, quantised_options, same_in_every_mode
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
-from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
+from edgeqlora_export.whisper.decoding import CACHE_NAME, decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.frames import frame_parts
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, windowed
@@ -49,9 +49,9 @@ class WhisperLearner:
 
     def cached_decoder(self) -> CachedDecoder:
         model = plain_model(self.model)
-        return CachedDecoder(
-            model.model.decoder, model.config.decoder_layers, model.config.decoder_attention_heads, model.config.d_model
-        )
+        config = model.config
+        heads, width = config.decoder_attention_heads, config.d_model
+        return CachedDecoder(model.model.decoder, CACHE_NAME, config.decoder_layers, heads, width)
 
     def layer_stacks(self) -> dict[str, Any]:
         model = plain_model(self.model).model

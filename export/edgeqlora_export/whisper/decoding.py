@@ -158,7 +158,7 @@ def torch_greedy(
         return _decode(base, audio_features, spec, limit, on_rows)
 
 
-_CACHE = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
+CACHE_NAME = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
 """The decoder's argument for its cache: transformers 5.24 renamed it, and drops the old name in 5.40."""
 
 
@@ -181,7 +181,7 @@ def _decode(
     done = [False] * batch
     for step in range(limit):
         hidden = base.model.decoder(
-            input_ids=tokens, encoder_hidden_states=audio_features, use_cache=True, **{_CACHE: cache}
+            input_ids=tokens, encoder_hidden_states=audio_features, use_cache=True, **{CACHE_NAME: cache}
         ).last_hidden_state[:, -1]
         logits = base.proj_out(hidden).float()
         logits[:, suppress] = -torch.inf

@@ -73,24 +73,12 @@ def test_what_the_flag_places_and_a_ctc_model(command, tmp_path):
     assert code == 0, said
 
 
-def test_a_run_that_broke_off_ends_with_the_same_vectors(tiny_model, clips, tmp_path, monkeypatch):
-    from edgeqlora.training.run_log import RunLog
-
+def test_a_run_that_broke_off_ends_with_the_same_vectors(tiny_model, clips, tmp_path, break_off):
     given = {"base_model": str(tiny_model), "train": str(clips), "method": "ia3", "steps": 6, "batch_size": 4}
     given |= {"window_s": "1", "cache": "none", "eval_every": 2, "dev": str(clips.with_name("dev.jsonl"))}
     train(make_settings({**given, "output": str(tmp_path / "straight")}))
-    step_end = RunLog.on_step_end
-
-    def stop(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
     settings = make_settings({**given, "output": str(tmp_path / "broken")})
-    monkeypatch.setattr(RunLog, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings)
-    monkeypatch.undo()
+    break_off(settings, after=5)
     assert partial_folder(tmp_path / "broken").is_dir()
     train(settings, resume=True)
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("straight", "broken"))

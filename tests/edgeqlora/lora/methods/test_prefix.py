@@ -157,26 +157,15 @@ def test_the_line_from_training_to_scoring(bits, tiny_model, clips, command, tmp
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_that_broke_off_ends_with_the_same_prefix(tiny_model, clips, tmp_path, monkeypatch):
+def test_a_run_that_broke_off_ends_with_the_same_prefix(tiny_model, clips, tmp_path, break_off):
     from edgeqlora.settings import make_settings
     from edgeqlora.train import train
-    from edgeqlora.training.run_log import RunLog
 
     given = {"base_model": str(tiny_model), "train": str(clips), "method": "prefix", "steps": 6, "batch_size": 4}
     given |= {"window_s": "1", "cache": "none", "eval_every": 2, "dev": str(clips.with_name("dev.jsonl"))}
     train(make_settings({**given, "output": str(tmp_path / "straight")}))
-    step_end = RunLog.on_step_end
-
-    def stop(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
     settings = make_settings({**given, "output": str(tmp_path / "broken")})
-    monkeypatch.setattr(RunLog, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings)
-    monkeypatch.undo()
+    break_off(settings, after=5)
     train(settings, resume=True)
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("straight", "broken"))
     assert torch.equal(one["prompt_embeddings"], other["prompt_embeddings"])

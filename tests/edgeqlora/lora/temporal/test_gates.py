@@ -25,6 +25,7 @@ from edgeqlora.settings import make_settings
 from edgeqlora.train import train
 from edgeqlora.training.partial_run import partial_folder
 from edgeqlora_export.gates import RECORD, WEIGHTS
+from edgeqlora_jetson.files import sha256_file
 
 MODELS = ["whisper", "wav2vec2"]
 
@@ -257,6 +258,37 @@ def test_gates_that_are_damaged_missing_or_anothers_are_refused(adapter, tiny_mo
         return
     with pytest.raises(UserError, match=r"temporal_gate|adapter_model"):
         open_adapter(folder, base, "qlora")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda record, gates: record.update(schema="x"), "expected schema 'edgeqlora.lora.temporal_gate/1' with kind"),
+        (
+            lambda record, gates: record.update(linears=[]),
+            "lacks gates, or holds NaN or infinity: copy the whole folder",
+        ),
+        (
+            lambda record, gates: gates.update({k: v[:, :3] for k, v in gates.items() if v.ndim == 2}),
+            "has no weight of 4 f",
+        ),
+        (None, "has temporal_gate.json and not temporal_gate.safetensors: copy the whole folder again"),
+    ],
+)
+def test_a_record_that_says_something_else_is_refused(adapter, tiny_model, command, clips, tmp_path, change, text):
+    folder = tmp_path / "a"
+    shutil.copytree(adapter, folder)
+    (folder / "card.json").unlink()  # it has the hash of the gates that were there
+    if change is None:
+        (folder / WEIGHTS).unlink()
+    else:
+        record, gates = json.loads((folder / RECORD).read_text()), load_file(folder / WEIGHTS)
+        change(record, gates)
+        save_file({name: value.contiguous() for name, value in gates.items()}, folder / WEIGHTS)
+        record["sha256"][WEIGHTS] = sha256_file(folder / WEIGHTS)
+        (folder / RECORD).write_text(json.dumps(record))
+    code, said = command("evaluate", folder, "-d", clips, "--base-model", tiny_model)
+    assert (code, text in said) == (2, True), said
 
 
 def test_a_run_without_gates_does_not_take_gates_for_its_own(adapter, tiny_model, clips, tmp_path):
