@@ -108,7 +108,7 @@ def _detector() -> tuple[Any, Callable[..., list[dict[str, int]]]]:
         from silero_vad import get_speech_timestamps_sequence, load_silero_vad
     except ImportError as error:
         raise UserError(
-            f'skip_silence finds speech with the library silero-vad ({error}): run pip install "edgeqlora[vad]", '
+            f"skip_silence finds speech with the library silero-vad ({error}): run pip install silero-vad, "
             "or pass --no-skip-silence"
         ) from error
     finally:

@@ -20,7 +20,7 @@ PREFIX = "hf:"
 HUB_NAME = "Hugging Face hub data set"
 SAVED = "Hugging Face data set folder"
 PARQUET = "parquet files"
-INSTALL = 'pip install "edgeqlora[hub]"'
+INSTALL = "pip install datasets"
 
 
 def is_saved_dataset(folder: Path) -> bool:

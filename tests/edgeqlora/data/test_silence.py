@@ -145,7 +145,7 @@ def test_the_detector_leaves_torch_its_threads():
 def test_without_the_library_the_error_says_how_to_get_it(monkeypatch):
     silence._detector.cache_clear()
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    with pytest.raises(UserError, match=r'run pip install "edgeqlora\[vad\]", or pass --no-skip-silence'):
+    with pytest.raises(UserError, match=r"run pip install silero-vad, or pass --no-skip-silence"):
         without_silence([])
 
 
