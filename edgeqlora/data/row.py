@@ -26,7 +26,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "wav_path",
         "url",
     ),
-    "text": ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text", "label", "txt"),
+    "text": ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text", "txt", "label"),
     "start": ("start", "start_time", "begin", "begin_time", "offset"),
     "end": ("end", "end_time", "stop", "stop_time"),
     "duration": ("duration",),
@@ -37,10 +37,13 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What a field may be called, our own name first, then those of other tools. Times are in seconds."""
 
+CLASS = "label"
+"""A text where no other field is one; beside a text it names a class, such as the kind of a noise."""
+
 HARMLESS = frozenset(
     """
     accent accents age book_id bytes channels chapter_id corpus dataset domain down_votes encoding format gender
-    license n_channels n_samples noise num_channels num_samples sample_rate sampling_rate segment sentence_domain
+    licence license n_channels n_samples noise num_channels num_samples sample_rate sampling_rate segment sentence_domain
     sentence_id sentences sex size snr snr_db source title up_votes variant
     """.split()  # noqa: SIM905
 )
@@ -155,6 +158,8 @@ def missing_field(field: str, present: Iterable[str], where: str) -> UserError:
 def _present(fields: Mapping[str, Any], field: str, where: str) -> str:
     """The name under which a needed field stands; UserError where it is missing or two of its names disagree."""
     found = [name for name in NAMES[field] if name in fields]
+    if len(found) > 1 and found[-1] == CLASS:
+        found.pop()
     if not found:
         raise missing_field(field, fields, where)
     texts = [name for name in found if isinstance(fields[name], str)]
@@ -204,6 +209,8 @@ def _path(fields: Mapping[str, Any], field: str, where: str) -> str:
 def _unread(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Names of fields that are not read; UserError for those that would cut the audio and are not understood."""
     known = {name for names in NAMES.values() for name in names}
+    if any(name in fields for name in NAMES["text"] if name != CLASS):
+        known.discard(CLASS)
     unread = []
     for name, value in fields.items():
         if name in known or name.lower() in HARMLESS or value is None or value == "":

@@ -169,6 +169,17 @@ def test_what_could_be_read_in_two_ways_is_refused_by_name(folder, row, message)
     assert "rows.jsonl:1: " in output
 
 
+def test_a_label_is_the_text_where_no_other_field_is_and_a_class_beside_one(folder):
+    alone = write_rows(folder / "alone.jsonl", *({"audio": f"{n}.wav", "label": n} for n in "ab"))
+    code, output = cli("data", "check", alone)
+    assert code == 0, output
+    assert "not read" not in output
+    beside = write_rows(folder / "beside.jsonl", *({"audio": f"{n}.wav", "text": n, "label": "tap"} for n in "ab"))
+    code, output = cli("data", "check", beside)
+    assert code == 0, output
+    assert "fields that are not read: label (2 rows)" in output
+
+
 def test_a_duration_far_from_the_audio_is_refused_wherever_data_is_read(folder):
     path = write_rows(folder / "rows.jsonl", {"audio_filepath": "long.wav", "text": "x", "duration": 0.9})
     message = "1 of 1 rows claim another duration than their audio has"
