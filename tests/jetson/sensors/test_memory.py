@@ -159,8 +159,8 @@ def test_memory_that_this_process_takes_is_seen():
         pytest.skip("no /proc/meminfo")
     rises_mib = []
     # Twice at least: the second time it is given what was just freed, which MemAvailable alone does not see on Linux
-    # 6.7 and newer. More often where others on this machine give memory back meanwhile.
-    while len(rises_mib) < 8 and sum(300 < rise < 600 for rise in rises_mib[1:]) < 1:
+    # 6.7 and newer. More often where others on this machine give memory back meanwhile; what others take is seen too.
+    while len(rises_mib) < 8 and not any(rise > 300 for rise in rises_mib[1:]):
         monitor = MemoryMonitor()
         monitor.start()
         block = bytearray(400 * 2**20)
@@ -169,7 +169,7 @@ def test_memory_that_this_process_takes_is_seen():
         del block
         result = monitor.finish()
         rises_mib.append(result["peak_over_baseline"]["value"])
-    assert any(300 < rise < 600 for rise in rises_mib[1:]), rises_mib
+    assert any(rise > 300 for rise in rises_mib[1:]), rises_mib
     assert result["peak_rss"]["value"] > 400
     assert result["pss"]["value"] < result["peak_rss"]["value"]
 
