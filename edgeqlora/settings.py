@@ -59,6 +59,8 @@ class TrainSettings:
     """At 20, 40 and 60 % of the steps move ranks from directions that matter least to adapters that use all of theirs."""
     lora_alpha: float | None = _setting(None, 1e-3, 4096)
     """LoRA alpha; scaling is alpha / rank. Default: twice the rank (scaling 2)."""
+    fold_scale: bool = False
+    """Write the adapter with alpha / rank taken into its weights (alpha = rank), for servers that ignore alpha_pattern."""
     lora_dropout: float = _setting(0.0, 0.0, 0.9)
     """Dropout on the input of the LoRA branch."""
     entropy_weight: float = _setting(0.0, -1.0, 1.0)
@@ -192,6 +194,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "ranks",
         "reallocate",
         "lora_alpha",
+        "fold_scale",
         "lora_dropout",
         "entropy_weight",
         "temporal_gate",
@@ -306,6 +309,10 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
             f"temporal_gate={settings.temporal_gate!r} is of LoRA adapters: allowed with method qlora or lora, and ranks "
             "that are fixed"
         )
+    if settings.fold_scale and (settings.method == "full" or settings.temporal_gate != "off"):
+        raise UserError(
+            "fold_scale=True is of LoRA adapters whose gates are off: allowed with method qlora or lora, and temporal_gate off"
+        )
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")
     if settings.steps is not None and settings.epochs is not None:
@@ -334,7 +341,7 @@ def _verify_method(settings: TrainSettings) -> None:
         )
     is_lora, unlike = method in ("qlora", "lora"), TrainSettings()
     if not is_lora and method != "full":
-        for name in ("ranks", "reallocate", "lora_alpha", "lora_dropout", "entropy_weight"):
+        for name in ("ranks", "reallocate", "lora_alpha", "fold_scale", "lora_dropout", "entropy_weight"):
             if (value := getattr(settings, name)) != getattr(unlike, name):
                 raise UserError(
                     f"{name}={value!r} is of LoRA, and method={method!r} has none: allowed with qlora, lora"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 from edgeqlora.card import measured
 from edgeqlora.errors import UserError
+from edgeqlora.lora.ranks import Ranks, peft_patterns, resolve_ranks
 from edgeqlora.models.family import Learner, load_learner
 from edgeqlora.models.placement import ALL, place
 from edgeqlora.models.quantised import plain_model, same_in_every_mode
@@ -79,7 +82,6 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
         from edgeqlora.lora.initialise import put_start
         from edgeqlora.lora.methods.ia3 import ia3_config
         from edgeqlora.lora.methods.prefix import with_prefix
-        from edgeqlora.lora.ranks import peft_patterns, resolve_ranks
 
         modules = dict(model.named_modules())
         linears = {
@@ -143,6 +145,25 @@ def with_adapters(settings: TrainSettings, learner: Learner, n_steps: int) -> tu
         ),
     }
     return trainable_dict, figures
+
+
+def fold_scale(folder: Path) -> None:
+    """Rewrite the LoRA adapter in `folder` with alpha / rank taken into B and alpha = rank: it adds the same."""
+    from peft import PeftConfig
+    from safetensors.torch import load_file, save_file
+
+    path, config = folder / "adapter_model.safetensors", PeftConfig.from_pretrained(str(folder))
+    weights = load_file(path)
+    rank, stem = {}, "base_model.model."
+    for key in [key for key in weights if key.endswith(".lora_B.weight")]:
+        name = key.removeprefix(stem).removesuffix(".lora_B.weight")
+        rank[name] = weights[key].shape[1]
+        alphas = [value for pattern, value in config.alpha_pattern.items() if re.fullmatch(pattern, name)]
+        weights[key] *= (alphas[0] if alphas else config.lora_alpha) / rank[name]
+    for key, value in peft_patterns(Ranks(rank, {name: float(value) for name, value in rank.items()}, "")).items():
+        setattr(config, key, value)
+    save_file(weights, path, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
 
 
 def _verify_ranks(model: Any, rank: dict[str, int]) -> None:

@@ -39,7 +39,7 @@ def write_output(
     overwrite: bool,
 ) -> Card:
     """Assemble the output folder from the best (or last) checkpoint, then remove the checkpoints."""
-    from edgeqlora.lora.adapters import base_dtype
+    from edgeqlora.lora.adapters import base_dtype, fold_scale
     from edgeqlora.lora.temporal.gates import GATE_FILES, gates_field
 
     partial, state = partial_folder(output), trainer.state
@@ -75,6 +75,8 @@ def write_output(
             alpha, begun, found = ranks["alpha_pattern"], ranks["rank_pattern"], ranks_in(out)
             scaled = {name: alpha[name] / begun[name] * rank for name, rank in found.items()}
             ranks = {**ranks, "rank_pattern": found, "alpha_pattern": scaled}
+        if settings.fold_scale:
+            fold_scale(out)
         if settings.method == "full":
             config = read_json(out / "config.json", "config.json")
             if "use_cache" in config:  # Trainer switches it off while it trains

@@ -71,3 +71,39 @@ def test_bad_uniform(text):
 def test_neither_uniform_nor_file():
     with pytest.raises(UserError, match=r"uniform:8"):
         resolve_ranks("8", LINEARS, None)
+
+
+def test_a_folded_scale_adds_the_same_and_needs_no_alpha_pattern(tiny_model, clips, command, tmp_path):
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from edgeqlora.models.family import load_learner
+
+    rank = {"model.encoder.layers.0.fc1": 4, "model.decoder.layers.1.fc2": 2, "model.decoder.layers.0.fc1": 3}
+    alpha = {"model.encoder.layers.0.fc1": 8.0, "model.decoder.layers.1.fc2": 1.0}
+    content = {"schema": "edgeqlora.lora.ranks/1", "rank_pattern": rank, "alpha_pattern": alpha}
+    (tmp_path / "ranks.json").write_text(json.dumps(content))
+    line = ["train", "-m", tiny_model, "--train", clips, "--language", "en", "--ranks", tmp_path / "ranks.json"]
+    line += ["--steps", 2, "--batch-size", 2, "--learning-rate", 0.1, "--method", "lora"]
+    added = {}
+    for name, flags in {"plain": [], "folded": ["--fold-scale"]}.items():
+        code, said = command(*line, *flags, "-o", tmp_path / name)
+        assert code == 0, said
+        base = load_learner(str(tiny_model)).model
+        before = {key: base.get_submodule(key).weight.clone() for key in rank}
+        merged = PeftModel.from_pretrained(base, str(tmp_path / name)).merge_and_unload()
+        added[name] = {key: merged.get_submodule(key).weight - before[key] for key in rank}
+    for key in rank:
+        assert float(added["plain"][key].detach().norm()) > 0.1
+        assert float((added["plain"][key] - added["folded"][key]).detach().abs().max()) < 1e-6
+    config = json.loads((tmp_path / "folded/adapter_config.json").read_text())
+    assert config["lora_alpha"] == config["r"]
+    assert config["alpha_pattern"] == config["rank_pattern"]
+    names = [load_file(tmp_path / name / "adapter_model.safetensors").keys() for name in added]
+    assert names[0] == names[1]
+    assert json.loads((tmp_path / "folded/ranks.json").read_text())["alpha_pattern"]["model.decoder.layers.1.fc2"] == 1
+    code, said = command("merge", tmp_path / "folded", "-o", tmp_path / "m", "--candidate", "original")
+    assert code == 0, said
+    code, said = command(*line, "--fold-scale", "--temporal-gate", "layer", "-o", tmp_path / "gates")
+    assert code == 2
+    assert "allowed with method qlora or lora, and temporal_gate off" in said
