@@ -68,7 +68,7 @@ def word_ends(learner: Any, audio: Any, words: list[str]) -> list[float]:
 
 
 def cuts(audio: Any, ends: list[float]) -> list[tuple[float, int]]:
-    """(seconds, words before) of the cuts with the least sound in them, such that pieces are neither too short nor too long."""
+    """(seconds, words before) of the cuts: few, with little sound in them, and pieces neither too short nor too long."""
     frame = RATE // 100
     level = 10 * np.log10(np.maximum(np.mean(audio[: len(audio) // frame * frame].reshape(-1, frame) ** 2, 1), 1e-8))
     smooth = np.convolve(level, np.ones(8) / 8, "same")
@@ -82,7 +82,7 @@ def cuts(audio: Any, ends: list[float]) -> list[tuple[float, int]]:
     best: list[tuple[float, int]] = [(0.0, -1)]
     for here in range(1, len(places)):
         options = [
-            (best[back][0] + places[here][2] + 6.0, back)
+            (best[back][0] + places[here][2] + 40.0, back)
             for back in range(here)
             if SHORTEST_S <= places[here][0] - places[back][0] <= LONGEST_S and best[back][0] < float("inf")
         ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import settings_of
+from training_runs import settings_of
 
 from edgeqlora.train import train
 

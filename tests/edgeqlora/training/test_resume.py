@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from runs import other_manifest, settings_of
 from safetensors.torch import load_file
+from training_runs import other_manifest, settings_of
 
 from edgeqlora.errors import UserError
 from edgeqlora.train import train

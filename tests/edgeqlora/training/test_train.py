@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from runs import other_manifest, settings_of
 from safetensors.torch import load_file
+from training_runs import other_manifest, settings_of
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
