@@ -54,6 +54,10 @@ def wer(report: dict[str, Any], normaliser: str = "whisper-english") -> float | 
     return None if value is None else round(value, 2)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def forgetting(out: Path) -> list[dict[str, Any]]:
     """tiny.en on fsdd, canary librispeech-sample (dev), with and without replay of its train set; test sets of both."""
     flags = ["-m", TINY, "--train", FSDD / "train.jsonl", "--dev", FSDD / "dev.jsonl", "--window-s", 2, "--steps", 100]
@@ -141,8 +145,8 @@ def windows(out: Path) -> list[dict[str, Any]]:
     flags = ["-m", TINY, "--train", out / "train.jsonl", "--batch-size", 8, "--steps", 80, "--learning-rate", "3e-4"]
     arms = {
         "base": None,
-        "30 s": ["--window-s", "30"],
         "2, 5, 10, 30 s": ["--window-s", "2,5,10,30", "--window-draw", "any"],
+        "30 s": ["--window-s", "30"],
     }
     rows: list[dict[str, Any]] = []
     for name, extra in arms.items():
@@ -150,15 +154,18 @@ def windows(out: Path) -> list[dict[str, Any]]:
         if extra is not None:
             trained(source, *flags, *extra)
         for window in WINDOWS:
-            for asked in {window, 30}:
-                report = scored(
-                    source,
-                    out / f"fits-{window}.jsonl",
-                    out / f"{source.name}-{window}-in-{asked}.json",
-                    "--window-s",
-                    asked,
+            own = out / f"{source.name}-{window}.json"
+            scored(source, out / f"fits-{window}.jsonl", own, "--window-s", window, "--normaliser", "whisper-english")
+        for window in WINDOWS:
+            fitting = {Path(row["audio"]).name for row in read_rows(out / f"fits-{window}.jsonl")}
+            for asked in sorted({window, 30}):
+                said = read_rows(out / f"{source.name}-{asked}.jsonl")
+                counted = [row for row in said if Path(row["audio"]).name in fitting]
+                words = sum(row["n_reference"] for row in counted)
+                share = round(100 * sum(row["errors"] for row in counted) / words, 2)
+                rows.append(
+                    {"arm": name, "clips_that_fit_s": window, "window_s": asked, "n_words": words, "wer": share}
                 )
-                rows.append({"arm": name, "clips_that_fit_s": window, "window_s": asked, "wer": wer(report)})
             for kinds in NOISES:
                 report = scored(
                     source,
@@ -193,7 +200,7 @@ def write_mixed(out: Path) -> None:
     """Read sentences whole, digits, and half of the speakers of misc-sentences; noise with an empty text. What is left is the test."""
 
     def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        found = read_rows(folder / name)
         keys = ("text", "duration", "speaker")
         return [
             {"audio": str(folder / row["audio"])}
