@@ -4,7 +4,7 @@ dozens of runs possible on two cores.
     python tests/benchmarks/ranks/sentences.py -o runs/sentences
 
 Recordings of ../shared are cut at their quietest gaps between words. Where words lie is told by the attention of tiny.en over the audio
-while it reads the known text (Whisper's alignment heads and transformers' own dynamic time warping). A piece stays if tiny.en, in its own window,
+while it reads the known text (Whisper's alignment heads and transformers' own dynamic time warping). A piece stays if tiny.en, in a window of 10 s,
 hears its first and its last word where the text has them. Then noise is mixed in at 5 dB, once and for all.
 
     train   the two readers of librispeech-sample's train set; kitchen and dishes
@@ -27,6 +27,8 @@ import torch
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from edgeqlora.data.audio import load_audio
+from edgeqlora.data.row import Row
+from edgeqlora.evaluation.recognise import Recogniser
 from edgeqlora.evaluation.scores import normaliser
 from edgeqlora.models.family import load_learner
 
@@ -112,16 +114,6 @@ def pieces_of(learner: Any, row: dict[str, Any], folder: Path) -> list[tuple[dic
     return found
 
 
-def heard(learner: Any, clips: list[Any]) -> list[str]:
-    texts = []
-    for start in range(0, len(clips), 16):
-        features = np.stack([learner.processor.features(clip, 30.0) for clip in clips[start : start + 16]])
-        with torch.no_grad():
-            ids = learner.model.generate(torch.from_numpy(features), max_new_tokens=40, num_beams=1)
-        texts += learner.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -138,11 +130,15 @@ def main() -> None:
             for line in path.read_text().splitlines():
                 found += pieces_of(learner, json.loads(line), path.parent)
         learner.model.set_attn_implementation("sdpa")
-        said = heard(learner, [audio for _, audio in found])
-        rows = []
         (output / name).mkdir(parents=True, exist_ok=True)
+        files = [output / name / f"{row['id']}.flac" for row, _ in found]
+        for file, (_, audio) in zip(files, found, strict=True):
+            soundfile.write(file, audio, RATE)
+        said = Recogniser(learner, [10.0], tokens_per_s=8.0).recognise([Row(str(file), "") for file in files])
+        rows = []
         of_noise = [load_audio(str(SHARED / "data" / "noise" / "audio" / f"{noise}.flac")) for noise in noises]
-        for (row, audio), text in zip(found, said, strict=True):
+        for (row, audio), text, file in zip(found, said.texts, files, strict=True):
+            file.unlink()
             truth, guess = normalise(row["text"]).split(), normalise(text).split()
             if (
                 not truth
@@ -157,8 +153,8 @@ def main() -> None:
             gain = np.sqrt(np.mean(audio**2) / np.mean(mixed**2)) * 10 ** (-SNR_DB / 20)
             mixed = audio + gain * mixed
             mixed /= max(1.0, float(np.abs(mixed).max()))
-            soundfile.write(output / name / f"{row['id']}.flac", mixed, RATE)
-            rows.append({"audio": f"{name}/{row['id']}.flac", **row, "duration": round(len(audio) / RATE, 3)})
+            soundfile.write(file, mixed, RATE)
+            rows.append({"audio": f"{name}/{file.name}", **row, "duration": round(len(audio) / RATE, 3)})
         (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         seconds = sum(row["duration"] for row in rows)
         voices = len({row["speaker"] for row in rows})
