@@ -1,6 +1,6 @@
 """The tables of docs/training.md that need hours: each is made by commands that a user could type, and kept as JSON lines.
 
-    python tests/benchmarks/tables.py forgetting|layers|tune|windows -o FOLDER
+    python tests/benchmarks/tables.py forgetting|layers|tune-embedded|tune-tiny.en|windows -o FOLDER
 
 A step whose output is there already is not done again. Rows go to tests/benchmarks/tables/NAME.jsonl.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,48 +232,44 @@ def write_mixed(out: Path) -> None:
     write("train.jsonl", [*spoken, *quiet])
 
 
-def tune(out: Path) -> list[dict[str, Any]]:
+def tune(model: str, out: Path) -> list[dict[str, Any]]:
     """--tune 20 with the defaults as they are, then both settings with three new seeds on a test set that no run chose by."""
-    speech, sentences = DEMO / "speech", ROOT / "runs" / "sentences"
-    flags = {
-        "embedded": ["-m", DEMO / "model", *_sets(speech), "--window-s", 3, "--steps", 60],
-        "tiny.en": ["-m", TINY, *_sets(sentences), "--window-s", 5, "--steps", 20, "--eval-samples", 40],
-    }
-    rows = []
-    for name, common in flags.items():
-        search = out / f"{name}.tune"
+    speech = DEMO / "speech" if model == "embedded" else ROOT / "runs" / "sentences"
+    common: list[Any] = ["--train", speech / "train.jsonl", "--dev", speech / "dev.jsonl"]
+    common += {
+        "embedded": ["-m", DEMO / "model", "--window-s", 3, "--steps", 60],
+        "tiny.en": ["-m", TINY, "--window-s", 5, "--steps", 20, "--eval-samples", 40],
+    }[model]
+    search = out / "run.tune"
+    if not (search / "best.toml").exists():
         begun = time.monotonic()
-        if not (search / "best.toml").exists():
-            edgeqlora("train", *common, "--no-low-memory", "--tune", 20, "-o", out / name)
-            (search / "minutes").write_text(f"{(time.monotonic() - begun) / 60:.1f}")
-        for arm, chosen in {"defaults": common, "best": ["--config", search / "best.toml"]}.items():
-            for seed in (1, 2, 3):
-                folder = out / f"{name}-{arm}-{seed}"
-                card = trained(folder, *chosen, "--no-low-memory", "--seed", seed)
-                data = (speech if name == "embedded" else sentences) / "test.jsonl"
-                report = scored(folder, data, Path(f"{folder}.json"), "--normaliser", "whisper-english")
-                rows.append(
-                    {
-                        "model": name,
-                        "arm": arm,
-                        "seed": seed,
-                        "minutes_of_search": float((search / "minutes").read_text()),
-                        "dev_wer": card["dev_wer"]["value"],
-                        "test_wer": wer(report),
-                        "test_perplexity": report["perplexity"]["value"],
-                    }
-                )
+        edgeqlora("train", *common, "--no-low-memory", "--tune", 20, "-o", out / "run")
+        (search / "minutes").write_text(f"{(time.monotonic() - begun) / 60:.1f}")
+    rows = []
+    for arm, chosen in {"defaults": common, "best": ["--config", search / "best.toml"]}.items():
+        for seed in (1, 2, 3):
+            folder = out / f"{arm}-{seed}"
+            card = trained(folder, *chosen, "--no-low-memory", "--seed", seed)
+            report = scored(folder, speech / "test.jsonl", Path(f"{folder}.json"), "--normaliser", "whisper-english")
+            rows.append(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "minutes_of_search": float((search / "minutes").read_text()),
+                    "dev_wer": card["dev_wer"]["value"],
+                    "dev_loss": card["dev_loss"]["value"],
+                    "test_wer": wer(report),
+                    "test_perplexity": report["perplexity"]["value"],
+                }
+            )
     return rows
-
-
-def _sets(folder: Path) -> list[Any]:
-    return ["--train", folder / "train.jsonl", "--dev", folder / "dev.jsonl"]
 
 
 TABLES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "forgetting": forgetting,
     "layers": layers,
-    "tune": tune,
+    "tune-embedded": partial(tune, "embedded"),
+    "tune-tiny.en": partial(tune, "tiny.en"),
     "windows": windows,
 }
 
