@@ -1,12 +1,34 @@
 """A tiny random Whisper with a real tokenizer, and four clips: enough to run every step for real in seconds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+
+def _draw_nothing(stem: str, *arguments: object) -> Path:
+    return Path(f"{stem}.png")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_pictures() -> Iterator[Callable[..., Path]]:
+    """Runs draw nothing, since each picture takes most of a second: tests that look at one ask for `with_pictures`."""
+    from edgeqlora.lora import pictures
+
+    save = pictures._save
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "_save", _draw_nothing)
+        yield save
+
+
+@pytest.fixture
+def with_pictures(monkeypatch: pytest.MonkeyPatch, without_pictures: Callable[..., Path]) -> None:
+    from edgeqlora.lora import pictures
+
+    monkeypatch.setattr(pictures, "_save", without_pictures)
 
 
 @pytest.fixture(scope="session")

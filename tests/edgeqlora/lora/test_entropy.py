@@ -114,7 +114,7 @@ def test_descent_moves_entropy_the_way_that_was_asked(model, weight, rises):
         assert other == pytest.approx(one, rel=0.35)
 
 
-def test_a_run_pushes_entropy_and_writes_what_became_of_it(tiny_model, clips, command, tmp_path):
+def test_a_run_pushes_entropy_and_writes_what_became_of_it(with_pictures, tiny_model, clips, command, tmp_path):
     line = ["train", "-m", tiny_model, "--train", clips, "--dev", clips.parent / "dev.jsonl", "--language", "en"]
     line += ["--cache", "none", "--steps", 20, "--eval-every", 10, "--batch-size", 4, "--learning-rate", "1e-2"]
     ends = {}

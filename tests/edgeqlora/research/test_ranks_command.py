@@ -10,9 +10,11 @@ from edgeqlora.demo import model_dir
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_model, clips, command, tmp_path_factory):
+def calibrated(tiny_model, clips, command, tmp_path_factory, without_pictures):
     path = tmp_path_factory.mktemp("ranks") / "ranks.json"
-    code, said = command("ranks", "-m", tiny_model, "--train", clips, "-o", path, "--language", "en")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("edgeqlora.lora.pictures._save", without_pictures)  # but this one draws
+        code, said = command("ranks", "-m", tiny_model, "--train", clips, "-o", path, "--language", "en")
     assert code == 0, said
     return path, said
 

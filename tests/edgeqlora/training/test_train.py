@@ -91,23 +91,27 @@ def test_nothing_is_pickled_and_nothing_is_left_over(straight, tiny_model, clips
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_curve_of_one(tiny_model, clips, tmp_path):
+def test_two_processes_give_the_loss_curve_and_the_gates_of_one(tiny_model, clips, tmp_path):
     from edgeqlora.settings import write_settings
+    from edgeqlora_export.gates import WEIGHTS
 
-    curves = {}
-    for name, processes in (("one", 1), ("two", 2)):
-        settings = settings_of(tiny_model, clips, tmp_path / name, spec_augment=True)
-        write_settings(settings, tmp_path / f"{name}.toml")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += ["-m", "edgeqlora", "train", "--config", str(tmp_path / f"{name}.toml")]
-        done = subprocess.run(command, capture_output=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
+    flags = {"spec_augment": True, "temporal_gate": "rank", "learning_rate": 5e-3}
+    train(settings_of(tiny_model, clips, tmp_path / "one", **flags))
+    write_settings(settings_of(tiny_model, clips, tmp_path / "two", **flags), tmp_path / "two.toml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "edgeqlora", "train", "--config", str(tmp_path / "two.toml")]
+    done = subprocess.run(command, capture_output=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    curves, gates = [], []
+    for name in ("one", "two"):
         rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        curves[name] = [row["loss"] for row in rows if "loss" in row] + [
-            row["eval_wer"] for row in rows if "eval_wer" in row
-        ]
-    assert len(curves["one"]) == 6 + 3
-    assert curves["two"] == pytest.approx(curves["one"], abs=1e-4)
+        curves.append([row[key] for key in ("loss", "eval_wer") for row in rows if key in row])
+        saved = load_file(tmp_path / name / WEIGHTS)
+        gates.append(torch.cat([saved[key].flatten() for key in sorted(saved)]))
+    assert len(curves[0]) == 6 + 3
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert gates[0].abs().max() > 0.01
+    assert torch.allclose(*gates, atol=1e-3)
 
 
 def test_dry_run_says_what_it_would_cost_and_writes_nothing(tiny_model, clips, tmp_path, capfd):

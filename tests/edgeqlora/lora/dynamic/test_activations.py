@@ -32,7 +32,7 @@ def test_they_are_those_that_ranks_measures(tiny_model, clips, command, tmp_path
 @pytest.mark.parametrize(
     "flags", [["--method", "lora", "--ranks", "flex:4"], ["--method", "full"], ["--ranks", "adalora:4"]]
 )
-def test_a_run_writes_them_before_and_after(flags, tiny_model, clips, command, tmp_path):
+def test_a_run_writes_them_before_and_after(with_pictures, flags, tiny_model, clips, command, tmp_path):
     line = ["train", "-m", tiny_model, "--train", clips, "--language", "en", "--cache", "none", "--steps", 20]
     code, said = command(*line, "--batch-size", 4, "-o", tmp_path / "a", "--entropy-clips", 4, *flags)
     assert code == 0, said

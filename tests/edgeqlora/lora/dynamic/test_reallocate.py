@@ -127,7 +127,9 @@ LINE = ["--language", "en", "--cache", "none", "--steps", 25, "--batch-size", 4,
 
 
 @pytest.mark.parametrize("ranks", ["flex:4", "uniform:4"])
-def test_a_run_moves_ranks_and_what_it_writes_is_a_plain_adapter(ranks, tiny_model, clips, command, tmp_path):
+def test_a_run_moves_ranks_and_what_it_writes_is_a_plain_adapter(
+    with_pictures, ranks, tiny_model, clips, command, tmp_path
+):
     line = [
         "train",
         "-m",
