@@ -35,12 +35,12 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml jetson/pyproject.toml $(CONSTR
 	@$(PIP) -e ./jetson -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
-	@echo "Installing the test and check tools into $(VENV) (half a minute)"
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml jetson/pyproject.toml $(CONSTRAINTS)
+	@echo "[2/2] Installing edgeqlora, its libraries and the test and check tools into $(VENV) (1 to 2 minutes)"
 	@$(PIP) -e ./jetson -e '.[dev]'
 	@# Types of TensorRT alone: the package they describe is a download of gigabytes, and needs a GPU.
 	@$(PIP) --no-deps 'tensorrt-stubs>=10.13'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed ## Set up, then train, merge, export and measure the embedded model (about 3 minutes)
 	@echo "Running: edgeqlora demo --overwrite"
