@@ -33,6 +33,8 @@ from edgeqlora.evaluation.scores import normaliser
 from edgeqlora.models.family import load_learner
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
+PIECES = Path(__file__).with_name("pieces.jsonl")
+"""Where the recordings are cut; found once, and found again where the file is not there."""
 RATE = 16_000
 SHORTEST_S, LONGEST_S = 1.2, 4.7
 SNR_DB = 5.0
@@ -98,68 +100,84 @@ def cuts(audio: Any, ends: list[float]) -> list[tuple[float, int]]:
     return [(0.0, 0), *((places[at][0], places[at][1]) for at in reversed(path))]
 
 
-def pieces_of(learner: Any, row: dict[str, Any], folder: Path) -> list[tuple[dict[str, Any], Any]]:
-    audio = load_audio(str(folder / row["audio"]))
-    words = row["text"].split()
-    marks = [(0.0, 0), (len(audio) / RATE, len(words))]
-    if len(audio) > LONGEST_S * RATE:
-        marks = cuts(audio, word_ends(learner, audio, words))
+def recordings(manifest: str) -> dict[str, dict[str, Any]]:
+    """Rows of a manifest of ../shared/data by the path of their audio in it."""
+    rows = [json.loads(line) for line in (SHARED / "data" / manifest).read_text().splitlines()]
+    return {str(Path(manifest).parent / row["audio"]): row for row in rows}
+
+
+def pieces_of(learner: Any, manifest: str) -> list[dict[str, Any]]:
+    """Cuts of all recordings of a manifest: seconds, and which of the words of its text are said there."""
     found = []
-    for (start, first), (end, last) in itertools.pairwise(marks):
-        name = f"{Path(row['audio']).stem}-{int(start * 100):04d}"
-        text = " ".join(words[first:last])
-        found.append(
-            ({"id": name, "text": text, "speaker": str(row["speaker"])}, audio[int(start * RATE) : int(end * RATE)])
-        )
+    for name, row in recordings(manifest).items():
+        audio, words = load_audio(str(SHARED / "data" / name)), row["text"].split()
+        marks = [(0.0, 0), (len(audio) / RATE, len(words))]
+        if len(audio) > LONGEST_S * RATE:
+            marks = cuts(audio, word_ends(learner, audio, words))
+        for (start, first), (end, last) in itertools.pairwise(marks):
+            piece = {"audio": name, "start": round(start, 2), "end": round(end, 2), "words": [first, last]}
+            found.append({**piece, "text": " ".join(words[first:last])})
     return found
+
+
+def write_pieces() -> None:
+    """Find the pieces and write them beside this script: half an hour on one core."""
+    learner = load_learner(str(SHARED / "models" / "whisper-tiny.en"))
+    learner.model.eval()
+    normalise = normaliser("whisper-english")
+    kept: list[dict[str, Any]] = []
+    for name, (manifests, _, _) in SETS.items():
+        learner.model.set_attn_implementation("eager")  # the one that tells what it attends to
+        found = [piece for manifest in manifests for piece in pieces_of(learner, manifest)]
+        learner.model.set_attn_implementation("sdpa")
+        rows = [
+            Row(str(SHARED / "data" / piece["audio"]), "", start=piece["start"], end=piece["end"]) for piece in found
+        ]
+        said = Recogniser(learner, [10.0], tokens_per_s=8.0).recognise(rows).texts
+        before = len(kept)
+        for piece, text in zip(found, said, strict=True):
+            truth, heard = normalise(piece["text"]).split(), normalise(text).split()
+            same_ends = truth and heard and (truth[0], truth[-1]) == (heard[0], heard[-1])
+            if same_ends and abs(len(truth) - len(heard)) <= 2:
+                del piece["text"]
+                kept.append({"set": name, **piece})
+        print(f"{name}: {len(kept) - before} of {len(found)} pieces", flush=True)
+    PIECES.write_text("".join(json.dumps(piece) + "\n" for piece in kept))
+
+
+def mixed(piece: dict[str, Any], noises: list[Any], low_s: float, high_s: float, draw: random.Random) -> Any:
+    """Samples of a piece with noise at SNR_DB, from low_s to high_s of one of the noises."""
+    row = Row(str(SHARED / "data" / piece["audio"]), "", start=piece["start"], end=piece["end"])
+    audio, noise = load_audio(row), draw.choice(noises)
+    start = draw.randrange(int(low_s * RATE), int(high_s * RATE) - len(audio))
+    part = noise[start : start + len(audio)]
+    both = audio + part * np.sqrt(np.mean(audio**2) / np.mean(part**2)) * 10 ** (-SNR_DB / 20)
+    return both / max(1.0, float(np.abs(both).max()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     output = parser.parse_args().output
-    learner = load_learner(str(SHARED / "models" / "whisper-tiny.en"))
-    learner.model.eval()
-    normalise = normaliser("whisper-english")
-    for name, (manifests, noises, (low, high)) in SETS.items():
-        draw, found = random.Random(name), []
-        learner.model.set_attn_implementation("eager")
-        for manifest in manifests:
-            path = SHARED / "data" / manifest
-            for line in path.read_text().splitlines():
-                found += pieces_of(learner, json.loads(line), path.parent)
-        learner.model.set_attn_implementation("sdpa")
+    if not PIECES.exists():
+        write_pieces()
+    pieces = [json.loads(line) for line in PIECES.read_text().splitlines()]
+    for name, (manifests, noises, (low_s, high_s)) in SETS.items():
+        known = {key: row for manifest in manifests for key, row in recordings(manifest).items()}
+        draw, rows = random.Random(name), []
         (output / name).mkdir(parents=True, exist_ok=True)
-        files = [output / name / f"{row['id']}.flac" for row, _ in found]
-        for file, (_, audio) in zip(files, found, strict=True):
-            soundfile.write(file, audio, RATE)
-        said = Recogniser(learner, [10.0], tokens_per_s=8.0).recognise([Row(str(file), "") for file in files])
-        rows = []
         of_noise = [load_audio(str(SHARED / "data" / "noise" / "audio" / f"{noise}.flac")) for noise in noises]
-        for (row, audio), text, file in zip(found, said.texts, files, strict=True):
-            file.unlink()
-            truth, guess = normalise(row["text"]).split(), normalise(text).split()
-            if (
-                not truth
-                or not guess
-                or (truth[0], truth[-1]) != (guess[0], guess[-1])
-                or abs(len(truth) - len(guess)) > 2
-            ):
-                continue
-            noise = draw.choice(of_noise)
-            start = draw.randrange(int(low * RATE), int(high * RATE) - len(audio))
-            mixed = noise[start : start + len(audio)]
-            gain = np.sqrt(np.mean(audio**2) / np.mean(mixed**2)) * 10 ** (-SNR_DB / 20)
-            mixed = audio + gain * mixed
-            mixed /= max(1.0, float(np.abs(mixed).max()))
-            soundfile.write(file, mixed, RATE)
-            rows.append({"audio": f"{name}/{file.name}", **row, "duration": round(len(audio) / RATE, 3)})
+        for number, piece in enumerate(piece for piece in pieces if piece["set"] == name):
+            audio = mixed(piece, of_noise, low_s, high_s, draw)
+            file = f"{name}/{number:04d}.flac"
+            soundfile.write(output / file, audio, RATE)
+            text = " ".join(known[piece["audio"]]["text"].split()[slice(*piece["words"])])
+            speaker = str(known[piece["audio"]]["speaker"])
+            rows.append({"audio": file, "text": text, "speaker": speaker, "duration": len(audio) / RATE})
         (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        seconds = sum(row["duration"] for row in rows)
-        voices = len({row["speaker"] for row in rows})
+        seconds, n_words = sum(row["duration"] for row in rows), sum(len(row["text"].split()) for row in rows)
         print(
-            f"{name}: {len(rows)} of {len(found)} pieces, {seconds:.0f} s, "
-            f"{sum(len(row['text'].split()) for row in rows)} words, {voices} voices"
+            f"{name}: {len(rows)} pieces, {seconds:.0f} s, {n_words} words, {len({r['speaker'] for r in rows})} voices"
         )
 
 
