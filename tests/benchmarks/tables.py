@@ -82,7 +82,7 @@ def forgetting(out: Path) -> list[dict[str, Any]]:
                 "librispeech_test_wer": wer(
                     scored(source, LIBRISPEECH / "test.jsonl", out / f"{name}-libri.json", "--window-s", "30")
                 ),
-                "canary": card.get("canary"),
+                "canary": {key: card["canary"][key] for key in ("windows_s", "before", "after")} if card else None,
                 "best_step": card.get("best_step"),
                 "training_s": card["figures"]["wall_time"]["value"] if card else None,
             }
