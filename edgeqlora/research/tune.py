@@ -216,7 +216,10 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
         for t in trials
     )
     write_text(folder / "trials.jsonl", "".join(f"{line}\n" for line in lines))
-    pictures = _draw(study, folder) if len(done) > 2 else []
+    has_words = "eval_wer" in best.user_attrs["figures"]
+    chosen_by = settings.choose_by if settings.choose_by != "auto" else "wer" if has_words else "cer"
+    target = "dev loss, nats a token" if chosen_by == "loss" else f"dev {chosen_by.upper()}, %"
+    pictures = _draw(study, folder, target) if len(done) > 2 else []
     found = {
         "schema": "edgeqlora.tune/1",
         "best": {"number": best.number, "figures": best.user_attrs["figures"], "changes": changes},
@@ -239,12 +242,13 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
     return found
 
 
-def _draw(study: optuna.Study, folder: Path) -> list[Path]:
-    """Optuna's own pictures, 800 px wide."""
+def _draw(study: optuna.Study, folder: Path, target: str) -> list[Path]:
+    """Optuna's own pictures, 800 px wide; target: what was searched for, with its unit."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as pictures
 
     paths = []
@@ -252,10 +256,12 @@ def _draw(study: optuna.Study, folder: Path) -> list[Path]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # optuna calls its matplotlib pictures experimental
             try:
-                drawn = getattr(pictures, f"plot_{name}")(study)
+                drawn = getattr(pictures, f"plot_{name}")(study, target_name=target)
             except (RuntimeError, ValueError, ImportError):
                 continue  # importances need trials that differ, and scikit-learn
             figure = (drawn.flat[0] if hasattr(drawn, "flat") else drawn).figure
+            for axis in figure.axes:
+                axis.xaxis.set_minor_formatter(NullFormatter())  # on a narrow logarithmic axis labels hide each other
             figure.set_size_inches(8 if name != "slice" else 16, 4.5)
             figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
             pyplot.close(figure)
