@@ -70,3 +70,20 @@ def test_export_without_clips_to_prove_it_on_is_refused(tiny_model, tmp_path):
     ):
         assert text in str(CliRunner().invoke(app, [*line, *flags]).exception)
     assert not (tmp_path / "b").exists()
+
+
+def test_without_a_window_a_base_is_exported_in_its_own_which_need_not_be_30_s(tiny_model, clips, command, tmp_path):
+    from edgeqlora.models.family import load_learner
+
+    learner = load_learner(str(tiny_model))
+    positions = learner.model.get_encoder().embed_positions
+    positions.weight.data = positions.weight.data[:100].clone()
+    learner.model.config.max_source_positions = positions.num_embeddings = 100
+    learner.model.save_pretrained(tmp_path / "base")
+    learner.processor.save(tmp_path / "base")
+    code, said = command(
+        "export", tmp_path / "base", "-d", clips, "-o", tmp_path / "b", "--target", "cpu", "--language", "en"
+    )
+    assert code == 0, said
+    manifest = json.loads((tmp_path / "b/manifest.json").read_text())
+    assert list(manifest["decoder"]["max_new_tokens"]) == ["2.0"]
