@@ -311,7 +311,8 @@ def make_settings(given: dict[str, Any]) -> TrainSettings:
         )
     if settings.fold_scale and (settings.method == "full" or settings.temporal_gate != "off"):
         raise UserError(
-            "fold_scale=True is of LoRA adapters whose gates are off: allowed with method qlora or lora, and temporal_gate off"
+            f"fold_scale=True with method={settings.method!r} and temporal_gate={settings.temporal_gate!r}: allowed with method "
+            "qlora or lora, and temporal_gate off; leave one of them out"
         )
     if settings.patience and not settings.dev:
         raise UserError(f"patience={settings.patience} needs dev data to be patient about: pass --dev")

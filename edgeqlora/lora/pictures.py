@@ -122,7 +122,7 @@ def _save(stem: str, draw: Callable[..., Any], *arguments: Any) -> Path:
         matplotlib.rcParams.update(own)
         figure = draw(*arguments)
         figure.savefig(f"{stem}.png", dpi=100)
-        figure.set_layout_engine("none")  # what was found for the first file holds for the second: half the time
+        figure.set_layout_engine("none")  # found once for both files
         figure.savefig(f"{stem}.svg", metadata={"Date": None})
         matplotlib.pyplot.close(figure)
     return Path(f"{stem}.png")

@@ -104,6 +104,18 @@ def test_a_folded_scale_adds_the_same_and_needs_no_alpha_pattern(tiny_model, cli
     assert json.loads((tmp_path / "folded/ranks.json").read_text())["alpha_pattern"]["model.decoder.layers.1.fc2"] == 1
     code, said = command("merge", tmp_path / "folded", "-o", tmp_path / "m", "--candidate", "original")
     assert code == 0, said
-    code, said = command(*line, "--fold-scale", "--temporal-gate", "layer", "-o", tmp_path / "gates")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temporal-gate", "layer"], "fold_scale=True with method='qlora' and temporal_gate='layer': allowed with"),
+        (["--method", "full"], "fold_scale=True with method='full' and temporal_gate='off': allowed with"),
+        (["--method", "ia3"], "fold_scale=True is of LoRA, and method='ia3' has none: allowed with qlora, lora"),
+    ],
+)
+def test_what_has_no_scale_to_fold_is_refused(flags, message, command, tmp_path):
+    line = ["train", "-m", "m", "--train", "t", "-o", tmp_path / "a", "--fold-scale"]
+    code, said = command(*line, *flags)
     assert code == 2
-    assert "allowed with method qlora or lora, and temporal_gate off" in said
+    assert message in said
