@@ -8,6 +8,7 @@ import errno
 import os
 import shlex
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeqlora.remote.hosts import Host
 
 _CONNECT_TIMEOUT_S = 15.0
 """Where the configuration has no ConnectTimeout: for jump hosts, TCP connection, key exchange and login together."""
+_CLOSING_S = 5.0
 _KEEPALIVE_S = 20.0
 """A dead link is noticed after three of these."""
 # Come after the types of the known keys. Without them, a machine whose key is of another type than the known one ends
@@ -86,16 +88,19 @@ async def connect(host: Host, settings: SshSettings) -> AsyncIterator[asyncssh.S
     if options.config.get("HostKeyAlgorithms") is None:
         arguments["server_host_key_algs"] = _HOST_KEY_ALGORITHMS
     try:
-        connection = await asyncssh.connect(**arguments, client_factory=lambda: client)
-    except (asyncssh.Error, OSError, ValueError, OverflowError, RecursionError, asyncio.TimeoutError) as error:
-        raise UserError(f"{host.written}: {client.explain(error)}") from error
-    try:
-        yield connection
+        try:
+            connection = await asyncssh.connect(**arguments, client_factory=lambda: client)
+        except (asyncssh.Error, OSError, ValueError, OverflowError, RecursionError, asyncio.TimeoutError) as error:
+            raise UserError(f"{host.written}: {client.explain(error)}") from error
+        try:
+            yield connection
+        finally:
+            connection.close()
+            # Waiting is a courtesy to the far side; a dead link must not hold up the others.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(connection.wait_closed(), _CLOSING_S)
     finally:
-        connection.close()
-        # Waiting is a courtesy to the far side; a dead link must not hold up the others.
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(connection.wait_closed(), 5)
+        await client.end_of_proxy()
 
 
 class _Client(asyncssh.SSHClient):
@@ -110,6 +115,7 @@ class _Client(asyncssh.SSHClient):
         self.connect_timeout_s = options.connect_timeout or _CONNECT_TIMEOUT_S
         self._ssh_options = settings.ssh_options()
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._proxy: subprocess.Popen[bytes] | None = None
         self._refused_key: asyncssh.SSHKey | None = None
         self._methods: Sequence[str] = ()
         # asyncssh has None for "no checking" and an empty list for "the usual files".
@@ -126,6 +132,7 @@ class _Client(asyncssh.SSHClient):
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self._connection = conn
+        self._proxy = conn.get_extra_info("subprocess")
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self._refused_key = key
@@ -137,6 +144,13 @@ class _Client(asyncssh.SSHClient):
             self._methods = self._connection.get_server_auth_methods()
 
     public_key_auth_requested = password_auth_requested = kbdint_auth_requested = _no_more
+
+    async def end_of_proxy(self) -> None:
+        """Wait until the process of ProxyCommand has ended: asyncssh kills it, and leaves it when the loop closes."""
+        for _ in range(int(_CLOSING_S / 0.01)):
+            if self._proxy is None or self._proxy.returncode is not None:
+                break
+            await asyncio.sleep(0.01)
 
     # ---- messages
 

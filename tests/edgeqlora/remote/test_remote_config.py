@@ -90,6 +90,30 @@ def test_a_board_behind_another_machine(server: sshd.Server, tmp_path: Path, way
     assert n_logins(server) - before == 2 + way.count(",")
 
 
+@pytest.mark.parametrize("line", ["", "UserKnownHostsFile /dev/null"])
+def test_the_process_of_proxy_command_has_ended(
+    server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+):
+    """After a login, and after a refusal: CI found one that still ran when the loop was closed."""
+    started: list[subprocess.Popen] = []
+
+    class Kept(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            started.append(self)
+            super().__init__(*arguments, **options)
+
+    way = f"ProxyCommand ssh -F {tmp_path / 'config'} -W %h:%p jump"
+    config = written(tmp_path, block("board", server, way, *filter(None, [line])), block("jump", server))
+    monkeypatch.setattr(subprocess, "Popen", Kept)
+    for _ in range(6):
+        if line:
+            assert "the host key is not known" in refusal(config)
+        else:
+            login(config)
+    assert len(started) == 6
+    assert all(process.returncode is not None for process in started)
+
+
 @pytest.mark.parametrize(
     ("board", "jump", "reason"),
     [
