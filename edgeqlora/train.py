@@ -92,6 +92,9 @@ def train(
         cache = Path(cache_folder) if cache_folder else None
         target_ids += label_replay(data.replay, learner, settings, data.language, data.sources, cache, console.print)
         rows += data.replay.rows
+    if data.n_empty:
+        learner.allow_empty_texts()
+        console.print(f"  {data.n_empty} clips have an empty text: decoding may end before the first word")
     dataset = SpeechDataset(
         rows,
         target_ids,

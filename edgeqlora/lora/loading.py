@@ -145,6 +145,8 @@ def load_adapted(
         learner = load_learner(adapter.base, held == "quantised", adapter.base_dtype, device, adapter.bits or 4)
     if dropped := adapter.card.get("dropped_layers"):
         drop_layers(learner, dropped)
+    if (adapter.card.get("data") or {}).get("n_empty_texts"):
+        learner.allow_empty_texts()
     if held == "dequantised":
         learner.model.float()
         with torch.no_grad():

@@ -146,6 +146,9 @@ class Learner(Protocol):
         n_valid: as Processor.n_valid_frames gives it. labels: of the batch; their padding is not counted either.
         """
 
+    def allow_empty_texts(self) -> None:
+        """Let decoding end before the first word: for a model that was trained on clips in which nobody speaks."""
+
     def freeze_fixed(self) -> None:
         """Switch the gradient of parameters off that are constants of the architecture."""
 

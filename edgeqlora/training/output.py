@@ -113,6 +113,7 @@ def write_output(
                 "n_dev": len(data.dev_rows),
                 "n_skipped_long": data.n_skipped,
                 "n_cut_texts": data.n_cut,
+                "n_empty_texts": data.n_empty,
                 "n_other_script": data.n_other_script,
                 "padding": data.padding,
             },

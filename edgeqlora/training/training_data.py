@@ -46,6 +46,8 @@ class Prepared:
     durations_s: list[float]
     n_skipped: int
     n_cut: int
+    n_empty: int
+    """Rows whose text is empty: nobody speaks in them."""
     n_other_script: int
     """Rows in another script than the language's, kept or skipped."""
     padding: dict[str, Any]
@@ -164,6 +166,7 @@ def prepare(settings: TrainSettings, processor: Processor, console: Console) -> 
         durations,
         len(long),
         len(cut),
+        sum(not ids for ids in texts),
         n_other_script,
         padding,
         sources,

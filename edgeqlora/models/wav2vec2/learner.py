@@ -67,6 +67,9 @@ class Wav2Vec2Learner:
     def counted(self, linear: str, n_valid: int, labels: Any) -> Any:
         return slice(0, max(1, self.processor.n_outputs(n_valid)))
 
+    def allow_empty_texts(self) -> None:
+        pass  # blanks alone are an empty text
+
     def freeze_fixed(self) -> None:
         """The convolutions over the samples stay as they are (Baevski et al. 2020, arXiv 2006.11477, section 4.3)."""
         plain_model(self.model).freeze_feature_encoder()

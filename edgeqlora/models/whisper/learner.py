@@ -13,6 +13,7 @@ from edgeqlora.data.batching import IGNORE
 from edgeqlora.models.family import CachedDecoder, Features, Transcription, cannot_load, refuse_streams
 from edgeqlora.models.quantised import plain_model, quantised_options, same_in_every_mode
 from edgeqlora.models.whisper.processor import WhisperProcessor, load_processor
+from edgeqlora_export.whisper.checks import end_ids
 from edgeqlora_export.whisper.decoding import CACHE_NAME, decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import detokenizer_table
 from edgeqlora_export.whisper.frames import frame_parts
@@ -86,6 +87,14 @@ class WhisperLearner:
         if self.hears_frames(linear):
             return slice(0, -(-n_valid // 2))  # the second convolution halves the frames
         return labels.flatten() != IGNORE
+
+    def allow_empty_texts(self) -> None:
+        """Take the end of text out of begin_suppress_tokens, where every released Whisper has it (with the space)."""
+        model, generation = plain_model(self.model), self.processor.generation
+        ends = end_ids(model.config, generation)
+        for settings in (model.generation_config, generation):
+            suppressed = [i for i in settings.begin_suppress_tokens or () if i not in ends]
+            settings.begin_suppress_tokens = suppressed or None
 
     def freeze_fixed(self) -> None:
         plain_model(self.model).get_encoder().embed_positions.requires_grad_(False)  # fixed sinusoids
