@@ -151,7 +151,7 @@ def evaluate(
         "peak_rss": measured(round(measure_peak_rss_mib(), 1), "MiB"),
         "cut_clips": sum(n > 1 for n in outcome["n_pieces"]),
         "silence": {**silence.to_plain(), "compared": outcome["compared"]} if silence else None,
-        "stopped_at_token_limit": outcome["n_incomplete"],
+        "n_incomplete": outcome["n_incomplete"],
         "remarks": outcome["remarks"],
         "machine": read_machine(),
         "versions": library_versions(),

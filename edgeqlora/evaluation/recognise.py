@@ -46,7 +46,7 @@ class Recognition:
     n_pieces: list[int] = field(default_factory=list)
     """Windows that each clip was cut into (1: it fitted; 0: it has no speech)."""
     n_incomplete: int = 0
-    """Pieces whose text stopped at the limit of tokens."""
+    """Pieces whose text repeated itself, or stopped at the limit of tokens."""
 
 
 class Recogniser:

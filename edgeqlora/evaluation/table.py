@@ -50,9 +50,9 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
     if report["cut_clips"]:
         lines.append(f"  {report['cut_clips']} clips were longer than the window and were cut at quiet places")
     lines += format_silence(report["silence"])
-    if report["stopped_at_token_limit"]:
+    if report["n_incomplete"]:
         lines.append(
-            f"  {report['stopped_at_token_limit']} texts stopped at the limit of tokens of their window: their ends are missing"
+            f"  {report['n_incomplete']} texts repeated themselves or ran into the limit of tokens: their ends are missing"
         )
     lines += [f"  {remark}" for remark in report["remarks"]]
     worst = [u for u in report.get("utterances", []) if u["errors"]]

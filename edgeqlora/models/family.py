@@ -37,7 +37,7 @@ class Transcription(NamedTuple):
     state: Any = None
     """Of a stream: what the call for its next audio is given. None: the clip was whole."""
     is_complete: bool = True
-    """False: it stopped at the limit of tokens, and its end is missing."""
+    """False: it repeated itself, or stopped at the limit of tokens, and its end is missing."""
 
 
 class CachedDecoder(NamedTuple):

@@ -10,11 +10,15 @@ from .errors import NotFiniteError, UserError
 from .schema import Manifest
 
 
+LOOP_ROUNDS, LOOP_TOKENS = 4, 16
+"""A text that ends in this many rounds of the same tokens, and this many tokens of such rounds, repeats itself."""
+
+
 class Decoded(NamedTuple):
     """Tokens of a batch of clips, and what the decoding took."""
 
     tokens: List[List[int]]  # per clip, without prompt and end token
-    is_complete: List[bool]  # per clip: the end token came before max_new_tokens
+    is_complete: List[bool]  # per clip: the end token came, before max_new_tokens and before any loop
     phases_ms: Dict[str, float]  # one after the other, such as encoder, decoder (prefill and all steps)
     n_steps: int = 0  # decoder runs, prefill included; 0: this decoder has no steps
     first_token_ms: Optional[float] = None  # from the call to the first token; None: all tokens come at once
@@ -117,7 +121,8 @@ class KeyValueDecoder(object):
         """Decode a batch of log-mels by the most likely token each step.
 
         suppress_ids of the manifest are never generated, begin_suppress_ids not first. max_new_tokens counts the end
-        token. Each of eos_ids ends a row; rows that are finished go on with the first of them.
+        token. Each of eos_ids ends a row, and so does a loop, of which one round is kept (see loop_start); rows that
+        are finished go on with the first of eos_ids.
         Raises NotFiniteError when the first logits, or later that of a chosen token, are not finite.
         """
         if max_new_tokens < 1:
@@ -132,6 +137,7 @@ class KeyValueDecoder(object):
         tokens = np.tile(np.array(spec["prompt_ids"], dtype=np.int32), (batch, 1))
         generated = np.full((batch, max_new_tokens), eos_ids[0], dtype=np.int32)
         finished = np.zeros(batch, dtype=bool)
+        loops: Dict[int, int] = {}
         n_steps = 0
         while n_steps < max_new_tokens and not finished.all():
             logits = state.step(tokens)
@@ -150,10 +156,17 @@ class KeyValueDecoder(object):
             finished |= np.isin(best, eos_ids)
             tokens = best[:, np.newaxis]
             n_steps += 1
+            for row in np.flatnonzero(~finished) if n_steps >= LOOP_TOKENS else ():
+                start = loop_start(generated[row, :n_steps].tolist())
+                if start is not None:
+                    loops[row], finished[row] = start, True
         end_s = time.perf_counter()
         return Decoded(
-            tokens=[_until_end(row, eos_ids) for row in generated[:, :n_steps].tolist()],
-            is_complete=finished.tolist(),
+            tokens=[
+                row[: loops[i]] if i in loops else _until_end(row, eos_ids)
+                for i, row in enumerate(generated[:, :n_steps].tolist())
+            ],
+            is_complete=[bool(done) and i not in loops for i, done in enumerate(finished)],
             phases_ms={"encoder": (encoded_s - start_s) * 1e3, "decoder": (end_s - encoded_s) * 1e3},
             n_steps=n_steps,
             first_token_ms=((first_s or end_s) - start_s) * 1e3,
@@ -262,6 +275,21 @@ def spell(ids: Sequence[int], characters: Sequence[Optional[str]], delimiter: st
     """Text of character ids: None in the table is skipped, the delimiter stands between words."""
     pieces = [characters[number] or "" for number in ids]
     return " ".join("".join(" " if piece == delimiter else piece for piece in pieces).split())
+
+
+def loop_start(tokens: Sequence[int]) -> Optional[int]:
+    """Where the second round of a loop begins that these tokens end in, or None where they end in none.
+
+    Whisper on noise, or on a window that it was not trained in, says the same words until it reaches its limit.
+    """
+    n = len(tokens)
+    for period in range(1, n // LOOP_ROUNDS + 1):
+        if tokens[n - 1] != tokens[n - 1 - period]:
+            continue
+        start = n - period * (max(LOOP_ROUNDS, -(-LOOP_TOKENS // period)) - 1)
+        if start >= period and tokens[start:] == tokens[start - period : n - period]:
+            return start
+    return None
 
 
 def _until_end(tokens: List[int], eos_ids: Sequence[int]) -> List[int]:

@@ -30,7 +30,7 @@ class Transcript(NamedTuple):
     tokens: List[int]  # without prompt and end token; of all pieces
     window_s: float  # audio seconds the encoder saw at a time
     n_pieces: int  # above 1: longer than the largest window, cut at quiet places
-    n_incomplete: int  # pieces that ran into max_new_tokens
+    n_incomplete: int  # pieces that repeated themselves or ran into max_new_tokens
     n_steps: int  # decoder runs; 0: the decoder has none
     phases_ms: Dict[str, float]  # features, then the decoder's own, one after the other; of all pieces
     first_token_ms: Optional[float]  # from the call to the first token of the first piece; None: all come at once

@@ -299,6 +299,28 @@ def test_perplexity_of_a_diverged_model_is_null_with_the_reason(tiny_model, clip
     assert (code, "the decoder in float32 answers NaN or infinity" in said) == (2, True), said
 
 
+def test_a_text_that_repeats_itself_is_cut_and_counted_of_model_and_bundle(tiny_model, clips, command, tmp_path):
+    model, learner = tmp_path / "model", load_learner(str(tiny_model))
+    word = learner.processor.text_ids("stop")[0]
+    with torch.no_grad():  # whatever it hears, this is the next token
+        learner.model.model.decoder.layer_norm.weight.zero_()
+        learner.model.model.decoder.layer_norm.bias.copy_(learner.model.proj_out.weight[word] * 100)
+    learner.model.save_pretrained(model)
+    learner.processor.save(model)
+    code, said = command(
+        "export", model, "-d", clips, "--window-s", 1, "-o", tmp_path / "bundle", "--target", "cpu", "--language", "en"
+    )
+    assert code == 0, said
+    for source, window in ((model, ("--window-s", 1)), (tmp_path / "bundle", ())):
+        report = tmp_path / f"{source.name}.json"
+        code, said = command("evaluate", source, "-d", clips, *window, "-o", report)
+        assert code == 0, said
+        assert "8 texts repeated themselves or ran into the limit of tokens: their ends are missing" in said
+        assert json.loads(report.read_text())["n_incomplete"] == 8
+        lines = report.with_suffix(".jsonl").read_text().splitlines()
+        assert {json.loads(line)["hypothesis"] for line in lines} == {learner.tokenizer.decode([word]).strip()}
+
+
 def test_nothing_of_third_parties_is_on_the_screen(adapter, clips, tmp_path):
     import subprocess
     import sys

@@ -5,7 +5,7 @@ import pytest
 
 from edgeqlora_jetson.audio.logmel import LogMel
 from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.decoders import Characters, CtcDecoder, Detokenizer, KeyValueDecoder
+from edgeqlora_jetson.decoders import Characters, CtcDecoder, Detokenizer, KeyValueDecoder, loop_start
 from edgeqlora_jetson.errors import UserError
 
 
@@ -84,6 +84,36 @@ def test_the_limit_counts_the_end_token():
     assert (result.tokens, result.is_complete, result.n_steps) == ([[0, 1]], [False], 2)
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         greedy(runtime, MEL, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start"),
+    [
+        ([7] * 15, None),  # "la" fifteen times may be a song
+        ([7] * 16, 1),
+        ([1, 2] + [7] * 16, 3),
+        ([7, 8] * 7, None),
+        ([1, 2] + [7, 8] * 8, 4),
+        ([3, 4, 5] * 5, None),
+        ([9] + [3, 4, 5] * 6, 4),
+        (list(range(10)) * 3, None),
+        (list(range(10)) * 4, 10),
+        ([7] * 16 + [8], None),  # it went on
+        ([], None),
+    ],
+)
+def test_where_a_loop_starts(tokens, start):
+    assert loop_start(tokens) == start
+
+
+def test_a_loop_ends_its_row_alone_and_one_round_is_kept():
+    looping = [one_hot(2)] + [one_hot(0), one_hot(1)] * 20
+    going_on = [one_hot(number % 3) for number in (0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2)]
+    runtime = ScriptedRuntime([looping, [*going_on, one_hot(5)] + [one_hot(5)] * 20])
+    result = greedy(runtime, np.concatenate([MEL, MEL]), 40)
+    assert result.tokens == [[2, 0, 1], [0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2]]
+    assert (result.is_complete, result.n_steps) == ([False, True], 21)
+    assert runtime.fed[18] == [[5], [1]]
 
 
 def test_times_add_up():

@@ -151,8 +151,10 @@ class WhisperDecoder:
         """Texts of log-mels of shape (batch, n_mels, 100 * window_s)."""
         refuse_streams(states)
         limit = self.spec["max_new_tokens"][str(float(window_s))]
-        tokens = torch_greedy(plain_model(self._learner.model), features, self.spec, limit, self._learner.on_rows)
-        return [Transcription(self._detokenizer(ids), is_complete=len(ids) < limit) for ids in tokens]
+        tokens, ended = torch_greedy(
+            plain_model(self._learner.model), features, self.spec, limit, self._learner.on_rows
+        )
+        return [Transcription(self._detokenizer(ids), is_complete=end) for ids, end in zip(tokens, ended, strict=True)]
 
 
 def collate(samples: Sequence[dict[str, Any]], prompt_ids: list[int], pad_id: int) -> dict[str, Any]:

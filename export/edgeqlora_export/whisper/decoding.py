@@ -20,6 +20,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as
 from edgeqlora_export.whisper.checks import end_ids
 from edgeqlora_export.whisper.languages import is_multilingual, language_code
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
+from edgeqlora_jetson.decoders import loop_start
 from edgeqlora_jetson.errors import NotFiniteError, UserError
 from edgeqlora_jetson.schema import Decoder
 
@@ -135,13 +136,14 @@ def torch_greedy(
     spec: Decoder,
     max_new_tokens: int,
     on_rows: Callable[[torch.Tensor], None] | None = None,
-) -> list[list[int]]:
+) -> tuple[list[list[int]], list[bool]]:
     """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
-    Returns the tokens of each clip, without prompt and end token. `suppress_ids` are out at every step,
-    `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, which feeds the first of them until its row is
-    dropped: on_rows is then given the indices of those that go on. Raises NotFiniteError where the decoder answers NaN or infinity.
+    Returns the tokens of each clip, without prompt and end token, and whether it ended by itself. `suppress_ids` are out
+    at every step, `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, and so does a loop, of which one round
+    is kept; such a clip feeds the first of `eos_ids` until its row is dropped: on_rows is then given the indices of
+    those that go on. Raises NotFiniteError where the decoder answers NaN or infinity.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -168,8 +170,8 @@ def _decode(
     spec: Decoder,
     limit: int,
     on_rows: Callable[[torch.Tensor], None] | None,
-) -> list[list[int]]:
-    """Tokens of each row of audio_features, shape (batch, n_audio, d_model)."""
+) -> tuple[list[list[int]], list[bool]]:
+    """Of each row of audio_features, shape (batch, n_audio, d_model): tokens, and whether it ended by itself."""
     batch, device = audio_features.shape[0], audio_features.device
     eos = spec["eos_ids"]
     suppress = torch.tensor(spec["suppress_ids"], dtype=torch.long, device=device)
@@ -178,7 +180,7 @@ def _decode(
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     out: list[list[int]] = [[] for _ in range(batch)]
     rows = list(range(batch))  # the clip behind each row; rows whose clip has ended are dropped in halves
-    done = [False] * batch
+    done, is_complete = [False] * batch, [False] * batch
     for step in range(limit):
         hidden = base.model.decoder(
             input_ids=tokens, encoder_hidden_states=audio_features, use_cache=True, **{CACHE_NAME: cache}
@@ -196,11 +198,15 @@ def _decode(
             )
         chosen = indices.tolist()
         for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            done[row] = done[row] or token in eos
+            if not done[row] and token in eos:
+                done[row] = is_complete[row] = True
             if done[row]:
                 chosen[i] = eos[0]
-            else:
-                out[row].append(token)
+                continue
+            out[row].append(token)
+            if (start := loop_start(out[row])) is not None:
+                done[row] = True
+                del out[row][start:]
         if all(done):
             break
         tokens = torch.tensor(chosen, device=device).unsqueeze(1)
@@ -212,4 +218,4 @@ def _decode(
             if on_rows is not None:
                 on_rows(keep)
             audio_features, tokens, rows = audio_features[keep], tokens[keep], [rows[i] for i in active]
-    return out
+    return out, is_complete

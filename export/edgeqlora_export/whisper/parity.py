@@ -126,7 +126,7 @@ def _tokens(
     found: list[list[int]] = []
     for start in range(0, len(clips), max(BATCH_SIZES)):
         mel = np.ascontiguousarray(clips[start : start + max(BATCH_SIZES)])
-        expected += torch_greedy(model, mel, spec, limit)
+        expected += torch_greedy(model, mel, spec, limit)[0]
         found += decoder.greedy(mel, limit).tokens
     return expected, found
 

@@ -29,8 +29,9 @@ def judge(report: Dict[str, Any], settings: Any, problems: Sequence[str], warnin
         )
     if report["clips"]["n_incomplete"]:
         doubts.append(
-            "{} of {} clips ran into the token limit: their text may be cut off or looping, and their time is that of the "
-            "limit".format(report["clips"]["n_incomplete"], report["clips"]["n"])
+            "{} of {} clips repeated themselves or ran into the token limit: the ends of their texts are missing".format(
+                report["clips"]["n_incomplete"], report["clips"]["n"]
+            )
         )
     if report["clips"]["n_unstable"]:
         doubts.append("{} clips gave different text in different repeats".format(report["clips"]["n_unstable"]))

@@ -124,7 +124,7 @@ def run_transcribe(
             )
         if transcript.n_incomplete:
             show(
-                "{}: ran into the limit of {} tokens: the text may be cut off or looping".format(
+                "{}: the text repeated itself, or ran into the limit of {} tokens: its end is missing".format(
                     path, bundle.max_new_tokens(transcript.window_s)
                 ),
                 file=sys.stderr,

@@ -146,9 +146,9 @@ def test_greedy_equals_decoding_without_cache_or_batch(tokenizer):
     model = tiny_whisper(seed=5)
     spec = decoding_spec(model, tokenizer, tiny_generation_config(), [2.0])
     # An end token that random weights do choose now and then, so that rows of the batch end apart.
-    first = torch_greedy(model, MEL, spec, 20)
+    first, _ = torch_greedy(model, MEL, spec, 20)
     spec["eos_ids"] = [EOS, first[0][2]]
-    found = torch_greedy(model, MEL, spec, 20)
+    found, ended = torch_greedy(model, MEL, spec, 20)
     assert found == [_by_hand(model, mel, spec, 20) for mel in MEL]
     assert len({len(row) for row in found}) > 1
     assert all(token not in spec["suppress_ids"] for row in found for token in row)
@@ -168,7 +168,16 @@ def test_greedy_takes_a_shorter_window_and_leaves_mode_and_checkpointing(tokeniz
 
 def test_greedy_stops_at_the_end_of_the_position_table(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(suppress_tokens=[EOS]), [2.0])
-    assert [len(row) for row in torch_greedy(whisper, MEL[:1], spec, 1000)] == [62]
+    assert [len(row) for row in torch_greedy(whisper, MEL[:1], spec, 1000)[0]] == [62]
+
+
+def test_a_loop_is_ended_after_its_first_round(tokenizer):
+    model = tiny_whisper()
+    spec = decoding_spec(model, tokenizer, tiny_generation_config(), [2.0])
+    with torch.no_grad():  # whatever it hears, the next token is 7
+        model.model.decoder.layer_norm.weight.zero_()
+        model.model.decoder.layer_norm.bias.copy_(model.proj_out.weight[7] * 100)
+    assert torch_greedy(model, MEL, spec, 60) == ([[7]] * len(MEL), [False] * len(MEL))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -186,5 +195,5 @@ def test_no_warning_of_transformers_reaches_the_user(whisper, tokenizer):
     spec = decoding_spec(whisper, tokenizer, tiny_generation_config(), [1.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokens = torch_greedy(whisper, MEL[:1, :, :100], spec, 3)
+        tokens, _ = torch_greedy(whisper, MEL[:1, :, :100], spec, 3)
     assert [len(row) for row in tokens] == [3]

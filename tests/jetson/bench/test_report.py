@@ -189,7 +189,7 @@ def test_notes_in_the_table(fixture_folder):
         )
     )
     assert "1 of 2 clips were longer than the largest window and were cut" in table
-    assert "1 of 2 clips ran into the token limit" in table
+    assert "1 of 2 clips repeated themselves or ran into the token limit" in table
     for unit in ("ms", "clips/s", "MiB", "%"):
         assert unit in table
 

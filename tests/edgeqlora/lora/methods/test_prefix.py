@@ -93,7 +93,7 @@ def test_attention_is_over_prefix_and_text_and_the_text_keeps_its_places(prefixe
 def test_greedy_decoding_with_the_cache_says_what_the_whole_pass_says(prefixed):
     learner, _ = prefixed
     spec = learner.decoder([1.0], "en", None).spec
-    tokens = torch_greedy(learner.model.get_base_model(), INPUTS["input_features"], spec, 8)
+    tokens, _ = torch_greedy(learner.model.get_base_model(), INPUTS["input_features"], spec, 8)
     for row, found in enumerate(tokens):
         ids = list(spec["prompt_ids"])
         for step, token in enumerate(found):
