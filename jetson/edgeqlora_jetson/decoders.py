@@ -9,7 +9,6 @@ from .audio.features import n_outputs
 from .errors import NotFiniteError, UserError
 from .schema import Manifest
 
-
 LOOP_ROUNDS, LOOP_TOKENS = 4, 16
 """A text that ends in this many rounds of the same tokens, and this many tokens of such rounds, repeats itself."""
 
