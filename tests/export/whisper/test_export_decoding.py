@@ -148,7 +148,7 @@ def test_greedy_equals_decoding_without_cache_or_batch(tokenizer):
     # An end token that random weights do choose now and then, so that rows of the batch end apart.
     first, _ = torch_greedy(model, MEL, spec, 20)
     spec["eos_ids"] = [EOS, first[0][2]]
-    found, ended = torch_greedy(model, MEL, spec, 20)
+    found, _ = torch_greedy(model, MEL, spec, 20)
     assert found == [_by_hand(model, mel, spec, 20) for mel in MEL]
     assert len({len(row) for row in found}) > 1
     assert all(token not in spec["suppress_ids"] for row in found for token in row)
