@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import gc
 import json
 import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +58,33 @@ def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, 
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are called so since 2020
-    folder = tune_folder(settings.output)
+    folder, space = tune_folder(settings.output), search_space(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        study = _open_study(settings, folder, space)
+    finished = (TrialState.COMPLETE, TrialState.PRUNED)
+    study.optimize(
+        lambda trial: _try(settings, space, trial, say),
+        callbacks=[MaxTrialsCallback(n_trials, states=finished)],
+        n_trials=max(0, n_trials - len(study.get_trials(deepcopy=False, states=finished))),
+        catch=(),
+    )
+    with _alone_in(folder):
+        return _conclude(settings, study, space, folder, say)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Inside the `with`, other processes of the same search wait at theirs: optuna makes its tables without a lock."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open_study(settings: TrainSettings, folder: Path, space: Space) -> optuna.Study:
+    import optuna
+    from optuna.trial import TrialState
+
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{folder / 'study.db'}",
         heartbeat_interval=30,
@@ -78,21 +105,14 @@ def tune(settings: TrainSettings, n_trials: int, say: Say = print) -> dict[str, 
             f"{folder} holds a search that began with another {changed[0]}: give the same settings, or another --output"
         )
     study.set_user_attr("settings", given)
-    space = search_space(settings)
     alive = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE))
     if not any(trial.user_attrs.get("as_given") for trial in alive):
         study.enqueue_trial(space.defaults, user_attrs={"as_given": True})
-    # Of one process always the same; a second one beside it, or a later one, must not draw the same again.
-    beside = os.getpid() if any(trial.state == TrialState.RUNNING for trial in alive) else 0
-    study.sampler = optuna.samplers.TPESampler(seed=(settings.seed + 7919 * len(study.trials) + beside) % 2**32)
-    finished = (TrialState.COMPLETE, TrialState.PRUNED)
-    study.optimize(
-        lambda trial: _try(settings, space, trial, say),
-        callbacks=[MaxTrialsCallback(n_trials, states=finished)],
-        n_trials=max(0, n_trials - len(study.get_trials(deepcopy=False, states=finished))),
-        catch=(),
-    )
-    return _conclude(settings, study, space, folder, say)
+    # A search by one process is always the same; one beside it, or a later one, must not draw the same again.
+    starts = study.user_attrs.get("starts", 0)
+    study.set_user_attr("starts", starts + 1)
+    study.sampler = optuna.samplers.TPESampler(seed=(settings.seed + 7919 * starts) % 2**32)
+    return study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +210,7 @@ def _try(settings: TrainSettings, space: Space, trial: optuna.Trial, say: Say) -
     with tempfile.TemporaryDirectory(prefix="trial-", dir=tune_folder(settings.output)) as scratch:
         one = dataclasses.replace(settings, **changes, output=f"{scratch}/adapter")
         try:
-            train(one, watch=watch, quiet=True)
+            trial.set_user_attr("choose_by", train(one, watch=watch, quiet=True)["choose_by"])
         finally:
             trial.set_user_attr("figures", figures)
             gc.collect()
@@ -216,8 +236,7 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
         for t in trials
     )
     write_text(folder / "trials.jsonl", "".join(f"{line}\n" for line in lines))
-    has_words = "eval_wer" in best.user_attrs["figures"]
-    chosen_by = settings.choose_by if settings.choose_by != "auto" else "wer" if has_words else "cer"
+    chosen_by = best.user_attrs["choose_by"]
     target = "dev loss, nats a token" if chosen_by == "loss" else f"dev {chosen_by.upper()}, %"
     pictures = _draw(study, folder, target) if len(done) > 2 else []
     found = {

@@ -1,8 +1,11 @@
 """`train --tune N` as a user types it."""
 
 import json
+import os
+import subprocess
 
 import pytest
+from warm_start import warm_edgeqlora
 
 from edgeqlora.research.tune import search_space
 from edgeqlora.settings import make_settings, read_settings
@@ -55,6 +58,23 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, line, 
     assert len({trial["params"]["learning_rate"] for trial in trials}) == 4, "another process draws other settings"
     code, said = command(*line, "--tune", 5, "--weight-decay", 0.1)
     assert (code, "holds a search that began with another weight_decay" in said) == (2, True), said
+
+
+def test_two_processes_started_at_once_share_a_search(line, tmp_path):
+    """Without a lock optuna's tables were made twice, and both drew the same settings."""
+    out = line.index("-o") + 1
+    arguments = map(str, [*line[:out], tmp_path / "adapter", *line[out + 1 :], "--tune", 4])
+    with warm_edgeqlora(tmp_path) as programs:
+        given = {"env": {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}, "stderr": subprocess.STDOUT}
+        typed = ["edgeqlora", *arguments]
+        running = [subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, **given) for _ in range(2)]
+        said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert all("as they were" in text for text in said)
+    trials = [json.loads(text) for text in (tmp_path / "adapter.tune" / "trials.jsonl").read_text().splitlines()]
+    assert 4 <= sum(trial["state"] in ("complete", "pruned") for trial in trials) <= 5
+    assert [bool(trial.get("as_given")) for trial in trials].count(True) == 1
+    assert len({trial["params"]["learning_rate"] for trial in trials}) == len(trials)
 
 
 def test_a_search_in_the_wrong_place_is_refused(line, command, monkeypatch):
