@@ -90,28 +90,41 @@ def parse_shares(texts: list[str]) -> dict[str, float]:
 
 def ablate(
     study: Annotated[Path, typer.Argument(help="TOML file: data, arms, seeds.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs; given again, they go on.")] = Path(
-        "study"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the runs; given again, they go on. For --only-report also a results.jsonl.",
+        ),
+    ] = Path("study"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep what each run trained.")] = False,
     only_report: Annotated[
         bool, typer.Option("--only-report", help="No runs: say what the finished ones show.")
     ] = False,
 ) -> None:
     """Train the arms of a study under equal conditions and say what differs, or that nothing does. Resumable."""
-    from edgeqlora.research.ablate import rows_of, run_study, write_results
+    from edgeqlora.lora.pictures import draw_differences
+    from edgeqlora.research.ablate import read_results, rows_of, run_study, write_results
     from edgeqlora.research.study import read_study
-    from edgeqlora.research.verdict import conclude, format_conclusion
+    from edgeqlora.research.verdict import compared, conclude, format_conclusion
     from edgeqlora_jetson.files import write_json, write_text
 
     asked = read_study(study)
+    if only_report and output.is_file():
+        rows = read_results(output)
+        show(format_conclusion(asked, conclude(asked, rows), compared(asked, rows)))
+        return
     if only_report and not (output / "rows").is_dir():
         raise UserError(f"{output} has no runs: leave --only-report out")
     rows = rows_of(output) if only_report else run_study(asked, output, keep, say)
-    entries = conclude(asked, rows)
-    text = format_conclusion(asked, entries)
+    entries, comparisons = conclude(asked, rows), compared(asked, rows)
+    text = format_conclusion(asked, entries, comparisons)
     show(text)
     results = write_results(rows, output)
-    write_json(output / "conclusion.json", {"schema": "edgeqlora.conclusion/1", "arms": entries})
+    content = {"schema": "edgeqlora.conclusion/1", "arms": entries, "comparisons": comparisons}
+    write_json(output / "conclusion.json", content)
     write_text(output / "table.md", text + "\n")
-    done(f"rows in {results}, table in {output / 'table.md'}", "read the verdicts above")
+    pictures = draw_differences([*entries, *comparisons], asked.reference, output)
+    drawn = f", picture {pictures[0]}" if pictures else ""
+    done(f"rows in {results}, table in {output / 'table.md'}{drawn}", "read the verdicts above")

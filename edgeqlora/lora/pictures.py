@@ -52,6 +52,38 @@ def draw_activations(rows: Sequence[Mapping[str, Any]], beside: Path) -> list[Pa
     return [_save(str(beside.with_suffix("")), _before_and_after, rows, steps[0], steps[-1])]
 
 
+def draw_differences(entries: Sequence[Mapping[str, Any]], reference: str, folder: Path) -> list[Path]:
+    """Draw what arms of a study differ by, with intervals. entries: of conclude and compared. Nothing where none differs."""
+    shown = [entry for entry in entries if "against" in entry]
+    return [_save(str(folder / "differences"), _differences, shown, reference)] if shown else []
+
+
+def _differences(entries: Sequence[Mapping[str, Any]], reference: str) -> Any:
+    import matplotlib.pyplot as plt
+
+    height = 1.6 + 0.32 * len(entries)
+    figure, axes = plt.subplots(1, 2, figsize=(8, height), layout="constrained", sharey=True)
+    places = range(len(entries))
+    for axis, name, unit in zip(axes, ("loss", "wer"), ("loss, nats a token", "WER, points"), strict=True):
+        axis.axvline(0, color="black", linewidth=1)
+        for place, entry in zip(places, entries, strict=True):
+            one = entry["against"][name]
+            colour = COLOURS[2] if one["high"] < 0 else COLOURS[1] if one["low"] > 0 else COLOURS[0]
+            mark = "v" if one["high"] < 0 else "^" if one["low"] > 0 else "o"
+            axis.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=2)
+            axis.plot(one["value"], place, mark, color=colour)
+        axis.set_xlabel(f"difference of {unit}", fontsize=11)
+        axis.grid(axis="x", alpha=0.3)
+    labels = [
+        entry["arm"] if "others" not in entry else f"{entry['arm']} against\n{len(entry['others'])} of the others"
+        for entry in entries
+    ]
+    axes[0].set_yticks(places, labels, fontsize=9)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"Against {reference}, 95 % intervals: below 0 is better", fontsize=11)
+    return figure
+
+
 def _before_and_after(rows: Sequence[Mapping[str, Any]], first: int, last: int) -> Any:
     import matplotlib.pyplot as plt
     import numpy as np

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora.research.ranks import Measured, Plan, measure, write_ranks
+from edgeqlora.research.ranks import Measured, Plan, format_agreement, measure, write_ranks
 from edgeqlora.research.run_arm import run_apart
 from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
+from edgeqlora.research.verdict import by_speaker
 from edgeqlora.settings import TrainSettings
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
@@ -49,7 +50,9 @@ def run_study(study: Study, folder: Path, keep: bool = False, say: Say = print) 
         if not left and len(rates) == len(study.arms):
             return rows_of(folder)
         for key in sorted(left - told):
-            say(f"waiting for {key}, which another process is at (its claim: {folder / 'work' / key}.claim)")
+            say(
+                f"waiting for {key}, which another process is at (its claim: {folder / 'work' / key}.claim; remove it if that process is gone)"
+            )
         told |= left
         time.sleep(2)
 
@@ -57,6 +60,19 @@ def run_study(study: Study, folder: Path, keep: bool = False, say: Say = print) 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """All finished runs in a study's folder, by key."""
     return [read_json(path, "row of a study") for path in sorted((folder / "rows").glob("*.json"))]
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Rows of a results.jsonl, whose verdicts are those of the folder it came from. UserError for another file."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no results.jsonl of a study: {error}") from None
+    if not all(isinstance(row, dict) and {"arm", "stage"} <= set(row) for row in rows):
+        raise UserError(f"{path} is no results.jsonl of a study: each line needs arm and stage")
+    if any("test_loss" in row and "test" not in row for row in rows):
+        raise UserError(f"{path} was written before rows kept the sums of each speaker: no verdict follows from it")
+    return rows
 
 
 def data_of(study: Study) -> dict[str, str]:
@@ -104,12 +120,16 @@ def _open(study: Study, folder: Path, data: dict[str, str]) -> None:
 
 def _ranks_files(study: Study, folder: Path, say: Say) -> None:
     """ranks.json of every arm that has a plan, from one measurement for each method."""
-    measured: dict[str, Measured] = {}
-    while any(arm.plan and not _ranks_path(folder, arm).exists() for arm in study.arms):
+    while True:
         with _claimed(folder / "work" / "measure.claim") as is_ours:
             if is_ours:
-                break
+                _write_ranks_files(study, folder, say)
+                return
         time.sleep(2)  # another process measures
+
+
+def _write_ranks_files(study: Study, folder: Path, say: Say) -> None:
+    measured: dict[str, Measured] = {}
     for arm in study.arms:
         path = _ranks_path(folder, arm)
         if arm.plan is None:
@@ -133,7 +153,9 @@ def _ranks_files(study: Study, folder: Path, say: Say) -> None:
                 say=say,
                 **terms,
             )
-        write_ranks(measured[key], arm.plan, path)
+        content = write_ranks(measured[key], arm.plan, path)
+        if text := format_agreement(content):
+            say(f"arm {arm.name}: {text}")
 
 
 MEASURED_ON = (
@@ -240,7 +262,7 @@ def _is_stale(path: Path, mine: Mapping[str, Any]) -> bool:
 
 
 def write_results(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """All rows as JSON lines, without what each utterance said."""
+    """All rows as JSON lines, with the sums of each test speaker, from which the verdicts follow (see read_results)."""
     path = folder / "results.jsonl"
     own = ("dev", "test", "adapter_sha256", "conditions")
     kept = [{key: value for key, value in row.items() if key not in own} for row in rows]
@@ -250,5 +272,6 @@ def write_results(rows: list[dict[str, Any]], folder: Path) -> Path:
                 n_words = sum(u["words"] for u in whole[name])
                 row[f"{name}_loss"] = round(mean_loss(whole[name]), 6)
                 row[f"{name}_wer"] = round(100 * sum(u["errors"] for u in whole[name]) / max(1, n_words), 4)
+                row[name] = by_speaker(whole[name])
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return path

@@ -318,8 +318,15 @@ def format_ranks(content: Mapping[str, Any]) -> str:
         lines.append(f"{group:<10}{len(members):>8}{spread:>12}{sum(ranks) / len(ranks):>7.2f}{entropy:>26}{error:>12}")
     if plan["mode"] != "uniform" and len({row["rank"] for row in rows}) == 1:
         lines += ["", "every linear is at the highest rank that it may have: the mode changes nothing at this budget"]
-    agreement = content["agreement_of_halves"]
-    if agreement is not None:
-        verdict = "they agree" if agreement >= AGREES else "they do NOT agree: take more clips, or --mode uniform"
-        lines += ["", f"ranks from the two halves of the clips: rank correlation {agreement:.3f}, {verdict}"]
+    if agreement := format_agreement(content):
+        lines += ["", agreement]
     return "\n".join(lines)
+
+
+def format_agreement(content: Mapping[str, Any]) -> str:
+    """Whether ranks from the two halves of the clips agree; empty for a mode whose ranks do not follow from clips."""
+    agreement = content["agreement_of_halves"]
+    if agreement is None:
+        return ""
+    verdict = "they agree" if agreement >= AGREES else "they do NOT agree: take more clips, or the mode uniform"
+    return f"ranks from the two halves of the clips: rank correlation {agreement:.3f}, {verdict}"

@@ -45,6 +45,13 @@ class Arm:
     """Name of the arm whose learning rate it takes; None: it gets its own."""
 
 
+class Comparison(NamedTuple):
+    """An arm against the mean of others, beside that with the reference: such as ear against three permutations."""
+
+    arm: str
+    against: tuple[str, ...]
+
+
 class Run(NamedTuple):
     """One training run with its evaluation."""
 
@@ -82,6 +89,7 @@ class Study:
     """The same for WER, in points."""
     clips: int
     """Clips that ranks are measured on."""
+    compare: tuple[Comparison, ...] = ()
 
     @property
     def rate_runs(self) -> list[Run]:
@@ -107,6 +115,13 @@ class Study:
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
+class _Compare(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    arm: str
+    against: list[str] = pydantic.Field(min_length=1)
+
+
 class _File(pydantic.BaseModel):
     """The TOML file of a study: types and ranges."""
 
@@ -124,6 +139,7 @@ class _File(pydantic.BaseModel):
     margin_loss: float = pydantic.Field(0.01, gt=0, le=10)
     margin_wer: float = pydantic.Field(0.5, gt=0, le=100)
     clips: int = pydantic.Field(64, ge=4, le=10**6)
+    compare: list[_Compare] = []
     settings: dict[str, Any] = {}
     arm: list[dict[str, Any]] = pydantic.Field(min_length=2)
 
@@ -158,7 +174,8 @@ def read_study(path: Path) -> Study:
     lent = {arm.rate_of for arm in arms} - {None}
     if any(arm.rate_of and arm.name in lent for arm in arms):
         raise UserError(f"{path}: an arm lends its learning rate and takes that of another: it can do one of them")
-    for name in (reference, *file.primary, *sorted(filter(None, lent))):
+    compared = [name for one in file.compare for name in (one.arm, *one.against)]
+    for name in (reference, *file.primary, *sorted(filter(None, lent)), *compared):
         if name not in names:
             raise UserError(f"{path}: {name!r} is no arm, allowed are {', '.join(names)}")
     return Study(
@@ -172,6 +189,7 @@ def read_study(path: Path) -> Study:
         margin_loss=file.margin_loss,
         margin_wer=file.margin_wer,
         clips=file.clips,
+        compare=tuple(Comparison(one.arm, tuple(one.against)) for one in file.compare),
     )
 
 

@@ -16,6 +16,9 @@ import numpy as np
 
 from edgeqlora.research.study import Study, chosen_rates
 
+Tests = Mapping[int, Sequence[Mapping[str, Any]]]
+"""By seed: what each test utterance, or each speaker, came to: clip, speaker, errors, words, loss, tokens."""
+
 N_DRAWS = 10_000
 LEVEL = 0.95
 
@@ -35,10 +38,8 @@ class Difference(NamedTuple):
     """Clips that not all runs could count, such as those longer than a window: they count for none."""
 
 
-def difference(
-    arm: Mapping[int, Any], reference: Mapping[int, Any], top: str, bottom: str, seed: int = 0
-) -> Difference:
-    """Difference of sum(top) / sum(bottom) over the seeds that both have; both: utterances by seed."""
+def difference(arm: Tests, reference: Tests, top: str, bottom: str, seed: int = 0) -> Difference:
+    """Difference of sum(top) / sum(bottom) over the seeds that both have."""
     seeds = sorted(set(arm) & set(reference))
     runs = [run[seed] for run in (arm, reference) for seed in seeds]
     for clips in zip(*runs, strict=True):
@@ -94,17 +95,73 @@ def judge(found: Difference, margin: float) -> str:
     return f"not decided (about {max(2, math.ceil((width / margin) ** 2))} times the clips and seeds needed)"
 
 
-def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One dict an arm that has final rows: its figures, and against the reference loss and WER with a verdict each."""
+def by_speaker(utterances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sums of each speaker, in the form of an utterance: all that verdicts need, and what the rows of a study keep."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in utterances:
+        sums = found.setdefault(one["speaker"], {"clip": one["speaker"], "speaker": one["speaker"]})
+        for name in ("errors", "words", "loss", "tokens"):
+            sums[name] = round(sums.get(name, 0) + one[name], 6)
+    return [found[speaker] for speaker in sorted(found)]
+
+
+def _mean_of(arms: Sequence[Tests]) -> dict[int, list[dict[str, Any]]]:
+    """One arm that did as these did on average; an utterance that not all of them count is counted by none."""
+    seeds = set[int].intersection(*(set(tests) for tests in arms))
+    found: dict[int, list[dict[str, Any]]] = {}
+    for seed in sorted(seeds):
+        found[seed] = []
+        for clips in zip(*(tests[seed] for tests in arms), strict=True):
+            one = {**clips[0], **{top: math.fsum(c[top] for c in clips) / len(clips) for top in ("errors", "loss")}}
+            for bottom in ("words", "tokens"):
+                one[bottom] = clips[0][bottom] if len({c[bottom] for c in clips}) == 1 else 0
+            found[seed].append(one)
+    return found
+
+
+def _final(
+    study: Study, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[int, Mapping[str, Any]]], dict[str, list[int]]]:
+    """Rows of each arm by seed, and the seeds of those that diverged, at the rate that counts."""
     final: dict[str, dict[int, Mapping[str, Any]]] = {}
     rates = chosen_rates(study, rows)
     diverged: dict[str, list[int]] = {}
     for row in rows:
-        if row["stage"] == "final" and "test" not in row and rates.get(row["arm"]) == row["learning_rate"]:
-            diverged.setdefault(row["arm"], []).append(row["seed"])
         # Where a rate was added later, runs at the one that was best before do not count any more.
-        if row["stage"] == "final" and "test" in row and rates.get(row["arm"]) == row["learning_rate"]:
-            final.setdefault(row["arm"], {})[row["seed"]] = row
+        if row["stage"] == "final" and rates.get(row["arm"]) == row["learning_rate"]:
+            if "test" in row:
+                final.setdefault(row["arm"], {})[row["seed"]] = row
+            else:
+                diverged.setdefault(row["arm"], []).append(row["seed"])
+    return final, diverged
+
+
+def _both(study: Study, arm: Tests, other: Tests) -> dict[str, dict[str, Any]]:
+    """Differences of loss and WER (points), with a verdict each."""
+    loss, wer = difference(arm, other, "loss", "tokens"), difference(arm, other, "errors", "words")
+    wer = wer._replace(value=100 * wer.value, low=100 * wer.low, high=100 * wer.high)
+    return {
+        "loss": {**loss._asdict(), "verdict": judge(loss, study.margin_loss)},
+        "wer": {**wer._asdict(), "verdict": judge(wer, study.margin_wer)},
+    }
+
+
+def compared(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the study's own comparisons came to, of those whose arms have a seed in common."""
+    final, _ = _final(study, rows)
+    tests = {name: {seed: row["test"] for seed, row in of_arm.items()} for name, of_arm in final.items()}
+    found = []
+    for arm, against in study.compare:
+        if all(name in tests for name in (arm, *against)):
+            other = _mean_of([tests[name] for name in against])
+            if set(tests[arm]) & set(other):
+                found.append({"arm": arm, "others": list(against), "against": _both(study, tests[arm], other)})
+    return found
+
+
+def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One dict an arm that has final rows: its figures, and against the reference loss and WER with a verdict each."""
+    final, diverged = _final(study, rows)
     reference = {seed: row["test"] for seed, row in final.get(study.reference, {}).items()}
     found = []
     for arm in study.arms:
@@ -112,6 +169,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         if not of_arm:
             continue
         one = next(iter(of_arm.values()))
+        tests = {seed: row["test"] for seed, row in of_arm.items()}
         entry: dict[str, Any] = {
             "arm": arm.name,
             "learning_rate": one["learning_rate"],
@@ -121,43 +179,49 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "diverged": sorted(diverged.get(arm.name, [])),
             "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),
             "wer": 100 * _mean(of_arm, lambda row: _ratio(row["test"], "errors", "words")),
+            "wer_interval": _wer_interval(tests),
             "trainable_parameters": one["trained"]["trainable_parameters"],
             "samples_per_s": _mean(of_arm, lambda row: row["trained"]["samples_per_s"] or math.nan),
             "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
             "held_mib": one["trained"].get("held_mib"),  # older rows have none
             "adapter_mib": one["adapter_bytes"] / 2**20,
         }
-        tests = {seed: row["test"] for seed, row in of_arm.items()}
         if arm.name != study.reference and set(tests) & set(reference):
-            loss = difference(tests, reference, "loss", "tokens")
-            wer = difference(tests, reference, "errors", "words")
-            wer = wer._replace(value=100 * wer.value, low=100 * wer.low, high=100 * wer.high)
-            entry["against"] = {
-                "loss": {**loss._asdict(), "verdict": judge(loss, study.margin_loss)},
-                "wer": {**wer._asdict(), "verdict": judge(wer, study.margin_wer)},
-            }
+            entry["against"] = _both(study, tests, reference)
         found.append(entry)
-    compared = [entry for entry in found if entry["arm"] in study.primary and "against" in entry]
+    size = next((entry["trainable_parameters"] for entry in found if entry["arm"] == study.reference), None)
+    for entry in found:
+        entry["more_parameters"] = entry["trainable_parameters"] / size - 1 if size else 0.0
+    asked = [entry for entry in found if entry["arm"] in study.primary and "against" in entry]
     for figure in ("loss", "wer"):
-        adjusted = holm({entry["arm"]: entry["against"][figure]["p"] for entry in compared})
-        for entry in compared:
+        adjusted = holm({entry["arm"]: entry["against"][figure]["p"] for entry in asked})
+        for entry in asked:
             entry["against"][figure]["p_holm"] = adjusted[entry["arm"]]
             if entry["against"][figure]["verdict"] == "better" and adjusted[entry["arm"]] > 0.05:
                 entry["against"][figure]["verdict"] = "not decided (better alone, not after Holm's correction)"
     return found
 
 
-def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a study as Markdown, and the verdicts in words under it."""
-    head = ["arm", "rate", "seeds", "loss, nats/token", "difference", "WER, %", "difference, points", "trained",
+def _wer_interval(tests: Tests) -> tuple[float, float]:
+    """95 % interval of an arm's WER in %, over seeds and speakers as for differences."""
+    nothing = {seed: [{**one, "errors": 0} for one in utterances] for seed, utterances in tests.items()}
+    found = difference(tests, nothing, "errors", "words")
+    return 100 * found.low, 100 * found.high
+
+
+def format_conclusion(
+    study: Study, entries: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The table of a study as Markdown, and the verdicts in words under it. entries, comparisons: of conclude, compared."""
+    head = ["arm", "rate", "seeds", "loss, nats/token", "difference", "WER, % [95 %]", "difference, points", "trained",
             "clips/s", "peak RSS, MiB", "model held, MiB", "adapter, MiB"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in entries:
-        against = entry.get("against")
+        against, (low, high) = entry.get("against"), entry["wer_interval"]
         lines.append(
             f"| {entry['arm']} | {entry['learning_rate']:g}{' (edge)' * entry['is_at_edge']} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
-            f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} | {_shown(against, 'wer', 2)} | "
-            f"{entry['trainable_parameters']:,} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
+            f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} [{low:.2f}, {high:.2f}] | {_shown(against, 'wer', 2)} | "
+            f"{entry['trainable_parameters']:,}{_more(entry)} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
             f"{'--' if entry['held_mib'] is None else format(entry['held_mib'], '.2f')} | {entry['adapter_mib']:.3f} |"
         )
     lines.append("")
@@ -172,6 +236,14 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
                 f"- {entry['arm']} against {study.reference} ({kind}, {loss['n_seeds']} seeds, {loss['n_speakers']} speakers): "
                 f"loss {loss['verdict']}{_p(loss)}; WER {wer['verdict']}{_p(wer)}{left_out}"
             )
+    for one in comparisons:
+        loss, wer = one["against"]["loss"], one["against"]["wer"]
+        others = f"the mean of {', '.join(one['others'])}" if len(one["others"]) > 1 else one["others"][0]
+        lines.append(
+            f"- {one['arm']} against {others} ({loss['n_seeds']} seeds, {loss['n_speakers']} speakers): "
+            f"loss {_shown(one['against'], 'loss', 4)}, {loss['verdict']}; "
+            f"WER {_shown(one['against'], 'wer', 2)} points, {wer['verdict']}"
+        )
     for entry in entries:
         if entry["diverged"]:
             seeds = ", ".join(map(str, entry["diverged"]))
@@ -181,6 +253,12 @@ def format_conclusion(study: Study, entries: Sequence[Mapping[str, Any]]) -> str
     if entries and not any("against" in entry for entry in entries):
         lines.append(f"Nothing to compare yet: no seed of {study.reference} and of another arm is done.")
     return "\n".join(lines)
+
+
+def _more(entry: Mapping[str, Any]) -> str:
+    """Where an arm trains more or fewer parameters than the reference: it is no comparison at an equal budget."""
+    more = 100 * entry["more_parameters"]
+    return f" ({more:+,.1f} %)" if abs(more) > 0.1 else ""
 
 
 def _p(figure: Mapping[str, Any]) -> str:

@@ -21,6 +21,9 @@ seeds = [1]
 learning_rates = [1e-3]
 primary = ["ear"]
 clips = 8
+[[compare]]
+arm = "ear"
+against = ["uniform"]
 [settings]
 steps = 2
 batch_size = 4
@@ -48,7 +51,7 @@ def study(tiny_model, clips):
 
 
 @pytest.mark.slow
-def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp_path):
+def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp_path, with_pictures):
     out = tmp_path / "study"
     code, said = command("ablate", study, "-o", out)
     assert code == 0, said
@@ -59,7 +62,17 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     conclusion = json.loads((out / "conclusion.json").read_text())
     assert conclusion["arms"][1]["against"]["loss"]["n_speakers"] == 8
     assert "- ear against uniform (primary, 1 seeds, 8 speakers): loss not decided (1 seeds and 8 speakers" in said
-    assert "| uniform | 0.001 | 1 |" in (out / "table.md").read_text()
+    assert "\n- ear against uniform (1 seeds, 8 speakers): loss " in said
+    assert conclusion["comparisons"][0]["against"] == {
+        figure: {key: value for key, value in of.items() if key != "p_holm"}
+        for figure, of in conclusion["arms"][1]["against"].items()
+    }
+    table = (out / "table.md").read_text()
+    assert "| uniform | 0.001 | 1 |" in table
+    assert (out / "differences.svg").stat().st_size > 3000
+    # The kept rows alone give the same table.
+    code, again = command("ablate", study, "-o", out / "results.jsonl", "--only-report")
+    assert (code, again.strip()) == (0, table.strip())
     assert not list((out / "work").glob("*/"))  # what was trained is gone, --keep keeps it
     stamps = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     code, _ = command("ablate", study, "-o", out)
@@ -110,6 +123,8 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (('name = "ear"', 'name = "a/b"'), "an arm is named 'a/b': letters, digits"),
         (('primary = ["ear"]', 'primary = ["eva"]'), "'eva' is no arm, allowed are uniform, ear"),
         (('name = "ear"', 'name = "ear"\nrate_of = "eva"'), "'eva' is no arm"),
+        (('against = ["uniform"]', 'against = ["uniform", "eva"]'), "'eva' is no arm, allowed are uniform, ear"),
+        (('against = ["uniform"]', "against = []"), "compare.0.against=[]: list should have at least 1 item"),
         (('name = "ear"', 'name = "ear"\nrate_of = "ear"'), "an arm lends its learning rate and takes that of another"),
         (('name = "ear"', 'name = "ear"\nrate_of = 3'), "rate_of=3, allowed is the name of an arm"),
         (("seeds = [1]", "seeds = [0, 1]"), "tune_seed=0 is one of the seeds"),
@@ -131,6 +146,47 @@ def test_a_study_that_is_not_there_and_a_report_of_nothing(study, command, tmp_p
     assert (code, "see docs/ranks.md for one to start from" in said) == (2, True), said
     code, said = command("ablate", study, "-o", tmp_path / "empty", "--only-report")
     assert (code, "has no runs: leave --only-report out" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("no JSON", "is no results.jsonl of a study: Expecting value"),
+        ('{"arm": "ear"}', "is no results.jsonl of a study: each line needs arm and stage"),
+        ('{"arm": "ear", "stage": "final", "test_loss": 1.0}', "was written before rows kept the sums of each speaker"),
+    ],
+)
+def test_a_file_that_is_no_results_is_refused(line, text, study, command, tmp_path):
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    code, said = command("ablate", study, "-o", tmp_path / "results.jsonl", "--only-report")
+    assert (code, text in said) == (2, True), said
+
+
+def test_two_processes_do_not_both_measure(study, tmp_path, monkeypatch):
+    """The claim was given back before the measurement began."""
+    from edgeqlora.research import ablate
+
+    (tmp_path / "work").mkdir()
+    held = []
+
+    def write(*arguments):
+        with _claimed(tmp_path / "work" / "measure.claim") as is_ours:
+            held.append(is_ours)
+
+    monkeypatch.setattr(ablate, "_write_ranks_files", write)
+    ablate._ranks_files(read_study(study), tmp_path, print)
+    assert held == [False], "while one measures, the claim is not to be had"
+
+
+def test_halves_that_do_not_agree_are_said(study, tmp_path):
+    from edgeqlora.research.ablate import _ranks_files
+
+    (tmp_path / "work").mkdir()
+    said = []
+    _ranks_files(read_study(study), tmp_path, said.append)
+    assert [
+        line for line in said if line.startswith("arm ear: ranks from the two halves of the clips: rank correlation ")
+    ]
 
 
 def test_each_arm_gets_the_rate_that_is_best_on_dev(study):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from edgeqlora.research.study import Arm, Study
-from edgeqlora.research.verdict import conclude, difference, format_conclusion, holm, judge
+from edgeqlora.research.study import Arm, Comparison, Study
+from edgeqlora.research.verdict import by_speaker, compared, conclude, difference, format_conclusion, holm, judge
 
 
 def utterances(rng, effect, n_speakers=10, n_each=30, speaker_effects=None):
@@ -112,3 +112,50 @@ def test_the_verdict_is_in_words(effect, n_each, verdict):
     text = format_conclusion(study, entries)
     assert f"- ear against uniform (primary, 2 seeds, 10 speakers): loss {verdict}" in text
     assert text.count("\n| ") >= 2
+
+
+def row_of(name, seed, tests, n_parameters=100):
+    trained = {"trainable_parameters": n_parameters, "samples_per_s": 2.0, "peak_rss": 800.0}
+    of = {"arm": name, "seed": seed, "stage": "final", "learning_rate": 1e-3}
+    return {**of, "test": tests, "trained": trained, "adapter_bytes": 2**20}
+
+
+def test_sums_of_speakers_give_the_same_verdicts_as_utterances():
+    one, other = runs(-0.05, 1), runs(0.0, 2)
+    whole = difference(one, other, "loss", "tokens")
+    kept = [{seed: by_speaker(clips) for seed, clips in arm.items()} for arm in (one, other)]
+    assert difference(*kept, "loss", "tokens") == pytest.approx(whole, abs=1e-6)
+
+
+def test_an_arm_is_held_against_the_mean_of_others():
+    arms = tuple(Arm(name, {}, None) for name in ("uniform", "ear", "p1", "p2"))
+    asked = (Comparison("ear", ("p1", "p2")), Comparison("ear", ("uniform", "p9")))
+    study = Study("m", "t", "d", "e", arms, (0, 1), (1e-3,), 9, "uniform", (), 0.001, 0.1, 64, asked)
+    effects = {"uniform": 0.0, "ear": -0.1, "p1": 0.0, "p2": -0.1}
+    rows = [
+        row_of(name, seed, tests, 150 if name == "p2" else 100)
+        for number, (name, effect) in enumerate(effects.items())
+        for seed, tests in runs(effect, number, 2).items()
+    ]
+    (found,) = compared(study, rows)
+    assert (found["arm"], found["others"]) == ("ear", ["p1", "p2"])
+    loss = found["against"]["loss"]
+    assert loss["value"] == pytest.approx(-0.05, abs=0.005)  # half of what p1 alone differs by
+    alone = difference(runs(-0.1, 1, 2), runs(0.0, 2, 2), "loss", "tokens").value
+    both = difference(runs(-0.1, 1, 2), runs(-0.1, 3, 2), "loss", "tokens").value
+    assert loss["value"] == pytest.approx((alone + both) / 2)
+    text = format_conclusion(study, conclude(study, rows), [found])
+    assert "- ear against the mean of p1, p2 (2 seeds, 10 speakers): loss -0.05" in text
+    assert "| 150 (+50.0 %) |" in text, "an arm that trains more is marked"
+    assert "| 100 |" in text
+
+
+def test_a_clip_that_one_of_the_others_cannot_count_is_counted_by_none():
+    arms = tuple(Arm(name, {}, None) for name in ("uniform", "p1", "p2"))
+    asked = (Comparison("uniform", ("p1", "p2")),)
+    study = Study("m", "t", "d", "e", arms, (0, 1), (1e-3,), 9, "uniform", (), 0.001, 0.1, 64, asked)
+    one = runs(0.0, 1, 2)
+    cut = {seed: [{**u, "tokens": u["tokens"] * (i > 0)} for i, u in enumerate(clips)] for seed, clips in one.items()}
+    rows = [row_of(n, s, t) for n, of in (("uniform", one), ("p1", one), ("p2", cut)) for s, t in of.items()]
+    assert compared(study, rows)[0]["against"]["loss"]["n_left_out"] == 1
+    assert compared(study, rows)[0]["against"]["wer"]["n_left_out"] == 0
