@@ -16,7 +16,7 @@ from edgeqlora.data.row import Row
 from edgeqlora.data.silence import Silence, was_cut, without_silence
 from edgeqlora.data.text import common_language
 from edgeqlora.errors import UserError
-from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
+from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ, untuned_windows
 from edgeqlora_jetson.board.machine import measure_peak_rss_mib, read_machine
 from edgeqlora_jetson.files import read_json, sha256_file, write_json, write_text
 from edgeqlora_jetson.schema import Figure
@@ -210,7 +210,8 @@ def _with_torch(
         own = load_adapted(adapter, "original", adapter.base_dtype, device) if in_nf4 else None
         merger, own = FrameMerger(learner, kappa, merge_after, own), None  # a second model is not kept in memory
     told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
-    remarks = [line for line in (remark, unread_fields(rows)) if line]
+    untuned = untuned_windows(windows_s or (), card.get("windows_s"))
+    remarks = [line for line in (remark, unread_fields(rows), untuned) if line]
     recogniser = Recogniser(
         learner,
         windows_s or card.get("windows_s") or [learner.processor.native_window_s],
@@ -295,7 +296,8 @@ def _with_bundle(
             audio_s += transcript.audio_s
         if progress:
             progress(i + 1, len(rows))
-    remarks = [remark] if remark else []
+    untuned = untuned_windows(bundle.windows_s, bundle.manifest["audio"].get("tuned_windows_s"))
+    remarks = [text for text in (remark, untuned) if text]
     if bundle.manifest["audio"].get("cut_in_training") and not silence:
         remarks.append("the model learned from audio without silence, and the board hears it: see --skip-silence")
 

@@ -73,9 +73,10 @@ def _differences(entries: Sequence[Mapping[str, Any]], reference: str) -> Any:
             axis.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=2)
             axis.plot(one["value"], place, mark, color=colour)
         axis.set_xlabel(f"difference of {unit}", fontsize=11)
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="x", alpha=0.3)
     labels = [
-        entry["arm"] if "others" not in entry else f"{entry['arm']} against\n{len(entry['others'])} of the others"
+        entry["arm"] if "others" not in entry else f"{entry['arm']} against\nthe mean of {len(entry['others'])}"
         for entry in entries
     ]
     axes[0].set_yticks(places, labels, fontsize=9)

@@ -40,6 +40,7 @@ def export_bundle(
     tokens_per_s: float | None = None,
     name: str | None = None,
     cut_in_training: bool = False,
+    tuned_windows_s: Sequence[float] = (),
     base_model: str | None = None,
     parents: Mapping[str, Any] | None = None,
     normaliser: str = "basic-unicode",
@@ -58,6 +59,7 @@ def export_bundle(
     first `n_eval` travel with the bundle. tokens_per_s: most label tokens in a second of the training data (see decoding).
 
     cut_in_training: the model learned from audio without silence, which the board does not cut: recorded.
+    tuned_windows_s: windows of its training, recorded where they are not all of windows_s.
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -87,6 +89,11 @@ def export_bundle(
                 "sample_rate_hz": SAMPLE_RATE_HZ,
                 "windows_s": list(windows_s),
                 **({"cut_in_training": True} if cut_in_training else {}),
+                **(
+                    {"tuned_windows_s": list(tuned_windows_s)}
+                    if set(windows_s) - set(tuned_windows_s or windows_s)
+                    else {}
+                ),
             },
             graphs={
                 key: Graph(file=path.name, opset=opset, precision="fp32", inputs=inputs, outputs=outputs)

@@ -155,7 +155,7 @@ class KeyValueDecoder(object):
             finished |= np.isin(best, eos_ids)
             tokens = best[:, np.newaxis]
             n_steps += 1
-            for row in np.flatnonzero(~finished) if n_steps >= LOOP_TOKENS else ():
+            for row in np.flatnonzero(~finished).tolist() if n_steps >= LOOP_TOKENS else ():
                 start = loop_start(generated[row, :n_steps].tolist())
                 if start is not None:
                     loops[row], finished[row] = start, True

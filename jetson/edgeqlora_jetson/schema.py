@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     class Audio(TypedDict, total=False):
         """What the model hears: windows_s are the lengths of audio, in s, that its encoder may see.
 
-        cut_in_training: it learned from audio without silence, which the runner does not cut.
+        cut_in_training: it learned from audio without silence, which the runner does not cut. tuned_windows_s: those of
+        its training, where export was asked for others.
         """
 
         sample_rate_hz: int
         windows_s: List[float]
         cut_in_training: bool
+        tuned_windows_s: List[float]
 
     class Model(TypedDict, total=False):
         """Sizes of the network; all but vocab_size are of an encoder-decoder."""

@@ -19,6 +19,8 @@ from edgeqlora.models.family import load_learner
 from edgeqlora.models.quantised import nf4_round_trip
 from edgeqlora.settings import make_settings
 from edgeqlora.train import train
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.commands.transcribe import format_info
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +321,28 @@ def test_a_text_that_repeats_itself_is_cut_and_counted_of_model_and_bundle(tiny_
         assert json.loads(report.read_text())["n_incomplete"] == 8
         lines = report.with_suffix(".jsonl").read_text().splitlines()
         assert {json.loads(line)["hypothesis"] for line in lines} == {learner.tokenizer.decode([word]).strip()}
+
+
+def test_a_window_that_a_model_was_not_tuned_in_is_said_wherever_it_is_used(adapter, clips, command, tmp_path):
+    told = "tuned in a window of 1 s, not in 2 s, where it may have forgotten what its base could"
+    merge(adapter, tmp_path / "merged", say=lambda line: None, candidate="original")
+    typed = ("export", tmp_path / "merged", "-d", clips, "--target", "cpu", "--language", "en", "--eval-clips", 1)
+    code, said = command(*typed, "-o", tmp_path / "bundle", "--window-s", "1,2")
+    assert code == 0, said
+    assert f"{told}: evaluate the bundle on clips of those lengths" in said
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["audio"]["tuned_windows_s"] == [1.0]
+    assert f"Tuning      {told}" in format_info(Bundle.load(tmp_path / "bundle"))
+    for source, window in (
+        (tmp_path / "bundle", ()),
+        (adapter, ("--window-s", 2)),
+        (tmp_path / "merged", ("--window-s", 2)),
+    ):
+        code, said = command("evaluate", source, "-d", clips, "--limit", 2, *window)
+        assert (code, told in said) == (0, True), said
+    for line in (("evaluate", adapter, "-d", clips, "--limit", 2), (*typed, "-o", tmp_path / "own")):
+        code, said = command(*line)
+        assert (code, "tuned in" in said) == (0, False), said
+    assert "tuned_windows_s" not in json.loads((tmp_path / "own" / "manifest.json").read_text())["audio"]
 
 
 def test_nothing_of_third_parties_is_on_the_screen(adapter, clips, tmp_path):

@@ -39,6 +39,17 @@ def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: in
     return fitting_window(n_samples, windows_s, sample_rate_hz) or max(windows_s)
 
 
+def untuned_windows(windows_s: Sequence[float], tuned_s: Optional[Sequence[float]]) -> str:
+    """A sentence about those of windows_s that a model was not tuned in; empty where there are none, or nobody knows."""
+    other = sorted(set(windows_s) - set(tuned_s or windows_s))
+    if not other:
+        return ""
+    tuned, others = (", ".join("{:g}".format(w) for w in sorted(of)) for of in (tuned_s or (), other))
+    return "tuned in a window of {} s, not in {} s, where it may have forgotten what its base could".format(
+        tuned, others
+    )
+
+
 def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> List[Tuple[int, int]]:
     """Cut audio, float (n_samples,), into (start, end) sample ranges of at most a window each.
 

@@ -37,6 +37,7 @@ _REQUIRED: Dict[str, Any] = {
 # What is only shown, or has a default: null and missing are allowed.
 _OPTIONAL: Dict[str, Any] = {
     "audio.cut_in_training": _SWITCH,
+    "audio.tuned_windows_s": ((list,), "a list of seconds"),
     "created_utc": _TEXT,
     "decoder.language": _TEXT,
     "decoder.task": _TEXT,
@@ -158,6 +159,9 @@ def _check_audio(manifest: Any, name: Any) -> None:
         raise UserError("{}: audio.windows_s is {!r}, needed: one or more seconds above 0".format(name, windows_s))
     if not 1000 <= rate <= 192000:
         raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
+    tuned_s = manifest["audio"].get("tuned_windows_s")
+    if tuned_s is not None and not (tuned_s and all(_is_number(w) for w in tuned_s)):
+        raise UserError("{}: audio.tuned_windows_s is {!r}, needed: one or more seconds".format(name, tuned_s))
     features, profile = manifest["features"], manifest.get("profile") or {}
     sizes = [key for key in ("n_fft", "hop_length", "n_mels") if "features." + key in _FEATURES[features["kind"]]]
     for part, values, keys in (("features", features, sizes), ("profile", profile, ("max_batch", "threads"))):

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any, Dict, Mapping, Optional, Sequence
 
+from ..audio.windows import untuned_windows
 from ..board.machine import read_machine
 from ..bundle import Bundle
 from ..errors import UserError
@@ -51,6 +52,9 @@ def format_info(bundle: Bundle) -> str:
         "Language    {}, task {}".format(decoder.get("language") or "not fixed", decoder.get("task") or "transcribe"),
         "Windows     {}".format(", ".join(_window(bundle, w) for w in bundle.windows_s)),
     ]
+    untuned = untuned_windows(bundle.windows_s, manifest["audio"].get("tuned_windows_s"))
+    if untuned:
+        lines.append("Tuning      " + untuned)
     if manifest["audio"].get("cut_in_training"):
         lines.append(
             "Silence     not cut here, but was in training: error rates of training are not those of this runner"
