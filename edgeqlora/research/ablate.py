@@ -26,6 +26,9 @@ from edgeqlora_jetson.files import read_json, write_json, write_text
 
 Say = Callable[[str], object]
 
+SETS = ("dev", "test", "canary")
+"""What a run is scored on."""
+
 PLACES = ("output", "base_model", "train", "ranks")
 """Settings that name files: what is in them is compared by hash, and the plan of ranks with that of its ranks.json."""
 
@@ -84,17 +87,22 @@ def data_of(study: Study) -> dict[str, str]:
     from edgeqlora.training.training_data import fingerprint
 
     check_source(study.base_model)
-    rows = {
-        name: load_for("train" if name == "train" else "", getattr(study, name)) for name in ("train", "dev", "test")
-    }
+    names = ("train", "dev", "test", *(("canary",) if study.canary else ()))
+    rows = {name: load_for("train" if name == "train" else "", getattr(study, name)) for name in names}
     for name, one in rows.items():
         read_durations(one)
-        for other in ("train", "dev", "test"):
+        for other in names:
             if other != name:
                 try:
                     verify_apart(one, rows[other])
                 except UserError as error:
                     raise UserError(f"{name} and {other} of the study share clips: {error}") from None
+    for arm in study.arms:
+        if study.canary and (replay := arm.settings.get("replay")):
+            try:
+                verify_apart(load_for("train", replay, ""), rows["canary"])
+            except UserError as error:
+                raise UserError(f"replay of arm {arm.name} and canary of the study share clips: {error}") from None
     found = {name: _sha256("\n".join(sorted(map(fingerprint, of)))) for name, of in rows.items()}
     return {"base_model": _sha256(json.dumps(base_record(study.base_model), sort_keys=True)), **found}
 
@@ -204,6 +212,7 @@ def _do(study: Study, run: Run, folder: Path, data: dict[str, str], keep: bool, 
                 "settings": given,
                 "dev": study.dev,
                 "test": study.test,
+                "canary": study.canary,
                 "row": str(row),
                 "keep": keep,
             },
@@ -264,10 +273,10 @@ def _is_stale(path: Path, mine: Mapping[str, Any]) -> bool:
 def write_results(rows: list[dict[str, Any]], folder: Path) -> Path:
     """All rows as JSON lines, with the sums of each test speaker, from which the verdicts follow (see read_results)."""
     path = folder / "results.jsonl"
-    own = ("dev", "test", "adapter_sha256", "conditions")
+    own = (*SETS, "adapter_sha256", "conditions")
     kept = [{key: value for key, value in row.items() if key not in own} for row in rows]
     for row, whole in zip(kept, rows, strict=True):
-        for name in ("dev", "test"):
+        for name in SETS:
             if name in whole:
                 n_words = sum(u["words"] for u in whole[name])
                 row[f"{name}_loss"] = round(mean_loss(whole[name]), 6)

@@ -14,7 +14,7 @@ from edgeqlora_jetson.errors import NotFiniteError
 
 
 def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train with spec["settings"], score on spec["dev"] and spec["test"]; returns the row."""
+    """Train with spec["settings"], score on spec["dev"], spec["test"] and spec["canary"]; returns the row."""
     from edgeqlora.card import folder_sha256
     from edgeqlora.settings import make_settings
     from edgeqlora.train import train
@@ -34,12 +34,18 @@ def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
     }
     try:
         learner = _load(settings, folder)
-        for name in ("dev", "test") if spec["stage"] == "final" else ("dev",):
-            row[name] = _scored(learner, spec[name], card)
-        if not all(math.isfinite(u["loss"]) for name in ("dev", "test") for u in row.get(name, [])):
+        sets = [
+            name for name in ("dev", "test", "canary") if spec.get(name) and (name == "dev" or spec["stage"] == "final")
+        ]
+        for name in sets:
+            row[name] = _scored(learner, spec[name], card, in_own_windows=name == "canary")
+        if not all(math.isfinite(u["loss"]) for name in sets for u in row[name]):
             raise NotFiniteError("its loss is not finite")
     except UserError as error:  # weights or logits that are no numbers: a result, and not the end of the study
-        row = {**{key: value for key, value in row.items() if key not in ("dev", "test")}, "diverged": str(error)}
+        row = {
+            **{key: value for key, value in row.items() if key not in ("dev", "test", "canary")},
+            "diverged": str(error),
+        }
     row["peak_rss_mib"] = round(measure_peak_rss_mib(), 1)
     row["machine"] = read_machine()
     if not spec["keep"]:
@@ -63,19 +69,24 @@ def _load(settings: Any, folder: Path) -> Any:
     return learner
 
 
-def _scored(learner: Any, source: str, card: Any) -> list[dict[str, Any]]:
-    """One dict an utterance: its speaker, errors and words, loss and tokens."""
+def _scored(learner: Any, source: str, card: Any, in_own_windows: bool = False) -> list[dict[str, Any]]:
+    """One dict an utterance: its speaker, errors and words, loss and tokens. in_own_windows: those of general speech."""
+    from edgeqlora.data.agreement import read_durations
     from edgeqlora.data.manifest import load_for
     from edgeqlora.data.silence import without_silence
     from edgeqlora.evaluation.recognise import Recogniser
     from edgeqlora.evaluation.scores import normaliser
+    from edgeqlora.training.general import own_windows
     from edgeqlora.training.training_data import fingerprint
     from edgeqlora_jetson.wer import align_counts, items
 
     rows = load_for("", source, "")
     if card["skip_silence"]:
         rows, _ = without_silence(rows)
-    recogniser = Recogniser(learner, card["windows_s"], card["language"], card["task"], card["tokens_per_s"])
+    windows_s, tokens_per_s = card["windows_s"], card["tokens_per_s"]
+    if in_own_windows:
+        windows_s, tokens_per_s = own_windows(read_durations(rows), learner.processor), None
+    recogniser = Recogniser(learner, windows_s, card["language"], card["task"], tokens_per_s)
     apply = normaliser("basic-unicode", learner.processor.spelling, recogniser.written_language)
     found = []
     for row, text in zip(rows, recogniser.recognise(rows).texts, strict=True):

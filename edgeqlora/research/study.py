@@ -28,7 +28,7 @@ COMMON = ("base_model", "train", "dev", "test")
 """Data and model, the same for every arm; relative paths mean the study's own folder."""
 OWN = ("name", "plan", "rate_of")
 """Keys of an arm that are no settings of training."""
-PER_RUN = ("output", "seed", "learning_rate", "dev", "train", "base_model", "resume")
+PER_RUN = ("output", "seed", "learning_rate", "dev", "train", "base_model", "resume", "canary", "max_canary_increase")
 """Settings of training that the study gives to each run itself."""
 
 
@@ -90,6 +90,8 @@ class Study:
     clips: int
     """Clips that ranks are measured on."""
     compare: tuple[Comparison, ...] = ()
+    canary: str = ""
+    """General speech on which final runs are scored too, in its own windows; empty: none."""
 
     @property
     def rate_runs(self) -> list[Run]:
@@ -131,6 +133,7 @@ class _File(pydantic.BaseModel):
     train: str = pydantic.Field(min_length=1)
     dev: str = pydantic.Field(min_length=1)
     test: str = pydantic.Field(min_length=1)
+    canary: str = ""
     seeds: list[Annotated[int, pydantic.Field(ge=0, lt=2**32)]] = pydantic.Field([1, 2, 3], min_length=1)
     learning_rates: list[Annotated[float, pydantic.Field(gt=0, le=1)]] = pydantic.Field([1e-3], min_length=1)
     tune_seed: int = pydantic.Field(0, ge=0, lt=2**32)
@@ -161,6 +164,7 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path}: {_told(error)}") from None
     home = path.resolve().parent
     common = {name: in_folder("train" if name == "test" else name, getattr(file, name), home) for name in COMMON}
+    canary = in_folder("canary", file.canary, home)
     arms = tuple(_read_arm(path, common, {**file.settings, **arm}) for arm in file.arm)
     names = [arm.name for arm in arms]
     for what, values in (("arms", names), ("seeds", file.seeds), ("learning_rates", file.learning_rates)):
@@ -189,6 +193,7 @@ def read_study(path: Path) -> Study:
         margin_loss=file.margin_loss,
         margin_wer=file.margin_wer,
         clips=file.clips,
+        canary=canary,
         compare=tuple(Comparison(one.arm, tuple(one.against)) for one in file.compare),
     )
 

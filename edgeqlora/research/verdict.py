@@ -180,6 +180,9 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),
             "wer": 100 * _mean(of_arm, lambda row: _ratio(row["test"], "errors", "words")),
             "wer_interval": _wer_interval(tests),
+            "canary_wer": 100 * _mean(of_arm, lambda row: _ratio(row["canary"], "errors", "words"))
+            if all("canary" in row for row in of_arm.values())
+            else None,
             "trainable_parameters": one["trained"]["trainable_parameters"],
             "samples_per_s": _mean(of_arm, lambda row: row["trained"]["samples_per_s"] or math.nan),
             "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
@@ -214,7 +217,8 @@ def format_conclusion(
 ) -> str:
     """The table of a study as Markdown, and the verdicts in words under it. entries, comparisons: of conclude, compared."""
     head = ["arm", "rate", "seeds", "loss, nats/token", "difference", "WER, % [95 %]", "difference, points", "trained",
-            "clips/s", "peak RSS, MiB", "model held, MiB", "adapter, MiB"]  # fmt: skip
+            "clips/s", "peak RSS, MiB", "model held, MiB", "adapter, MiB",
+            *(["canary WER, %"] if study.canary else [])]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in entries:
         against, (low, high) = entry.get("against"), entry["wer_interval"]
@@ -223,6 +227,11 @@ def format_conclusion(
             f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} [{low:.2f}, {high:.2f}] | {_shown(against, 'wer', 2)} | "
             f"{entry['trainable_parameters']:,}{_more(entry)} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
             f"{'--' if entry['held_mib'] is None else format(entry['held_mib'], '.2f')} | {entry['adapter_mib']:.3f} |"
+            + (
+                f" {'--' if entry['canary_wer'] is None else format(entry['canary_wer'], '.2f')} |"
+                if study.canary
+                else ""
+            )
         )
     lines.append("")
     for entry in entries:

@@ -68,7 +68,7 @@ def prepare_replay(settings: TrainSettings, processor: Processor, dev_rows: Sequ
         rows = [row for row in without_silence(rows)[0] if row.kept != ()]
         durations = read_durations(rows)
     verify_apart(rows, dev_rows)
-    windows = _own_windows(durations, processor)
+    windows = own_windows(durations, processor)
     if not rows:
         raise UserError(f"replay={settings.replay!r}: no speech was found in any clip: leave out --skip-silence")
     kept = [(row, d) for row, d in zip(rows, durations, strict=True) if window_of(d, windows) is not None]
@@ -133,7 +133,7 @@ class Canary:
     """Scores general speech: before the first step, and then with each evaluation of dev."""
 
     def __init__(self, settings: TrainSettings, rows: Sequence[Row], learner: Learner, language: str | None):
-        windows = _own_windows(read_durations(rows), learner.processor)
+        windows = own_windows(read_durations(rows), learner.processor)
         scored = evenly(list(rows), settings.eval_samples)
         recogniser = Recogniser(learner, windows, language, settings.task)
         self._score = DevScore(recogniser, rows, scored, settings)
@@ -191,7 +191,7 @@ def load_canary(settings: TrainSettings) -> list[Row]:
     return without_silence(rows)[0] if settings.skip_silence else rows
 
 
-def _own_windows(durations_s: Sequence[float], processor: Processor) -> list[float]:
+def own_windows(durations_s: Sequence[float], processor: Processor) -> list[float]:
     """Windows for clips of these durations, whatever the task's are."""
     native_s = processor.native_window_s
     return sorted({min(w, native_s) for w in choose_windows([min(d, native_s) for d in durations_s], None)})

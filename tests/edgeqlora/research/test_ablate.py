@@ -17,13 +17,11 @@ base_model = "{model}"
 train = "manifest.jsonl"
 dev = "dev.jsonl"
 test = "test.jsonl"
+canary = "canary.jsonl"
 seeds = [1]
 learning_rates = [1e-3]
 primary = ["ear"]
 clips = 8
-[[compare]]
-arm = "ear"
-against = ["uniform"]
 [settings]
 steps = 2
 batch_size = 4
@@ -35,16 +33,22 @@ ranks = "uniform:4"
 [[arm]]
 name = "ear"
 plan = {{ mode = "ear", mean_rank = 4 }}
+[[compare]]
+arm = "ear"
+against = ["uniform"]
 """
 
 
 @pytest.fixture
 def study(tiny_model, clips):
-    rng, rows = np.random.default_rng(7), []
-    for i in range(8):
-        soundfile.write(clips.parent / f"test-{i}.wav", (0.1 * rng.standard_normal(8000)).astype(np.float32), 16000)
-        rows.append({"audio": f"test-{i}.wav", "text": "lights on", "speaker": f"t{i}"})
-    (clips.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rng = np.random.default_rng(7)
+    for name, n_samples in (("test", 8000), ("canary", 32000)):
+        rows = []
+        for i in range(8):
+            audio = (0.1 * rng.standard_normal(n_samples)).astype(np.float32)
+            soundfile.write(clips.parent / f"{name}-{i}.wav", audio, 16000)
+            rows.append({"audio": f"{name}-{i}.wav", "text": "lights on", "speaker": f"{name[0]}{i}"})
+        (clips.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = clips.parent / "study.toml"
     path.write_text(STUDY.format(model=tiny_model))
     return path
@@ -68,6 +72,9 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         for figure, of in conclusion["arms"][1]["against"].items()
     }
     table = (out / "table.md").read_text()
+    assert "| adapter, MiB | canary WER, % |" in table
+    assert f" | {conclusion['arms'][0]['canary_wer']:.2f} |\n" in table
+    assert all(sum(one["words"] for one in row["canary"]) == 16 for row in rows), "clips longer than the task's window"
     assert "| uniform | 0.001 | 1 |" in table
     assert (out / "differences.svg").stat().st_size > 3000
     # The kept rows alone give the same table.
@@ -92,6 +99,11 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (("uniform:4", "uniform:2"), "was made with another ranks than arm uniform has now"),
         (('dev = "dev', 'dev = "manifest'), "train and dev of the study share clips"),
         (('test = "test', 'test = "dev'), "dev and test of the study share clips"),
+        (('canary = "canary', 'canary = "dev'), "dev and canary of the study share clips"),
+        (
+            ("steps = 2", 'steps = 2\nreplay = "canary.jsonl"'),
+            "replay of arm uniform and canary of the study share clips",
+        ),
     ):
         study.write_text(text.replace(*change))
         code, said = command("ablate", study, "-o", out)
@@ -131,6 +143,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (("seeds = [1]", 'seeds = ["a"]'), "seeds.0='a': input should be a valid integer"),
         (("seeds = [1]", "seed = [1]"), "seed=[1]: extra inputs are not permitted"),
         (("steps = 2", "seed = 2"), "arm uniform: seed: given by the study itself"),
+        (("steps = 2", 'steps = 2\ncanary = "a.jsonl"'), "arm uniform: canary: given by the study itself"),
         (("[settings]", "[settings"), "is not valid TOML"),
     ],
 )
@@ -234,7 +247,7 @@ def test_a_run_that_diverged_is_a_row_and_the_study_goes_on(tiny_model, clips, t
     from edgeqlora.research import run_arm
     from edgeqlora_jetson.errors import NotFiniteError
 
-    def scored(learner, source, card):
+    def scored(learner, source, card, **options):
         raise NotFiniteError("the decoder answers NaN")
 
     monkeypatch.setattr(run_arm, "_scored", scored)
