@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,19 +122,24 @@ def layers(out: Path) -> list[dict[str, Any]]:
                     scored(merged, speech / "test.jsonl", Path(f"{folder}.json"), "--normaliser", "basic-unicode"),
                     "basic-unicode",
                 ),
-                "bundle": str(bundle),
+                "bundle": bundle,
             }
         )
-    # Latency in turns, so that what else the machine does hits all alike.
+    times = benched([row.pop("bundle") for row in rows], out, 100)
+    return [{**row, **found} for row, found in zip(rows, times, strict=True)]
+
+
+def benched(bundles: Sequence[Path], out: Path, n_clips: int) -> list[dict[str, list[float]]]:
+    """p50 of encoder and whole on one thread, three turns of all bundles, so that what else the machine does hits all alike."""
+    rows: list[dict[str, list[float]]] = [{"encoder_p50_ms": [], "p50_ms": []} for _ in bundles]
     for turn in range(3):
-        for row in rows:
-            report = out / f"bench-{turn}-{row['arm'].replace(':', '').replace(' ', '-')}.json"
-            edgeqlora("bench", row["bundle"], "--limit", 100, "--threads", 1, "-o", report)
-            found = json.loads(report.read_text())
-            row.setdefault("encoder_p50_ms", []).append(found["latency_ms"]["encoder"]["p50"]["value"])
-            row.setdefault("p50_ms", []).append(found["latency_ms"]["total"]["p50"]["value"])
-    for row in rows:
-        del row["bundle"]
+        for row, bundle in zip(rows, bundles, strict=True):
+            report = out / f"bench-{turn}-{bundle.name}.json"
+            if not report.exists():
+                edgeqlora("bench", bundle, "--limit", n_clips, "--threads", 1, "-o", report)
+            found = json.loads(report.read_text())["latency_ms"]
+            row["encoder_p50_ms"].append(found["encoder"]["p50"]["value"])
+            row["p50_ms"].append(found["total"]["p50"]["value"])
     return rows
 
 
@@ -179,7 +184,17 @@ def windows(out: Path) -> list[dict[str, Any]]:
                         "false_words_per_minute": report["false_words"]["value"],
                     }
                 )
-    return rows
+    # Time: the same clips of up to 2 s, by bundles of one window each.
+    merged = Path(f"{source}-merged")
+    if not merged.exists():
+        edgeqlora("merge", source, "--candidate", "dequantised", "-o", merged)
+    bundles = [out / f"bundle-{window}" for window in WINDOWS]
+    for window, bundle in zip(WINDOWS, bundles, strict=True):
+        if not bundle.exists():
+            typed = ["--target", "cpu", "--window-s", window, "-d", out / "fits-2.jsonl", "-o", bundle]
+            edgeqlora("export", merged, *typed)
+    times = benched(bundles, out, 30)
+    return rows + [{"arm": name, "window_s": w, **found} for w, found in zip(WINDOWS, times, strict=True)]
 
 
 WINDOWS = (2, 5, 10, 30)
