@@ -41,30 +41,26 @@ class AdapterEntropy:
     """The adapters of one PEFT model, with the sizes of the weights under them."""
 
     def __init__(self, model: Any):
-        import torch
-
-        self._adapters: list[tuple[str, Any, Any, float, float]] = []
-        base = model.get_base_model()
-        for name, module in base.named_modules():
-            if hasattr(module, "lora_A") and hasattr(module.lora_A, "keys") and "default" in module.lora_A:
-                a, b = module.lora_A["default"], module.lora_B["default"]
-                if isinstance(a, torch.nn.Module):  # AdaLoRA's are parameters, with E between them
-                    size = _weight_norm(module.get_base_layer().weight)
-                    self._adapters.append((name, a.weight, b.weight, float(module.scaling["default"]), size))
+        self._adapters: list[tuple[str, Any, float]] = [
+            (name, module, _weight_norm(module.get_base_layer().weight))
+            for name, module in model.get_base_model().named_modules()
+            if hasattr(module, "lora_A") and hasattr(module.lora_A, "keys") and "default" in module.lora_A
+        ]
 
     def __len__(self) -> int:
         return len(self._adapters)
 
     def states(self) -> Iterator[AdapterState]:
-        """What each adapter is now."""
+        """What each adapter is now; AdaLoRA's has the directions whose E is not 0."""
         import torch
 
         with torch.no_grad():
-            for name, a, b, scaling, size in self._adapters:
+            for name, module, size in self._adapters:
+                a, b, scaling = _parts(module)
                 product = (a.float() @ a.float().T) @ (b.float().T @ b.float())
                 t1, t2 = float(product.trace()), float((product * product.T).sum())
                 entropy = 2 * math.log(t1) - math.log(max(t2, EPS * t1 * t1)) if t1 > 0 else 0.0
-                entropy = min(max(entropy, 0.0), math.log(len(a)))
+                entropy = min(max(entropy, 0.0), math.log(max(1, len(a))))
                 yield AdapterState(name, len(a), entropy, math.exp(entropy), scaling * math.sqrt(max(t1, 0)) / size)
 
     def add_gradient(self, weight: float, floor: float) -> float:
@@ -75,10 +71,11 @@ class AdapterEntropy:
         """
         import torch
 
-        total = sum(a.numel() + b.numel() for _, a, b, _, _ in self._adapters)
+        adapters = [(*_parts(module), size) for _, module, size in self._adapters]
+        total = sum(a.numel() + b.numel() for a, b, _, _ in adapters)
         added, squares, present = [], 0.0, 0.0
         with torch.no_grad():
-            for _, a, b, scaling, size in self._adapters:
+            for a, b, scaling, size in adapters:
                 for p in (a, b):
                     if p.grad is not None:
                         present += float(p.grad.float().square().sum())
@@ -157,6 +154,16 @@ def _step_of(line: str) -> float:
     except (ValueError, KeyError, TypeError):
         return math.inf
     return step if isinstance(step, int) else math.inf
+
+
+def _parts(module: Any) -> tuple[Any, Any, float]:
+    """A (rank, in_features), B (out_features, rank) and the scaling of a PEFT linear, be it of LoRA or AdaLoRA."""
+    a, b, scaling = module.lora_A["default"], module.lora_B["default"], float(module.scaling["default"])
+    if hasattr(a, "weight"):
+        return a.weight, b.weight, scaling
+    values = module.lora_E["default"]
+    kept = values.flatten().nonzero().flatten()
+    return (a * values)[kept], b[:, kept], scaling / float(module.ranknum["default"])
 
 
 def _weight_norm(weight: Any) -> float:

@@ -281,11 +281,29 @@ def _draw(study: optuna.Study, folder: Path, target: str) -> list[Path]:
             figure = (drawn.flat[0] if hasattr(drawn, "flat") else drawn).figure
             for axis in figure.axes:
                 axis.xaxis.set_minor_formatter(NullFormatter())  # on a narrow logarithmic axis labels hide each other
-            figure.set_size_inches(8 if name != "slice" else 16, 4.5)
+            figure.set_size_inches(8, 4.5)
+            if name == "slice" and hasattr(drawn, "flat"):
+                _in_two_rows(figure, list(drawn.flat))
             figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
             pyplot.close(figure)
         paths.append(folder / f"{name}.png")
     return paths
+
+
+def _in_two_rows(figure: Any, panels: list[Any]) -> None:
+    """Optuna puts the panels of all settings into one row, where 800 px do not show them."""
+    n_columns = -(-len(panels) // 2)
+    grid = figure.add_gridspec(2, n_columns, right=0.86, hspace=0.45, wspace=0.15)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, n_columns)
+        panel.set_subplotspec(grid[row, column])
+        panel.tick_params(labelsize=8, labelleft=column == 0)
+        panel.set_ylabel(panels[0].get_ylabel() if column == 0 else "")
+        panel.set_xlabel(panel.get_xlabel(), fontsize=9)
+    for bar in figure.axes:
+        if bar not in panels:
+            bar.set_position((0.89, 0.11, 0.02, 0.77))
+    figure.set_size_inches(8, 6)
 
 
 def _figure(figures: dict[str, float]) -> str:

@@ -134,7 +134,7 @@ class Run:
         settings, model = self.settings, self.recogniser.learner.model
         first = int(resume_from.name.rsplit("-", 1)[1]) if resume_from else 0
         heard = self._activation_log(folder, first) if log_path is not None and settings.entropy_clips else None
-        if not self.ranks:  # no LoRA, or AdaLoRA, which has its own
+        if settings.method not in ("qlora", "lora"):
             return [heard] if heard else [], None
         group = partial(group_of, self.recogniser.learner)
         log = AdapterLog(model, folder / ADAPTER_LOG, group, first) if log_path is not None else None

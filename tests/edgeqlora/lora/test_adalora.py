@@ -45,6 +45,11 @@ def test_ranks_are_taken_away_in_training_and_the_adapter_is_plain(
     assert json.loads((tmp_path / "a/card.json").read_text())["best_step"] == 30  # at 15 it has more than it may keep
     assert sum(ranks["rank_pattern"].values()) == 4 * n_linears
     assert len(set(ranks["rank_pattern"].values())) > 1
+    rows = [json.loads(line) for line in (tmp_path / "a/adapters.jsonl").read_text().splitlines()]
+    at = {step: {row["name"]: row["rank"] for row in rows if row["step"] == step} for step in (15, 30)}
+    assert sum(at[15].values()) > sum(at[30].values())
+    assert {name: rank for name, rank in at[30].items() if rank} == ranks["rank_pattern"]
+    assert all(row["effective_rank"] <= max(1, row["rank"]) + 1e-4 and row["group"] for row in rows)
     saved = load_file(tmp_path / "a/adapter_model.safetensors")
     assert not [name for name in saved if "lora_E" in name]
     assert json.loads((tmp_path / "a/adapter_config.json").read_text())["peft_type"] == "LORA"
