@@ -1,6 +1,6 @@
 """The tables of docs/training.md that need hours: each is made by commands that a user could type, and kept as JSON lines.
 
-    python tests/benchmarks/tables.py forgetting|layers|tune-embedded|tune-tiny.en|windows -o FOLDER
+    python tests/benchmarks/tables.py calibration|forgetting|layers|regulariser|tune-embedded|tune-tiny.en|windows -o FOLDER
 
 A step whose output is there already is not done again. Rows go to tests/benchmarks/tables/NAME.jsonl.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -140,6 +141,40 @@ def benched(bundles: Sequence[Path], out: Path, n_clips: int) -> list[dict[str, 
             found = json.loads(report.read_text())["latency_ms"]
             row["encoder_p50_ms"].append(found["encoder"]["p50"]["value"])
             row["p50_ms"].append(found["total"]["p50"]["value"])
+    return rows
+
+
+def calibration(out: Path) -> list[dict[str, Any]]:
+    """What `edgeqlora ranks` takes of tiny.en on 64 read sentences, start-up and pictures included."""
+    file, start_s = out / "ranks.json", time.monotonic()
+    edgeqlora("ranks", "-m", TINY, "--train", LIBRISPEECH / "train.jsonl", "--clips", 64, "-o", file, "--overwrite")
+    seconds, content = round(time.monotonic() - start_s, 1), json.loads(file.read_text())
+    peak_mib = content["calibration"]["peak_rss_mib"]
+    return [{"seconds": seconds, "peak_rss_mib": peak_mib, "agreement_of_halves": content["agreement_of_halves"]}]
+
+
+def regulariser(out: Path) -> list[dict[str, Any]]:
+    """Steps with the entropy regulariser beside those without in one run each: it acts from a fifth to three fifths of the steps."""
+    rows = []
+    for name, model, data, window in (
+        ("embedded", DEMO / "model", DEMO / "speech", 3),
+        ("whisper-tiny.en", TINY, FSDD, 2),
+    ):
+        flags = ["--window-s", window, "--steps", 60, "--batch-size", 16, "--entropy-weight", 0.001, "--no-low-memory"]
+        trained(out / name, "-m", model, "--train", data / "train.jsonl", *flags)
+        times = {row["step"]: row["time_utc"] for row in read_rows(out / name / "log.jsonl") if "loss" in row}
+        took = {step: times[step] - times[step - 1] for step in times if step - 1 in times}
+        with_it, without = (
+            statistics.median(s for step, s in took.items() if (12 < step <= 36) == acts) for acts in (True, False)
+        )
+        rows.append(
+            {
+                "model": name,
+                "step_s": round(without, 4),
+                "step_with_s": round(with_it, 4),
+                "more": round(with_it / without - 1, 4),
+            }
+        )
     return rows
 
 
@@ -277,8 +312,10 @@ def tune(model: str, out: Path) -> list[dict[str, Any]]:
 
 
 TABLES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "calibration": calibration,
     "forgetting": forgetting,
     "layers": layers,
+    "regulariser": regulariser,
     "tune-embedded": partial(tune, "embedded"),
     "tune-tiny.en": partial(tune, "tiny.en"),
     "windows": windows,
