@@ -136,6 +136,11 @@ def read_card(folder: Path) -> Card | None:
     return cast(Card, card)
 
 
+def tuned_windows(card: Card) -> list[float]:
+    """Windows that a folder's model was tuned in, those of replayed clips included; empty where it says none."""
+    return sorted({*(card.get("windows_s") or ()), *((card.get("replay") or {}).get("windows_s") or ())})
+
+
 def dev_data(card: Card) -> tuple[str, str]:
     """(source, splits) of the dev data that a folder's model was chosen by; empty where it says none."""
     settings = card.get("settings") or {}

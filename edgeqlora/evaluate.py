@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card
+from edgeqlora.card import folder_sha256, library_versions, measured, missing, read_card, tuned_windows
 from edgeqlora.data.agreement import read_durations, spoken_language, unread_fields
 from edgeqlora.data.label_rules import rules_of_bundle
 from edgeqlora.data.row import Row
@@ -210,7 +210,7 @@ def _with_torch(
         own = load_adapted(adapter, "original", adapter.base_dtype, device) if in_nf4 else None
         merger, own = FrameMerger(learner, kappa, merge_after, own), None  # a second model is not kept in memory
     told, remark = spoken_language(rows, language or card.get("language"), learner.processor.label_rules())
-    untuned = untuned_windows(windows_s or (), card.get("windows_s"))
+    untuned = untuned_windows(windows_s or (), tuned_windows(card))
     remarks = [line for line in (remark, unread_fields(rows), untuned) if line]
     recogniser = Recogniser(
         learner,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeqlora.card import dev_data, folder_sha256, read_card
+from edgeqlora.card import dev_data, folder_sha256, read_card, tuned_windows
 from edgeqlora.errors import UserError
 from edgeqlora.hub_access import hub_snapshot, is_hub_name
 from edgeqlora.settings import parse_windows
@@ -75,7 +75,7 @@ def export(
     verify_weights(folder, card)
     processor = load_processor(str(folder))  # parts that do not belong together are found before the weights are read
     windows_s = (parse_windows(window_s) if window_s else None) or card.get("windows_s") or [processor.native_window_s]
-    if untuned := untuned_windows(windows_s, card.get("windows_s")):
+    if untuned := untuned_windows(windows_s, tuned_windows(card)):
         say(f"  {untuned}: evaluate the bundle on clips of those lengths")
     if max(windows_s) > profile.max_window_s:
         raise UserError(
@@ -114,7 +114,7 @@ def export(
         tokens_per_s=card.get("tokens_per_s"),
         name=name or (merged.rpartition("/")[2] if is_hub_name(merged) else None),
         cut_in_training=bool(card.get("skip_silence")),
-        tuned_windows_s=card.get("windows_s") or (),
+        tuned_windows_s=tuned_windows(card),
         base_model=card.get("base_model") or (merged if is_hub_name(merged) else None),
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,

@@ -213,6 +213,7 @@ def merge(
             dev=dev or None,
             dev_split=dev_split or None,
             windows_s=card.get("windows_s"),
+            **({"replay": replay} if (replay := card.get("replay")) else {}),
             tokens_per_s=card.get("tokens_per_s"),
             language=card.get("language"),
             task=card.get("task"),

@@ -94,7 +94,7 @@ def train(
         rows += data.replay.rows
     if data.n_empty:
         learner.allow_empty_texts()
-        console.print(f"  {data.n_empty} clips have an empty text: decoding may end before the first word")
+        console.print(f"  {data.n_empty} clips have an empty text: where nobody speaks the model may say nothing")
     dataset = SpeechDataset(
         rows,
         target_ids,

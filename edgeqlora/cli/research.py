@@ -112,7 +112,7 @@ def ablate(
 
     asked = read_study(study)
     if only_report and output.is_file():
-        rows = read_results(output)
+        rows = read_results(asked, output)
         show(format_conclusion(asked, conclude(asked, rows), compared(asked, rows)))
         return
     if only_report and not (output / "rows").is_dir():

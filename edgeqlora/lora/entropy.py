@@ -57,10 +57,13 @@ class AdapterEntropy:
         with torch.no_grad():
             for name, module, size in self._adapters:
                 a, b, scaling = _parts(module)
+                if not len(a):
+                    yield AdapterState(name, 0, 0.0, 0.0, 0.0)
+                    continue
                 product = (a.float() @ a.float().T) @ (b.float().T @ b.float())
                 t1, t2 = float(product.trace()), float((product * product.T).sum())
                 entropy = 2 * math.log(t1) - math.log(max(t2, EPS * t1 * t1)) if t1 > 0 else 0.0
-                entropy = min(max(entropy, 0.0), math.log(max(1, len(a))))
+                entropy = min(max(entropy, 0.0), math.log(len(a)))
                 yield AdapterState(name, len(a), entropy, math.exp(entropy), scaling * math.sqrt(max(t1, 0)) / size)
 
     def add_gradient(self, weight: float, floor: float) -> float:

@@ -35,7 +35,7 @@ def draw_adapters(rows: Sequence[Mapping[str, Any]], beside: Path) -> list[Path]
     if len({row["step"] for row in rows}) < 2:
         return []
     stem, most = str(beside.with_suffix("")), max(row["rank"] for row in rows)
-    use = [row["effective_rank"] / row["rank"] for row in rows]
+    use = [row["effective_rank"] / max(1, row["rank"]) for row in rows]
     found = [_save(stem, _by_step, rows, use, 1, "effective rank / rank", "How many of their directions adapters use")]
     moved = {row["name"]: row["rank"] for row in rows}
     if any(row["rank"] != moved[row["name"]] for row in rows):
@@ -61,28 +61,28 @@ def draw_differences(entries: Sequence[Mapping[str, Any]], reference: str, folde
 def _differences(entries: Sequence[Mapping[str, Any]], reference: str) -> Any:
     import matplotlib.pyplot as plt
 
-    height = 1.6 + 0.32 * len(entries)
-    figure, axes = plt.subplots(1, 2, figsize=(8, height), layout="constrained", sharey=True)
-    places = range(len(entries))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 1.6 + 0.36 * len(entries)), layout="constrained", sharey=True)
     for axis, name, unit in zip(axes, ("loss", "wer"), ("loss, nats a token", "WER, points"), strict=True):
         axis.axvline(0, color="black", linewidth=1)
-        for place, entry in zip(places, entries, strict=True):
+        for place, entry in enumerate(entries):
             one = entry["against"][name]
-            colour = COLOURS[2] if one["high"] < 0 else COLOURS[1] if one["low"] > 0 else COLOURS[0]
-            mark = "v" if one["high"] < 0 else "^" if one["low"] > 0 else "o"
-            axis.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=2)
-            axis.plot(one["value"], place, mark, color=colour)
+            decided = (one["high"] < 0) - (one["low"] > 0)  # 1: better, -1: worse, 0: neither
+            axis.plot([one["low"], one["high"]], [place, place], color=COLOURS[(0, 2, 1)[decided]], linewidth=2)
+            axis.plot(one["value"], place, "ov^"[decided], color=COLOURS[(0, 2, 1)[decided]])
         axis.set_xlabel(f"difference of {unit}", fontsize=11)
         axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="x", alpha=0.3)
-    labels = [
-        entry["arm"] if "others" not in entry else f"{entry['arm']} against\nthe mean of {len(entry['others'])}"
-        for entry in entries
-    ]
-    axes[0].set_yticks(places, labels, fontsize=9)
+    axes[0].set_yticks(range(len(entries)), [_compared(entry) for entry in entries], fontsize=9)
     axes[0].invert_yaxis()
-    figure.suptitle(f"Against {reference}, 95 % intervals: below 0 is better", fontsize=11)
+    figure.suptitle(f"Against {reference} where no other is named, 95 % intervals: below 0 is better", fontsize=11)
     return figure
+
+
+def _compared(entry: Mapping[str, Any]) -> str:
+    others = entry.get("others", ())
+    return entry["arm"] + (
+        f" against\nthe mean of {len(others)}" if len(others) > 1 else f" against\n{others[0]}" if others else ""
+    )
 
 
 def _before_and_after(rows: Sequence[Mapping[str, Any]], first: int, last: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -17,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeqlora.errors import UserError
-from edgeqlora.research.ranks import Measured, Plan, format_agreement, measure, write_ranks
-from edgeqlora.research.run_arm import run_apart
+from edgeqlora.research.ranks import Measured, Plan, measure, write_ranks
+from edgeqlora.research.run_arm import SETS, run_apart
 from edgeqlora.research.study import Arm, Run, Study, chosen_rates, mean_loss, settings_of
 from edgeqlora.research.verdict import by_speaker
 from edgeqlora.settings import TrainSettings
 from edgeqlora_jetson.files import read_json, write_json, write_text
 
 Say = Callable[[str], object]
-
-SETS = ("dev", "test", "canary")
-"""What a run is scored on."""
 
 PLACES = ("output", "base_model", "train", "ranks")
 """Settings that name files: what is in them is compared by hash, and the plan of ranks with that of its ranks.json."""
@@ -53,28 +51,41 @@ def run_study(study: Study, folder: Path, keep: bool = False, say: Say = print) 
         if not left and len(rates) == len(study.arms):
             return rows_of(folder)
         for key in sorted(left - told):
-            say(
-                f"waiting for {key}, which another process is at (its claim: {folder / 'work' / key}.claim; remove it if that process is gone)"
-            )
+            say(_waiting(key, folder / "work" / f"{key}.claim"))
         told |= left
         time.sleep(2)
 
 
+def _waiting(what: str, claim: Path) -> str:
+    return f"waiting for {what}, which another process is at; if it is gone, remove {claim}"
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """All finished runs in a study's folder, by key."""
-    return [read_json(path, "row of a study") for path in sorted((folder / "rows").glob("*.json"))]
+    """All finished runs in a study's folder, by key, with how far the halves of the clips agreed on an arm's ranks."""
+    rows = [read_json(path, "row of a study") for path in sorted((folder / "rows").glob("*.json"))]
+    for row in rows:
+        path = folder / f"ranks-{row['arm']}.json"
+        if path.exists():
+            row["agreement_of_halves"] = read_json(path, "ranks.json")["agreement_of_halves"]
+    return rows
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(study: Study, path: Path) -> list[dict[str, Any]]:
     """Rows of a results.jsonl, whose verdicts are those of the folder it came from. UserError for another file."""
+    needed = {"final": ("test", "trained", "adapter_bytes"), "rate": ("dev",)}
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no results.jsonl of a study: {error}") from None
-    if not all(isinstance(row, dict) and {"arm", "stage"} <= set(row) for row in rows):
-        raise UserError(f"{path} is no results.jsonl of a study: each line needs arm and stage")
-    if any("test_loss" in row and "test" not in row for row in rows):
-        raise UserError(f"{path} was written before rows kept the sums of each speaker: no verdict follows from it")
+        for row in rows:
+            missing = {"arm", "seed", "learning_rate", *(() if "diverged" in row else needed[row["stage"]])} - set(row)
+            if missing:
+                raise UserError(
+                    f"{path}: a row has no {' and no '.join(sorted(missing))}, from which verdicts follow: it was written by an "
+                    "older version, or by hand; give the folder of the study instead"
+                )
+        if not {row["arm"] for row in rows} & {arm.name for arm in study.arms}:
+            raise UserError(f"{path} has no row of this study's arms ({', '.join(arm.name for arm in study.arms)})")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no results.jsonl of a study: {error!r:.80}") from None
     return rows
 
 
@@ -87,22 +98,18 @@ def data_of(study: Study) -> dict[str, str]:
     from edgeqlora.training.training_data import fingerprint
 
     check_source(study.base_model)
-    names = ("train", "dev", "test", *(("canary",) if study.canary else ()))
+    names = [name for name in ("train", *SETS) if getattr(study, name)]
     rows = {name: load_for("train" if name == "train" else "", getattr(study, name)) for name in names}
-    for name, one in rows.items():
-        read_durations(one)
-        for other in names:
-            if other != name:
-                try:
-                    verify_apart(one, rows[other])
-                except UserError as error:
-                    raise UserError(f"{name} and {other} of the study share clips: {error}") from None
-    for arm in study.arms:
-        if study.canary and (replay := arm.settings.get("replay")):
+    replayed = {f"replay of arm {arm.name}": arm.settings["replay"] for arm in study.arms if arm.settings.get("replay")}
+    every = rows | {name: load_for("train", source, "") for name, source in replayed.items()}
+    for of in every.values():
+        read_durations(of)
+    for one, other in itertools.combinations(every, 2):
+        if other in rows or one in SETS:  # what is replayed may be trained on, too
             try:
-                verify_apart(load_for("train", replay, ""), rows["canary"])
+                verify_apart(every[one], every[other])
             except UserError as error:
-                raise UserError(f"replay of arm {arm.name} and canary of the study share clips: {error}") from None
+                raise UserError(f"{one} and {other} of the study share clips: {error}") from None
     found = {name: _sha256("\n".join(sorted(map(fingerprint, of)))) for name, of in rows.items()}
     return {"base_model": _sha256(json.dumps(base_record(study.base_model), sort_keys=True)), **found}
 
@@ -128,12 +135,18 @@ def _open(study: Study, folder: Path, data: dict[str, str]) -> None:
 
 def _ranks_files(study: Study, folder: Path, say: Say) -> None:
     """ranks.json of every arm that has a plan, from one measurement for each method."""
-    while True:
-        with _claimed(folder / "work" / "measure.claim") as is_ours:
+    is_told = False
+    while any(arm.plan and not _ranks_path(folder, arm).exists() for arm in study.arms):
+        claim = folder / "work" / "measure.claim"
+        with _claimed(claim) as is_ours:
             if is_ours:
                 _write_ranks_files(study, folder, say)
                 return
-        time.sleep(2)  # another process measures
+        if not is_told:
+            say(_waiting("the measurement", claim))
+        is_told = True
+        time.sleep(2)
+    _write_ranks_files(study, folder, say)
 
 
 def _write_ranks_files(study: Study, folder: Path, say: Say) -> None:
@@ -161,9 +174,7 @@ def _write_ranks_files(study: Study, folder: Path, say: Say) -> None:
                 say=say,
                 **terms,
             )
-        content = write_ranks(measured[key], arm.plan, path)
-        if text := format_agreement(content):
-            say(f"arm {arm.name}: {text}")
+        write_ranks(measured[key], arm.plan, path)
 
 
 MEASURED_ON = (
@@ -271,16 +282,19 @@ def _is_stale(path: Path, mine: Mapping[str, Any]) -> bool:
 
 
 def write_results(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """All rows as JSON lines, with the sums of each test speaker, from which the verdicts follow (see read_results)."""
+    """All rows as JSON lines, from which the verdicts follow (see read_results): with the sums of each speaker, or with all
+    utterances where not all runs count the same ones."""
     path = folder / "results.jsonl"
     own = (*SETS, "adapter_sha256", "conditions")
     kept = [{key: value for key, value in row.items() if key not in own} for row in rows]
+    counted = {name: [[(u["words"], u["tokens"]) for u in row[name]] for row in rows if name in row] for name in SETS}
+    is_same = {name: all(one == of[0] for one in of) for name, of in counted.items()}
     for row, whole in zip(kept, rows, strict=True):
         for name in SETS:
             if name in whole:
                 n_words = sum(u["words"] for u in whole[name])
                 row[f"{name}_loss"] = round(mean_loss(whole[name]), 6)
                 row[f"{name}_wer"] = round(100 * sum(u["errors"] for u in whole[name]) / max(1, n_words), 4)
-                row[name] = by_speaker(whole[name])
+                row[name] = by_speaker(whole[name]) if is_same[name] else whole[name]
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return path

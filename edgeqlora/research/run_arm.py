@@ -12,6 +12,9 @@ from typing import Any
 from edgeqlora.errors import UserError
 from edgeqlora_jetson.errors import NotFiniteError
 
+SETS = ("dev", "test", "canary")
+"""What a run is scored on."""
+
 
 def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
     """Train with spec["settings"], score on spec["dev"], spec["test"] and spec["canary"]; returns the row."""
@@ -34,16 +37,14 @@ def run_arm(spec: dict[str, Any]) -> dict[str, Any]:
     }
     try:
         learner = _load(settings, folder)
-        sets = [
-            name for name in ("dev", "test", "canary") if spec.get(name) and (name == "dev" or spec["stage"] == "final")
-        ]
+        sets = [name for name in SETS if spec.get(name) and (name == "dev" or spec["stage"] == "final")]
         for name in sets:
             row[name] = _scored(learner, spec[name], card, in_own_windows=name == "canary")
         if not all(math.isfinite(u["loss"]) for name in sets for u in row[name]):
             raise NotFiniteError("its loss is not finite")
     except UserError as error:  # weights or logits that are no numbers: a result, and not the end of the study
         row = {
-            **{key: value for key, value in row.items() if key not in ("dev", "test", "canary")},
+            **{key: value for key, value in row.items() if key not in SETS},
             "diverged": str(error),
         }
     row["peak_rss_mib"] = round(measure_peak_rss_mib(), 1)

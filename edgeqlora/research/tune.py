@@ -109,7 +109,7 @@ def _open_study(settings: TrainSettings, folder: Path, space: Space) -> optuna.S
     if not any(trial.user_attrs.get("as_given") for trial in alive):
         study.enqueue_trial(space.defaults, user_attrs={"as_given": True})
     # A search by one process is always the same; one beside it, or a later one, must not draw the same again.
-    starts = study.user_attrs.get("starts", 0)
+    starts = study.user_attrs.get("starts", len(study.trials) - 1)  # older searches did not count them
     study.set_user_attr("starts", starts + 1)
     study.sampler = optuna.samplers.TPESampler(seed=(settings.seed + 7919 * starts) % 2**32)
     return study
@@ -236,7 +236,7 @@ def _conclude(settings: TrainSettings, study: optuna.Study, space: Space, folder
         for t in trials
     )
     write_text(folder / "trials.jsonl", "".join(f"{line}\n" for line in lines))
-    chosen_by = best.user_attrs["choose_by"]
+    chosen_by = best.user_attrs.get("choose_by", "figure")  # older trials do not say
     target = "dev loss, nats a token" if chosen_by == "loss" else f"dev {chosen_by.upper()}, %"
     pictures = _draw(study, folder, target) if len(done) > 2 else []
     found = {

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeqlora.research.ranks import format_agreement
 from edgeqlora.research.study import Study, chosen_rates
 
 Tests = Mapping[int, Sequence[Mapping[str, Any]]]
@@ -96,7 +97,7 @@ def judge(found: Difference, margin: float) -> str:
 
 
 def by_speaker(utterances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sums of each speaker, in the form of an utterance: all that verdicts need, and what the rows of a study keep."""
+    """Sums of each speaker, in the form of an utterance: all that verdicts need where all runs count the same clips."""
     found: dict[str, dict[str, Any]] = {}
     for one in utterances:
         sums = found.setdefault(one["speaker"], {"clip": one["speaker"], "speaker": one["speaker"]})
@@ -188,6 +189,7 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "peak_rss_mib": max(row["trained"]["peak_rss"] or 0 for row in of_arm.values()),
             "held_mib": one["trained"].get("held_mib"),  # older rows have none
             "adapter_mib": one["adapter_bytes"] / 2**20,
+            "agreement_of_halves": one.get("agreement_of_halves"),
         }
         if arm.name != study.reference and set(tests) & set(reference):
             entry["against"] = _both(study, tests, reference)
@@ -205,11 +207,11 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     return found
 
 
-def _wer_interval(tests: Tests) -> tuple[float, float]:
-    """95 % interval of an arm's WER in %, over seeds and speakers as for differences."""
+def _wer_interval(tests: Tests) -> tuple[float, float] | None:
+    """95 % interval of an arm's WER in %, over seeds and speakers as for differences; None of one speaker."""
     nothing = {seed: [{**one, "errors": 0} for one in utterances] for seed, utterances in tests.items()}
     found = difference(tests, nothing, "errors", "words")
-    return 100 * found.low, 100 * found.high
+    return (100 * found.low, 100 * found.high) if found.n_speakers > 1 else None
 
 
 def format_conclusion(
@@ -221,10 +223,11 @@ def format_conclusion(
             *(["canary WER, %"] if study.canary else [])]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in entries:
-        against, (low, high) = entry.get("against"), entry["wer_interval"]
+        against = entry.get("against")
+        within = f" [{entry['wer_interval'][0]:.2f}, {entry['wer_interval'][1]:.2f}]" if entry["wer_interval"] else ""
         lines.append(
             f"| {entry['arm']} | {entry['learning_rate']:g}{' (edge)' * entry['is_at_edge']} | {len(entry['seeds'])} | {entry['loss']:.4f} | "
-            f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f} [{low:.2f}, {high:.2f}] | {_shown(against, 'wer', 2)} | "
+            f"{_shown(against, 'loss', 4)} | {entry['wer']:.2f}{within} | {_shown(against, 'wer', 2)} | "
             f"{entry['trainable_parameters']:,}{_more(entry)} | {entry['samples_per_s']:.1f} | {entry['peak_rss_mib']:,.0f} | "
             f"{'--' if entry['held_mib'] is None else format(entry['held_mib'], '.2f')} | {entry['adapter_mib']:.3f} |"
             + (
@@ -249,10 +252,11 @@ def format_conclusion(
         loss, wer = one["against"]["loss"], one["against"]["wer"]
         others = f"the mean of {', '.join(one['others'])}" if len(one["others"]) > 1 else one["others"][0]
         lines.append(
-            f"- {one['arm']} against {others} ({loss['n_seeds']} seeds, {loss['n_speakers']} speakers): "
+            f"- {one['arm']} against {others} (not primary, {loss['n_seeds']} seeds, {loss['n_speakers']} speakers): "
             f"loss {_shown(one['against'], 'loss', 4)}, {loss['verdict']}; "
             f"WER {_shown(one['against'], 'wer', 2)} points, {wer['verdict']}"
         )
+    lines += [f"- {entry['arm']}: {text}" for entry in entries if (text := format_agreement(entry))]
     for entry in entries:
         if entry["diverged"]:
             seeds = ", ".join(map(str, entry["diverged"]))

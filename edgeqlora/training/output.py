@@ -123,7 +123,17 @@ def write_output(
             **({"dropped_layers": dropped} if dropped else {}),
             **gates_field(out),
             **({"canary": canary.card_field(state.log_history, best_step)} if canary else {}),
-            **({"replay": {"source": settings.replay, "n_clips": len(data.replay.rows)}} if data.replay else {}),
+            **(
+                {
+                    "replay": {
+                        "source": settings.replay,
+                        "n_clips": len(data.replay.rows),
+                        "windows_s": data.replay.windows_s,
+                    }
+                }
+                if data.replay
+                else {}
+            ),
             figures=figures,
             weights={p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))},
         )

@@ -112,7 +112,11 @@ class RunLog(TrainerCallback):
             self.console.print(
                 f"  step {state.global_step:>5}: dev {shown}, "
                 f"loss {loss_text(metrics)} ({metrics['eval_clips']} clips, {metrics['eval_seconds']:.1f} s"
-                + (f", {n} looped or hit the limit of tokens)" if (n := metrics["eval_incomplete"]) else ")")
+                + (
+                    f", {n} repeated themselves or ran into the limit of tokens)"
+                    if (n := metrics["eval_incomplete"])
+                    else ")"
+                )
                 + canary_text(metrics)
             )
 

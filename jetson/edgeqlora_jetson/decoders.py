@@ -9,8 +9,9 @@ from .audio.features import n_outputs
 from .errors import NotFiniteError, UserError
 from .schema import Manifest
 
-LOOP_ROUNDS, LOOP_TOKENS = 4, 16
-"""A text that ends in this many rounds of the same tokens, and this many tokens of such rounds, repeats itself."""
+LOOP_ROUNDS, LOOP_TOKENS = 6, 32
+"""A text that ends in this many rounds of the same tokens, and this many tokens of such rounds, repeats itself: a command of
+four tokens said eight times, a word of one said 32 times. Since one round is kept, more patience costs time, not words."""
 
 
 class Decoded(NamedTuple):

@@ -323,8 +323,8 @@ def test_a_text_that_repeats_itself_is_cut_and_counted_of_model_and_bundle(tiny_
         assert {json.loads(line)["hypothesis"] for line in lines} == {learner.tokenizer.decode([word]).strip()}
 
 
-def test_a_window_that_a_model_was_not_tuned_in_is_said_wherever_it_is_used(adapter, clips, command, tmp_path):
-    told = "tuned in a window of 1 s, not in 2 s, where it may have forgotten what its base could"
+def test_a_window_that_a_model_was_not_tuned_in_is_said_by_export_info_and_evaluate(adapter, clips, command, tmp_path):
+    told = "tuned with windows of 1 s, not 2 s, where it may have forgotten what its base could"
     merge(adapter, tmp_path / "merged", say=lambda line: None, candidate="original")
     typed = ("export", tmp_path / "merged", "-d", clips, "--target", "cpu", "--language", "en", "--eval-clips", 1)
     code, said = command(*typed, "-o", tmp_path / "bundle", "--window-s", "1,2")
@@ -341,7 +341,7 @@ def test_a_window_that_a_model_was_not_tuned_in_is_said_wherever_it_is_used(adap
         assert (code, told in said) == (0, True), said
     for line in (("evaluate", adapter, "-d", clips, "--limit", 2), (*typed, "-o", tmp_path / "own")):
         code, said = command(*line)
-        assert (code, "tuned in" in said) == (0, False), said
+        assert (code, "tuned with" in said) == (0, False), said
     assert "tuned_windows_s" not in json.loads((tmp_path / "own" / "manifest.json").read_text())["audio"]
 
 

@@ -89,16 +89,16 @@ def test_the_limit_counts_the_end_token():
 @pytest.mark.parametrize(
     ("tokens", "start"),
     [
-        ([7] * 15, None),  # "la" fifteen times may be a song
-        ([7] * 16, 1),
-        ([1, 2] + [7] * 16, 3),
-        ([7, 8] * 7, None),
-        ([1, 2] + [7, 8] * 8, 4),
-        ([3, 4, 5] * 5, None),
-        ([9] + [3, 4, 5] * 6, 4),
-        (list(range(10)) * 3, None),
-        (list(range(10)) * 4, 10),
-        ([7] * 16 + [8], None),  # it went on
+        ([7] * 31, None),  # "la" 31 times may be a song
+        ([7] * 32, 1),
+        ([1, 2] + [7] * 32, 3),
+        ([7, 8] * 15, None),
+        ([1, 2] + [7, 8] * 16, 4),
+        ([3, 4, 5, 6] * 7, None),  # a command of four tokens, said seven times
+        ([9] + [3, 4, 5, 6] * 8, 5),
+        (list(range(10)) * 5, None),
+        (list(range(10)) * 6, 10),
+        ([7] * 32 + [8], None),  # it went on
         ([], None),
     ],
 )
@@ -107,13 +107,31 @@ def test_where_a_loop_starts(tokens, start):
 
 
 def test_a_loop_ends_its_row_alone_and_one_round_is_kept():
-    looping = [one_hot(2)] + [one_hot(0), one_hot(1)] * 20
-    going_on = [one_hot(number % 3) for number in (0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2)]
-    runtime = ScriptedRuntime([looping, [*going_on, one_hot(5)] + [one_hot(5)] * 20])
-    result = greedy(runtime, np.concatenate([MEL, MEL]), 40)
-    assert result.tokens == [[2, 0, 1], [0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2]]
-    assert (result.is_complete, result.n_steps) == ([False, True], 21)
-    assert runtime.fed[18] == [[5], [1]]
+    looping = [one_hot(2)] + [one_hot(0), one_hot(1)] * 30
+    text = [0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1, 1, 0, 2, 0, 1, 2, 2] + [
+        0,
+        2,
+        2,
+        1,
+        0,
+        1,
+        1,
+        1,
+        2,
+        0,
+        0,
+        1,
+        2,
+        1,
+        0,
+        0,
+    ]
+    going_on = [one_hot(number) for number in text]
+    runtime = ScriptedRuntime([looping, [*going_on, one_hot(5)] + [one_hot(5)] * 30])
+    result = greedy(runtime, np.concatenate([MEL, MEL]), 60)
+    assert result.tokens == [[2, 0, 1], text]
+    assert (result.is_complete, result.n_steps) == ([False, True], 37)
+    assert runtime.fed[34] == [[5], [text[33]]]
 
 
 def test_times_add_up():

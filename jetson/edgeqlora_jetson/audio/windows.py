@@ -45,9 +45,7 @@ def untuned_windows(windows_s: Sequence[float], tuned_s: Optional[Sequence[float
     if not other:
         return ""
     tuned, others = (", ".join("{:g}".format(w) for w in sorted(of)) for of in (tuned_s or (), other))
-    return "tuned in a window of {} s, not in {} s, where it may have forgotten what its base could".format(
-        tuned, others
-    )
+    return "tuned with windows of {} s, not {} s, where it may have forgotten what its base could".format(tuned, others)
 
 
 def split_long(audio: np.ndarray, window_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ) -> List[Tuple[int, int]]:

@@ -154,14 +154,13 @@ def _check_graphs(manifest: Any, wanted: Sequence[str], name: Any) -> None:
 
 
 def _check_audio(manifest: Any, name: Any) -> None:
-    windows_s, rate = manifest["audio"]["windows_s"], manifest["audio"]["sample_rate_hz"]
-    if not windows_s or not all(_is_number(w) and 0 < w <= 3600 for w in windows_s):
-        raise UserError("{}: audio.windows_s is {!r}, needed: one or more seconds above 0".format(name, windows_s))
+    audio, rate = manifest["audio"], manifest["audio"]["sample_rate_hz"]
+    for field in ("windows_s", "tuned_windows_s"):
+        seconds = audio.get(field, audio["windows_s"])
+        if not seconds or not all(_is_number(w) and 0 < w <= 3600 for w in seconds):
+            raise UserError("{}: audio.{} is {!r}, needed: one or more seconds above 0".format(name, field, seconds))
     if not 1000 <= rate <= 192000:
         raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
-    tuned_s = manifest["audio"].get("tuned_windows_s")
-    if tuned_s is not None and not (tuned_s and all(_is_number(w) for w in tuned_s)):
-        raise UserError("{}: audio.tuned_windows_s is {!r}, needed: one or more seconds".format(name, tuned_s))
     features, profile = manifest["features"], manifest.get("profile") or {}
     sizes = [key for key in ("n_fft", "hop_length", "n_mels") if "features." + key in _FEATURES[features["kind"]]]
     for part, values, keys in (("features", features, sizes), ("profile", profile, ("max_batch", "threads"))):

@@ -145,7 +145,7 @@ def test_an_arm_is_held_against_the_mean_of_others():
     both = difference(runs(-0.1, 1, 2), runs(-0.1, 3, 2), "loss", "tokens").value
     assert loss["value"] == pytest.approx((alone + both) / 2)
     text = format_conclusion(study, conclude(study, rows), [found])
-    assert "- ear against the mean of p1, p2 (2 seeds, 10 speakers): loss -0.05" in text
+    assert "- ear against the mean of p1, p2 (not primary, 2 seeds, 10 speakers): loss -0.05" in text
     assert "| 150 (+50.0 %) |" in text, "an arm that trains more is marked"
     assert "| 100 |" in text
 
