@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import os
 import shlex
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ async def connect(host: Host, settings: SshSettings) -> AsyncIterator[asyncssh.S
     arguments["keepalive_interval"] = options.keepalive_interval or _KEEPALIVE_S
     if options.config.get("HostKeyAlgorithms") is None:
         arguments["server_host_key_algs"] = _HOST_KEY_ALGORITHMS
-    try:
+    async with _ended_proxies():
         try:
             connection = await asyncssh.connect(**arguments, client_factory=lambda: client)
         except (asyncssh.Error, OSError, ValueError, OverflowError, RecursionError, asyncio.TimeoutError) as error:
@@ -99,8 +99,32 @@ async def connect(host: Host, settings: SshSettings) -> AsyncIterator[asyncssh.S
             # Waiting is a courtesy to the far side; a dead link must not hold up the others.
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(connection.wait_closed(), _CLOSING_S)
+
+
+_started: contextvars.ContextVar[list[asyncio.SubprocessTransport]] = contextvars.ContextVar("_started")
+
+
+@contextlib.asynccontextmanager
+async def _ended_proxies() -> AsyncIterator[None]:
+    """At the end, wait for the processes of ProxyCommand, of the host or of a jump host: asyncssh kills them and goes on."""
+    loop, started = asyncio.get_running_loop(), list[asyncio.SubprocessTransport]()
+    _started.set(started)
+    if not hasattr(loop, "edgeqlora_subprocess_exec"):
+        own = loop.subprocess_exec
+
+        async def kept(*arguments: Any, **options: Any) -> Any:
+            transport, protocol = await own(*arguments, **options)
+            _started.get([]).append(transport)
+            return transport, protocol
+
+        vars(loop).update(subprocess_exec=kept, edgeqlora_subprocess_exec=own)
+    try:
+        yield
     finally:
-        await client.end_of_proxy()
+        for _ in range(int(_CLOSING_S / 0.01)):
+            if all(transport.get_returncode() is not None for transport in started):
+                break
+            await asyncio.sleep(0.01)
 
 
 class _Client(asyncssh.SSHClient):
@@ -115,7 +139,6 @@ class _Client(asyncssh.SSHClient):
         self.connect_timeout_s = options.connect_timeout or _CONNECT_TIMEOUT_S
         self._ssh_options = settings.ssh_options()
         self._connection: asyncssh.SSHClientConnection | None = None
-        self._proxy: subprocess.Popen[bytes] | None = None
         self._refused_key: asyncssh.SSHKey | None = None
         self._methods: Sequence[str] = ()
         # asyncssh has None for "no checking" and an empty list for "the usual files".
@@ -132,7 +155,6 @@ class _Client(asyncssh.SSHClient):
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self._connection = conn
-        self._proxy = conn.get_extra_info("subprocess")
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self._refused_key = key
@@ -144,13 +166,6 @@ class _Client(asyncssh.SSHClient):
             self._methods = self._connection.get_server_auth_methods()
 
     public_key_auth_requested = password_auth_requested = kbdint_auth_requested = _no_more
-
-    async def end_of_proxy(self) -> None:
-        """Wait until the process of ProxyCommand has ended: asyncssh kills it, and leaves it when the loop closes."""
-        for _ in range(int(_CLOSING_S / 0.01)):
-            if self._proxy is None or self._proxy.returncode is not None:
-                break
-            await asyncio.sleep(0.01)
 
     # ---- messages
 

@@ -90,9 +90,25 @@ def test_a_board_behind_another_machine(server: sshd.Server, tmp_path: Path, way
     assert n_logins(server) - before == 2 + way.count(",")
 
 
-@pytest.mark.parametrize("line", ["", "UserKnownHostsFile /dev/null"])
+@pytest.mark.parametrize(
+    ("board", "jump", "reason"),
+    [
+        ("ProxyCommand ssh -F {config} -W %h:%p other", "", ""),
+        (
+            "ProxyCommand ssh -F {config} -W %h:%p other\n  UserKnownHostsFile /dev/null",
+            "",
+            "the host key is not known",
+        ),
+        ("ProxyJump jump", "ProxyCommand ssh -F {config} -W %h:%p other", ""),
+        (
+            "ProxyJump jump",
+            "ProxyCommand ssh -F {config} -W %h:%p other\n  UserKnownHostsFile /dev/null",
+            "the jump host refuses",
+        ),
+    ],
+)
 def test_the_process_of_proxy_command_has_ended(
-    server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+    server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: str, jump: str, reason: str
 ):
     """After a login, and after a refusal: CI found one that still ran when the loop was closed."""
     started: list[subprocess.Popen] = []
@@ -102,12 +118,13 @@ def test_the_process_of_proxy_command_has_ended(
             started.append(self)
             super().__init__(*arguments, **options)
 
-    way = f"ProxyCommand ssh -F {tmp_path / 'config'} -W %h:%p jump"
-    config = written(tmp_path, block("board", server, way, *filter(None, [line])), block("jump", server))
+    lines = [line.format(config=tmp_path / "config") for line in (board, jump)]
+    blocks = [block(name, server, *filter(None, [line])) for name, line in zip(("board", "jump"), lines, strict=True)]
+    config = written(tmp_path, *blocks, block("other", server))
     monkeypatch.setattr(subprocess, "Popen", Kept)
     for _ in range(6):
-        if line:
-            assert "the host key is not known" in refusal(config)
+        if reason:
+            assert reason in refusal(config)
         else:
             login(config)
     assert len(started) == 6
