@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from edgeqlora.errors import UserError
 from edgeqlora.lora import adalora
 from edgeqlora.lora.adalora import asked_rank, to_plain_lora
+from edgeqlora.lora.entropy import AdapterEntropy
+from edgeqlora.lora.pictures import draw_adapters
 from edgeqlora.models.family import load_learner
 from edgeqlora_export.whisper.windowed import windowed
 
@@ -78,6 +80,13 @@ def test_the_plain_adapter_says_what_adalora_says(tiny_model, tmp_path):
             if "encoder.layers.0.fc1.lora_E" in name:
                 p.zero_()
     wanted = logits(model.eval())
+    states = list(AdapterEntropy(model).states())
+    assert {(s.name, s.rank, s.effective_rank) for s in states if not s.rank} == {
+        ("model.encoder.layers.0.fc1", 0, 0.0)
+    }
+    assert {s.rank for s in states} == {0, 3}
+    rows = [{"step": step, "group": "encoder", **s._asdict()} for step in (1, 2) for s in states]
+    assert draw_adapters(rows, tmp_path / "adapters.jsonl")
     model.save_pretrained(tmp_path)
     content = to_plain_lora(tmp_path)
     assert set(content["rank_pattern"].values()) == {3}

@@ -66,7 +66,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     conclusion = json.loads((out / "conclusion.json").read_text())
     assert conclusion["arms"][1]["against"]["loss"]["n_speakers"] == 8
     assert "- ear against uniform (primary, 1 seeds, 8 speakers): loss not decided (1 seeds and 8 speakers" in said
-    assert "\n- ear against uniform (1 seeds, 8 speakers): loss " in said
+    assert "\n- ear against uniform (not primary, 1 seeds, 8 speakers): loss " in said
     assert conclusion["comparisons"][0]["against"] == {
         figure: {key: value for key, value in of.items() if key != "p_holm"}
         for figure, of in conclusion["arms"][1]["against"].items()
@@ -76,6 +76,7 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
     assert f" | {conclusion['arms'][0]['canary_wer']:.2f} |\n" in table
     assert all(sum(one["words"] for one in row["canary"]) == 16 for row in rows), "clips longer than the task's window"
     assert "| uniform | 0.001 | 1 |" in table
+    assert "\n- ear: ranks from the two halves of the clips: rank correlation " in table
     assert (out / "differences.svg").stat().st_size > 3000
     # The kept rows alone give the same table.
     code, again = command("ablate", study, "-o", out / "results.jsonl", "--only-report")
@@ -99,10 +100,11 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (("uniform:4", "uniform:2"), "was made with another ranks than arm uniform has now"),
         (('dev = "dev', 'dev = "manifest'), "train and dev of the study share clips"),
         (('test = "test', 'test = "dev'), "dev and test of the study share clips"),
+        (("steps = 2", 'steps = 2\nreplay = "test.jsonl"'), "test and replay of arm uniform of the study share clips"),
         (('canary = "canary', 'canary = "dev'), "dev and canary of the study share clips"),
         (
             ("steps = 2", 'steps = 2\nreplay = "canary.jsonl"'),
-            "replay of arm uniform and canary of the study share clips",
+            "canary and replay of arm uniform of the study share clips",
         ),
     ):
         study.write_text(text.replace(*change))
@@ -161,18 +163,24 @@ def test_a_study_that_is_not_there_and_a_report_of_nothing(study, command, tmp_p
     assert (code, "has no runs: leave --only-report out" in said) == (2, True), said
 
 
+ROW = '{"arm": "ear", "stage": "final", "seed": 1, "learning_rate": 1e-3, "trained": {}, "adapter_bytes": 1'
+
+
 @pytest.mark.parametrize(
-    ("line", "text"),
+    ("text", "told"),
     [
-        ("no JSON", "is no results.jsonl of a study: Expecting value"),
-        ('{"arm": "ear"}', "is no results.jsonl of a study: each line needs arm and stage"),
-        ('{"arm": "ear", "stage": "final", "test_loss": 1.0}', "was written before rows kept the sums of each speaker"),
+        ("no JSON", "is no results.jsonl of a study: JSONDecodeError('Expecting value"),
+        ('{"arm": "ear"}', "is no results.jsonl of a study: KeyError('stage')"),
+        ("[1]", "is no results.jsonl of a study: "),
+        ("", "has no row of this study's arms (uniform, ear)"),
+        (ROW.replace('"ear"', '"eva"') + ', "test": []}', "has no row of this study's arms (uniform, ear)"),
+        (ROW + "}", "a row has no test, from which verdicts follow: it was written by an older version"),
     ],
 )
-def test_a_file_that_is_no_results_is_refused(line, text, study, command, tmp_path):
-    (tmp_path / "results.jsonl").write_text(line + "\n")
+def test_a_file_that_is_no_results_is_refused(text, told, study, command, tmp_path):
+    (tmp_path / "results.jsonl").write_text(text + "\n" * bool(text))
     code, said = command("ablate", study, "-o", tmp_path / "results.jsonl", "--only-report")
-    assert (code, text in said) == (2, True), said
+    assert (code, told in said) == (2, True), said
 
 
 def test_two_processes_do_not_both_measure(study, tmp_path, monkeypatch):
@@ -182,24 +190,49 @@ def test_two_processes_do_not_both_measure(study, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     held = []
 
-    def write(*arguments):
+    def measured(*arguments, **options):
         with _claimed(tmp_path / "work" / "measure.claim") as is_ours:
             held.append(is_ours)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablate, "_write_ranks_files", write)
-    ablate._ranks_files(read_study(study), tmp_path, print)
-    assert held == [False], "while one measures, the claim is not to be had"
+    monkeypatch.setattr(ablate, "measure", measured)
+    with pytest.raises(KeyboardInterrupt):
+        ablate._ranks_files(read_study(study), tmp_path, print)
+    assert held == [False], "while one measures, the claim is not free"
 
 
-def test_halves_that_do_not_agree_are_said(study, tmp_path):
-    from edgeqlora.research.ablate import _ranks_files
+def test_a_measurement_of_another_machine_is_waited_for_and_said(study, tmp_path, monkeypatch):
+    from edgeqlora.research import ablate
 
     (tmp_path / "work").mkdir()
-    said = []
-    _ranks_files(read_study(study), tmp_path, said.append)
-    assert [
-        line for line in said if line.startswith("arm ear: ranks from the two halves of the clips: rank correlation ")
+    claim, said = tmp_path / "work" / "measure.claim", []
+    claim.write_text('{"pid": 1, "host": "another"}')
+
+    def wait(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate.time, "sleep", wait)
+    with pytest.raises(KeyboardInterrupt):
+        ablate._ranks_files(read_study(study), tmp_path, said.append)
+    assert said == [f"waiting for the measurement, which another process is at; if it is gone, remove {claim}"]
+    without = study.read_text().replace('plan = { mode = "ear", mean_rank = 4 }', 'ranks = "uniform:2"')
+    study.write_text(without)
+    ablate._ranks_files(read_study(study), tmp_path, said.append)  # nothing to measure: no claim is in its way
+
+
+def test_utterances_are_kept_where_not_all_runs_count_the_same_clips(tmp_path):
+    """Sums of speakers would leave out all of a speaker, where one clip of hers is longer than an arm's window."""
+    from edgeqlora.research.ablate import write_results
+
+    clips = [
+        {"clip": c, "speaker": c[0], "errors": 1, "words": 2, "loss": 3.0, "tokens": 4} for c in ("a1", "a2", "b1")
     ]
+    cut = [{**clips[0], "loss": 0.0, "tokens": 0}, *clips[1:]]
+    common = {"stage": "final", "seed": 1, "learning_rate": 1e-3}
+    for other, n_kept in ((clips, 2), (cut, 3)):
+        write_results([{"arm": "uniform", "test": clips, **common}, {"arm": "ear", "test": other, **common}], tmp_path)
+        kept = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+        assert [len(row["test"]) for row in kept] == [n_kept, n_kept]
 
 
 def test_each_arm_gets_the_rate_that_is_best_on_dev(study):

@@ -148,6 +148,9 @@ def test_an_arm_is_held_against_the_mean_of_others():
     assert "- ear against the mean of p1, p2 (not primary, 2 seeds, 10 speakers): loss -0.05" in text
     assert "| 150 (+50.0 %) |" in text, "an arm that trains more is marked"
     assert "| 100 |" in text
+    rows = [{**row, "agreement_of_halves": 0.5} if row["arm"] == "ear" else row for row in rows]
+    text = format_conclusion(study, conclude(study, rows))
+    assert "- ear: ranks from the two halves of the clips: rank correlation 0.500, they do NOT agree" in text
 
 
 def test_a_clip_that_one_of_the_others_cannot_count_is_counted_by_none():

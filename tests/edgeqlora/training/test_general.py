@@ -86,12 +86,15 @@ def test_replay_stands_in_every_step_and_labels_are_made_once(line, general, com
     assert "the base model transcribes 2 clips that have no text" in said
     assert asked == [2]
     card = json.loads((tmp_path / "a/card.json").read_text())
-    assert card["replay"] == {"source": str(general), "n_clips": 6}
+    assert card["replay"] == {"source": str(general), "n_clips": 6, "windows_s": [2.5, 4.0]}
     assert card["settings"]["gradient_accumulation"] == 2
     assert card["windows_s"] == [1.0]  # of the task: replay has its own
     code, said = command(*replayed, "--overwrite")
     assert code == 0, said
     assert asked == [2], "the second run found the labels in the cache"
+    for window, is_new in ((2.5, False), (2, True)):
+        code, said = command("evaluate", tmp_path / "a", "-d", general, "--limit", 1, "--window-s", window)
+        assert (code, "tuned with windows of 1, 2.5, 4 s, not 2 s" in said) == (0, is_new), said
 
 
 def test_without_replay_and_with_it_the_task_has_the_same_order():
