@@ -26,7 +26,7 @@ else:
 
 COMMON = ("base_model", "train", "dev", "test")
 """Data and model, the same for every arm; relative paths mean the study's own folder."""
-OWN = ("name", "plan", "rate_of")
+OWN = ("name", "plan", "rate_of", "learning_rates")
 """Keys of an arm that are no settings of training."""
 PER_RUN = ("output", "seed", "learning_rate", "dev", "train", "base_model", "resume", "canary", "max_canary_increase")
 """Settings of training that the study gives to each run itself."""
@@ -43,6 +43,8 @@ class Arm:
     """How its ranks follow from measurements; None: `ranks` of its settings."""
     rate_of: str | None = None
     """Name of the arm whose learning rate it takes; None: it gets its own."""
+    learning_rates: tuple[float, ...] = ()
+    """To choose from, as many as the other arms have; empty: those of the study."""
 
 
 class Comparison(NamedTuple):
@@ -99,7 +101,16 @@ class Study:
         if len(self.learning_rates) == 1:
             return []
         tuned = [arm for arm in self.arms if arm.rate_of is None]
-        return [Run(arm.name, self.tune_seed, rate, "rate") for rate in self.learning_rates for arm in tuned]
+        return [
+            Run(arm.name, self.tune_seed, self.rates_of(arm)[i], "rate")
+            for i in range(len(self.learning_rates))
+            for arm in tuned
+        ]
+
+    def rates_of(self, arm: Arm) -> tuple[float, ...]:
+        """Learning rates that an arm chooses from."""
+        lender = self.arm(arm.rate_of) if arm.rate_of else arm
+        return lender.learning_rates or self.learning_rates
 
     def final_runs(self, rates: Mapping[str, float]) -> Iterator[Run]:
         """Seed after seed all arms, so that an unfinished study compares the same seeds."""
@@ -165,7 +176,7 @@ def read_study(path: Path) -> Study:
     home = path.resolve().parent
     common = {name: in_folder("train" if name == "test" else name, getattr(file, name), home) for name in COMMON}
     canary = in_folder("canary", file.canary, home)
-    arms = tuple(_read_arm(path, common, {**file.settings, **arm}) for arm in file.arm)
+    arms = tuple(_read_arm(path, common, {**file.settings, **arm}, len(file.learning_rates)) for arm in file.arm)
     names = [arm.name for arm in arms]
     for what, values in (("arms", names), ("seeds", file.seeds), ("learning_rates", file.learning_rates)):
         if len(set(values)) < len(values):
@@ -212,7 +223,7 @@ def settings_of(study: Study, run: Run, ranks: str | None, output: Path) -> Trai
     return make_settings({**given, "ranks": ranks} if ranks else given)
 
 
-def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any]) -> Arm:
+def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any], n_rates: int) -> Arm:
     name = given.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}", name):
         raise UserError(f"{path}: an arm is named {name!r:.60}: letters, digits and . _ + -, at most 40")
@@ -238,10 +249,25 @@ def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any]) -
         make_settings({**settings, "base_model": common["base_model"], "train": common["train"], "output": "-"})
     except UserError as error:
         raise UserError(f"{path}: arm {name}: {error}") from None
+    rates = given.get("learning_rates", [])
+    if (
+        not isinstance(rates, list)
+        or (rates and len(set(rates)) != n_rates)
+        or not all(is_rate(rate) for rate in rates)
+    ):
+        raise UserError(
+            f"{path}: arm {name}: learning_rates={rates!r:.60}, allowed are as many as the study has ({n_rates}), each above 0 and "
+            "at most 1: an arm with more to choose from would have an advantage"
+        )
     rate_of = given.get("rate_of")
     if rate_of is not None and not isinstance(rate_of, str):
         raise UserError(f"{path}: arm {name}: rate_of={rate_of!r:.60}, allowed is the name of an arm")
-    return Arm(name, settings, plan, rate_of)
+    return Arm(name, settings, plan, rate_of, tuple(rates))
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value can be a learning rate."""
+    return isinstance(value, float) and 0 < value <= 1
 
 
 def _read_plan(given: Any) -> Plan:
@@ -259,12 +285,13 @@ def _read_plan(given: Any) -> Plan:
 def chosen_rates(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The learning rate of each arm with the lowest cross-entropy on dev; arms whose runs are not all there are left out."""
     if len(study.learning_rates) == 1:
-        return {arm.name: study.learning_rates[0] for arm in study.arms}
+        return {arm.name: study.rates_of(arm)[0] for arm in study.arms}
     found = {}
     for arm in study.arms:
         of_arm = {row["learning_rate"]: row for row in rows if row["arm"] == arm.name and row["stage"] == "rate"}
-        if all(rate in of_arm for rate in study.learning_rates):
-            found[arm.name] = min(study.learning_rates, key=lambda rate: (mean_loss(of_arm[rate].get("dev")), rate))
+        rates = study.rates_of(arm)
+        if all(rate in of_arm for rate in rates):
+            found[arm.name] = min(rates, key=lambda rate: (mean_loss(of_arm[rate].get("dev")), rate))
     return found | {arm.name: found[arm.rate_of] for arm in study.arms if arm.rate_of in found}
 
 

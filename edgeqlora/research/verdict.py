@@ -169,13 +169,12 @@ def conclude(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         of_arm = final.get(arm.name, {})
         if not of_arm:
             continue
-        one = next(iter(of_arm.values()))
+        one, rates = next(iter(of_arm.values())), study.rates_of(arm)
         tests = {seed: row["test"] for seed, row in of_arm.items()}
         entry: dict[str, Any] = {
             "arm": arm.name,
             "learning_rate": one["learning_rate"],
-            "is_at_edge": len(study.learning_rates) > 1
-            and one["learning_rate"] in (min(study.learning_rates), max(study.learning_rates)),
+            "is_at_edge": len(rates) > 1 and one["learning_rate"] in (min(rates), max(rates)),
             "seeds": sorted(of_arm),
             "diverged": sorted(diverged.get(arm.name, [])),
             "loss": _mean(of_arm, lambda row: _ratio(row["test"], "loss", "tokens")),

@@ -140,6 +140,12 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
         (('against = ["uniform"]', 'against = ["uniform", "eva"]'), "'eva' is no arm, allowed are uniform, ear"),
         (('against = ["uniform"]', "against = []"), "compare.0.against=[]: list should have at least 1 item"),
         (('name = "ear"', 'name = "ear"\nrate_of = "ear"'), "an arm lends its learning rate and takes that of another"),
+        (
+            ('name = "ear"', 'name = "ear"\nlearning_rates = [1e-5, 1e-4]'),
+            "arm ear: learning_rates=[1e-05, 0.0001], allowed are as many as the study has (1)",
+        ),
+        (('name = "ear"', 'name = "ear"\nlearning_rates = ["a"]'), "arm ear: learning_rates=['a'], allowed are"),
+        (('name = "ear"', 'name = "ear"\nlearning_rates = [2.0]'), "arm ear: learning_rates=[2.0], allowed are"),
         (('name = "ear"', 'name = "ear"\nrate_of = 3'), "rate_of=3, allowed is the name of an arm"),
         (("seeds = [1]", "seeds = [0, 1]"), "tune_seed=0 is one of the seeds"),
         (("seeds = [1]", 'seeds = ["a"]'), "seeds.0='a': input should be a valid integer"),
@@ -257,6 +263,14 @@ def test_each_arm_gets_the_rate_that_is_best_on_dev(study):
     asked = read_study(study)
     assert [run.arm for run in asked.rate_runs] == ["uniform", "uniform"]
     assert chosen_rates(asked, rows[:3]) == {"uniform": 1e-2, "ear": 1e-2}
+    # An arm of another kind, such as full fine-tuning, has rates of its own, and as many.
+    study.write_text(study.read_text().replace('rate_of = "uniform"', "learning_rates = [1e-5, 1e-4]"))
+    asked = read_study(study)
+    assert [run.key for run in asked.rate_runs] == [
+        "rate-uniform-0-0.001", "rate-ear-0-1e-05", "rate-uniform-0-0.01", "rate-ear-0-0.0001",
+    ]  # fmt: skip
+    rows = [*rows[:2], row("ear", 1e-5, 3.0), row("ear", 1e-4, 2.0)]
+    assert chosen_rates(asked, rows) == {"uniform": 1e-2, "ear": 1e-4}
 
 
 def test_a_run_is_claimed_once_and_a_dead_claim_does_not_count(tmp_path):
