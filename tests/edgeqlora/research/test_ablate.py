@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -401,3 +402,10 @@ def test_a_row_from_before_a_setting_was_there_counts_as_its_default(study, tmp_
     row.write_text(json.dumps({"conditions": {**kept, "adapt": "encoder"}}))
     with pytest.raises(UserError, match="made with another adapt than arm uniform has now"):
         _do(asked, run, tmp_path, {}, False, print)
+
+
+@pytest.mark.parametrize("name", ["demo-fresh", "tiny-methods"])
+def test_the_kept_rows_of_our_studies_give_the_kept_tables(name, command):
+    folder = Path(__file__).parents[2] / "benchmarks" / "ranks"
+    code, said = command("ablate", folder / f"{name}.toml", "-o", folder / f"{name}.jsonl", "--only-report")
+    assert (code, said.strip()) == (0, (folder / f"{name}.md").read_text(encoding="utf-8").strip())
