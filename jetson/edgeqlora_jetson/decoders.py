@@ -1,7 +1,7 @@
 """Decoding loops over a runtime's named tensors, each written once for every runtime, and ids to text."""
 
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -121,8 +121,9 @@ class KeyValueDecoder(object):
         """Decode a batch of log-mels by the most likely token each step.
 
         suppress_ids of the manifest are never generated, begin_suppress_ids not first. max_new_tokens counts the end
-        token. Each of eos_ids ends a row, and so does a loop, of which one round is kept (see loop_start); rows that
-        are finished go on with the first of eos_ids.
+        token. Each of eos_ids ends a row, and so does a loop, of which one round is kept (see loop_start); of a row that
+        reaches the limit the end goes that says again what was said (see said_before). Rows that are finished go on with
+        the first of eos_ids.
         Raises NotFiniteError when the first logits, or later that of a chosen token, are not finite.
         """
         if max_new_tokens < 1:
@@ -137,7 +138,7 @@ class KeyValueDecoder(object):
         tokens = np.tile(np.array(spec["prompt_ids"], dtype=np.int32), (batch, 1))
         generated = np.full((batch, max_new_tokens), eos_ids[0], dtype=np.int32)
         finished = np.zeros(batch, dtype=bool)
-        loops: Dict[int, int] = {}
+        kept: Dict[int, int] = {}  # row whose end goes -> tokens that stay
         n_steps = 0
         while n_steps < max_new_tokens and not finished.all():
             logits = state.step(tokens)
@@ -159,14 +160,16 @@ class KeyValueDecoder(object):
             for row in np.flatnonzero(~finished).tolist() if n_steps >= LOOP_TOKENS else ():
                 start = loop_start(generated[row, :n_steps].tolist())
                 if start is not None:
-                    loops[row], finished[row] = start, True
+                    kept[row], finished[row] = start, True
+        for row in np.flatnonzero(~finished).tolist():
+            kept[row] = said_before(generated[row].tolist())
         end_s = time.perf_counter()
         return Decoded(
             tokens=[
-                row[: loops[i]] if i in loops else _until_end(row, eos_ids)
+                row[: kept[i]] if i in kept else _until_end(row, eos_ids)
                 for i, row in enumerate(generated[:, :n_steps].tolist())
             ],
-            is_complete=[bool(done) and i not in loops for i, done in enumerate(finished)],
+            is_complete=[i not in kept for i in range(batch)],
             phases_ms={"encoder": (encoded_s - start_s) * 1e3, "decoder": (end_s - encoded_s) * 1e3},
             n_steps=n_steps,
             first_token_ms=((first_s or end_s) - start_s) * 1e3,
@@ -290,6 +293,25 @@ def loop_start(tokens: Sequence[int]) -> Optional[int]:
         if start >= period and tokens[start:] == tokens[start - period : n - period]:
             return start
     return None
+
+
+def said_before(tokens: Sequence[int]) -> int:
+    """Of tokens that reached the limit: how many come before four of five runs of three are repeats, to the end.
+
+    Far more tokens than anybody speaks in a window: what repeats in them, if not to the letter, was not said.
+    """
+    runs = [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
+    known: Set[Tuple[int, ...]] = set()
+    is_new: List[bool] = []
+    for run in runs:
+        is_new.append(run not in known)
+        known.add(run)
+    kept, n_new = len(tokens), 0
+    for i in range(len(runs) - 1, -1, -1):
+        n_new += is_new[i]
+        if not is_new[i] and 5 * n_new <= len(runs) - i:
+            kept = i
+    return kept
 
 
 def _until_end(tokens: List[int], eos_ids: Sequence[int]) -> List[int]:

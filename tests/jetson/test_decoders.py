@@ -5,7 +5,7 @@ import pytest
 
 from edgeqlora_jetson.audio.logmel import LogMel
 from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.decoders import Characters, CtcDecoder, Detokenizer, KeyValueDecoder, loop_start
+from edgeqlora_jetson.decoders import Characters, CtcDecoder, Detokenizer, KeyValueDecoder, loop_start, said_before
 from edgeqlora_jetson.errors import UserError
 
 
@@ -104,6 +104,35 @@ def test_the_limit_counts_the_end_token():
 )
 def test_where_a_loop_starts(tokens, start):
     assert loop_start(tokens) == start
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ([7] * 40, 1),
+        (list(range(40)), 40),
+        ([1, 2, 3, 4] + [7, 8] * 20, 6),
+        (list(range(10)) * 4, 10),
+        (
+            list(range(10)) + list(range(9)) + [9, 9] + list(range(10)) + list(range(4)) + [11, 5, 6, 7],
+            10,
+        ),  # not to the letter
+        ([1, 2, 3] * 2 + list(range(10, 60)), 56),  # said twice, and then other things
+        ([1, 2], 2),
+        ([], 0),
+    ],
+)
+def test_what_was_said_before_goes_from_a_text_at_the_limit(tokens, kept):
+    assert said_before(tokens) == kept
+
+
+def test_a_text_at_the_limit_loses_its_repeats_and_one_that_ended_does_not():
+    said = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    runtime = ScriptedRuntime(
+        [[one_hot(t) for t in said], [*[one_hot(t) for t in said[:9]], one_hot(5)] + [one_hot(5)] * 3]
+    )
+    result = greedy(runtime, np.concatenate([MEL, MEL]), 12)
+    assert (result.tokens, result.is_complete) == ([[0, 1, 2], said[:9]], [False, True])
 
 
 def test_a_loop_ends_its_row_alone_and_one_round_is_kept():

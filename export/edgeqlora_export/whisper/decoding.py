@@ -20,7 +20,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as
 from edgeqlora_export.whisper.checks import end_ids
 from edgeqlora_export.whisper.languages import is_multilingual, language_code
 from edgeqlora_export.whisper.windowed import FRAMES_PER_S, base_whisper, windowed
-from edgeqlora_jetson.decoders import loop_start
+from edgeqlora_jetson.decoders import loop_start, said_before
 from edgeqlora_jetson.errors import NotFiniteError, UserError
 from edgeqlora_jetson.schema import Decoder
 
@@ -143,7 +143,8 @@ def torch_greedy(
     Returns the tokens of each clip, without prompt and end token, and whether it ended by itself. `suppress_ids` are out
     at every step, `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, and so does a loop, of which one round
     is kept; such a clip feeds the first of `eos_ids` until its row is dropped: on_rows is then given the indices of
-    those that go on. Raises NotFiniteError where the decoder answers NaN or infinity.
+    those that go on. At the limit the end goes that says again what was said. Raises NotFiniteError where the decoder
+    answers NaN or infinity.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -218,4 +219,7 @@ def _decode(
             if on_rows is not None:
                 on_rows(keep)
             audio_features, tokens, rows = audio_features[keep], tokens[keep], [rows[i] for i in active]
+    for clip, has_ended in zip(out, done, strict=True):
+        if not has_ended:
+            del clip[said_before(clip) :]
     return out, is_complete
