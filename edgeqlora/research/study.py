@@ -249,25 +249,20 @@ def _read_arm(path: Path, common: Mapping[str, str], given: Mapping[str, Any], n
         make_settings({**settings, "base_model": common["base_model"], "train": common["train"], "output": "-"})
     except UserError as error:
         raise UserError(f"{path}: arm {name}: {error}") from None
-    rates = given.get("learning_rates", [])
-    if (
-        not isinstance(rates, list)
-        or (rates and len(set(rates)) != n_rates)
-        or not all(is_rate(rate) for rate in rates)
-    ):
+    rates, rate_of = given.get("learning_rates", []), given.get("rate_of")
+    are_rates = isinstance(rates, list) and all(isinstance(rate, float) and 0 < rate <= 1 for rate in rates)
+    if not are_rates or (rates and not len(rates) == len(set(rates)) == n_rates):
         raise UserError(
-            f"{path}: arm {name}: learning_rates={rates!r:.60}, allowed are as many as the study has ({n_rates}), each above 0 and "
-            "at most 1: an arm with more to choose from would have an advantage"
+            f"{path}: arm {name}: learning_rates={rates!r:.60}, allowed are as many as the study has ({n_rates}), all different, "
+            "each above 0.0 and at most 1.0: an arm with more to choose from would have an advantage"
         )
-    rate_of = given.get("rate_of")
+    if rates and rate_of:
+        raise UserError(
+            f"{path}: arm {name}: learning_rates={rates!r:.60} and rate_of={rate_of!r:.60}: give one of them"
+        )
     if rate_of is not None and not isinstance(rate_of, str):
         raise UserError(f"{path}: arm {name}: rate_of={rate_of!r:.60}, allowed is the name of an arm")
     return Arm(name, settings, plan, rate_of, tuple(rates))
-
-
-def is_rate(value: Any) -> bool:
-    """Whether a value can be a learning rate."""
-    return isinstance(value, float) and 0 < value <= 1
 
 
 def _read_plan(given: Any) -> Plan:

@@ -158,7 +158,9 @@ def _check_audio(manifest: Any, name: Any) -> None:
     for field in ("windows_s", "tuned_windows_s"):
         seconds = audio.get(field, audio["windows_s"])
         if not seconds or not all(_is_number(w) and 0 < w <= 3600 for w in seconds):
-            raise UserError("{}: audio.{} is {!r}, needed: one or more seconds above 0".format(name, field, seconds))
+            raise UserError(
+                "{}: audio.{} is {!r}, needed: one or more seconds above 0, at most 3600".format(name, field, seconds)
+            )
     if not 1000 <= rate <= 192000:
         raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
     features, profile = manifest["features"], manifest.get("profile") or {}

@@ -145,6 +145,14 @@ def test_two_arms_are_trained_compared_and_not_trained_again(study, command, tmp
             ('name = "ear"', 'name = "ear"\nlearning_rates = [1e-5, 1e-4]'),
             "arm ear: learning_rates=[1e-05, 0.0001], allowed are as many as the study has (1)",
         ),
+        (
+            ('name = "ear"', 'name = "ear"\nlearning_rates = [1e-4, 1e-4]'),
+            "learning_rates=[0.0001, 0.0001], allowed are",
+        ),
+        (
+            ('name = "ear"', 'name = "ear"\nlearning_rates = [1e-4]\nrate_of = "uniform"'),
+            "arm ear: learning_rates=[0.0001] and rate_of='uniform': give one of them",
+        ),
         (('name = "ear"', 'name = "ear"\nlearning_rates = ["a"]'), "arm ear: learning_rates=['a'], allowed are"),
         (('name = "ear"', 'name = "ear"\nlearning_rates = [2.0]'), "arm ear: learning_rates=[2.0], allowed are"),
         (('name = "ear"', 'name = "ear"\nrate_of = 3'), "rate_of=3, allowed is the name of an arm"),

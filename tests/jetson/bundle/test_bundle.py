@@ -92,7 +92,10 @@ def test_not_a_bundle(tmp_path):
         (set_field("decoder", "prompt_ids", []), "prompt_ids is empty"),
         (set_field("decoder", "eos_ids", []), "eos_ids is empty, at least one end token is needed"),
         (set_field("audio", "windows_s", []), "needed: one or more seconds above 0"),
-        (set_field("audio", "tuned_windows_s", []), "audio.tuned_windows_s is [], needed: one or more seconds above 0"),
+        (
+            set_field("audio", "tuned_windows_s", []),
+            "audio.tuned_windows_s is [], needed: one or more seconds above 0, at most 3600",
+        ),
         (set_field("audio", "tuned_windows_s", 2), "audio.tuned_windows_s is 2, needed: a list of seconds"),
         (set_field("decoder", "max_new_tokens", {"1.0": 6}), "window of 0.5 s is None, allowed 1 to 22"),
         (set_field("decoder", "max_new_tokens", "1.0", 23), "window of 1.0 s is 23, allowed 1 to 22"),
