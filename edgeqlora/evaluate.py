@@ -220,7 +220,7 @@ def _with_torch(
         card.get("tokens_per_s"),
         say=remarks.append,
     )
-    result = recogniser.recognise(rows, batch_size, progress)
+    result = recogniser.recognise(rows, batch_size, progress, with_losses=True)
     compared = None
     if silence:
         from edgeqlora.evaluation.silence_gain import Spent, compare, encoder_time
@@ -230,13 +230,12 @@ def _with_torch(
                 return Spent(recogniser.recognise(some, batch_size).processing_s, sum(spent))
 
         compared = compare(recognise, rows, silence)
-    loss, n_tokens = recogniser.cross_entropy(rows, batch_size)
     merging = None
     if merger:
         from edgeqlora.evaluation.frames import recognise_merged
 
-        without = {"texts": result.texts, "perplexity": _perplexity(loss, n_tokens)}
-        result, (loss, n_tokens), figures = recognise_merged(recogniser, merger, rows, batch_size, progress)
+        without = {"texts": result.texts, "perplexity": _perplexity(*result.loss)}
+        result, figures = recognise_merged(recogniser, merger, rows, batch_size, progress)
         merging = {**figures, "without": without}
     return {
         "merging": merging,
@@ -253,7 +252,7 @@ def _with_torch(
         "language": recogniser.written_language,
         "decoding": recogniser.decoder.rules,
         "spelling": learner.processor.spelling,
-        "perplexity": _perplexity(loss, n_tokens),
+        "perplexity": _perplexity(*result.loss),
         "base": base,
         "sha256": folder_sha256(Path(source)) if Path(source).is_dir() else {},
     }

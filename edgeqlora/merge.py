@@ -287,9 +287,9 @@ def _score(
         card.get("tokens_per_s"),
         say=say,
     )
-    texts = recogniser.recognise(rows).texts
-    total, count = recogniser.cross_entropy(rows)
-    found = score_texts([row.text for row in rows], texts, [normaliser], learner.processor.spelling, language)
+    result = recogniser.recognise(rows, with_losses=True)
+    total, count = result.loss
+    found = score_texts([row.text for row in rows], result.texts, [normaliser], learner.processor.spelling, language)
     return {
         "wer": found["wer"][normaliser],
         "cer": found["cer"][normaliser],

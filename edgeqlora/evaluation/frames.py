@@ -30,11 +30,6 @@ class _Merging:
         self.timing_s = 0.0
         self._is_timed, self._is_timing, self._is_warm = is_timed, False, False
 
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        self.merger.n_valid = [sample["n_valid"] for sample in samples]
-        batch: dict[str, Any] = self.decoder.collate(samples)
-        return batch
-
     def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
         self.merger.n_valid = n_valid
         handle = self.merger.encoder.register_forward_pre_hook(self._time, with_kwargs=True)
@@ -44,6 +39,11 @@ class _Merging:
             handle.remove()
         self.counts += self.merger.counts
         return found
+
+    def losses(self, found: Sequence[Transcription], target_ids: Sequence[list[int]]) -> list[float]:
+        self.merger.take_all_rows()
+        losses: list[float] = self.decoder.losses(found, target_ids)
+        return losses
 
     def _time(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._is_timed or self._is_timing or len(self.timed_ms) >= MOST_TIMED:
@@ -92,18 +92,17 @@ def recognise_merged(
     batch_size: int,
     progress: Any = None,
     is_timed: bool = True,
-) -> tuple[Recognition, tuple[float, int], dict[str, Any]]:
-    """Texts, loss (see Recogniser.cross_entropy) and figures of `rows` with frames merged.
+) -> tuple[Recognition, dict[str, Any]]:
+    """Texts with losses, and figures of `rows` with frames merged.
 
     The figures: share of frames that were merged, of speech and of padding, and the encoder's time with and without,
     taken in turns on the same batches. Timing is not in the texts' processing_s.
     """
     with _merged(recogniser, merger, is_timed) as merging:
-        result = recogniser.recognise(rows, batch_size, progress)
+        result = recogniser.recognise(rows, batch_size, progress, with_losses=True)
         result.processing_s -= merging.timing_s
-        loss = recogniser.cross_entropy(rows, batch_size)
     counts = merging.counts
-    return result, loss, {
+    return result, {
         "kappa": merger.kappa,
         "after_layers": merger.after,
         "longest_run": LONGEST_RUN,

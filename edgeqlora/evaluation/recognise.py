@@ -6,17 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio, probe
-from edgeqlora.data.batching import IGNORE, window_of
+from edgeqlora.data.audio import SAMPLE_RATE_HZ, load_audio
 from edgeqlora.data.row import Row
 from edgeqlora.data.silence import TimeMap
 from edgeqlora.errors import UserError
-from edgeqlora.models.family import Learner
-from edgeqlora.models.quantised import plain_model
+from edgeqlora.models.family import Features, Learner, Transcription
 from edgeqlora_jetson.audio.windows import choose_window, split_long
 from edgeqlora_jetson.text import join_pieces, written_language
 from edgeqlora_jetson.transcribe import Segment
@@ -47,6 +45,23 @@ class Recognition:
     """Windows that each clip was cut into (1: it fitted; 0: it has no speech)."""
     n_incomplete: int = 0
     """Pieces whose text repeated itself, or stopped at the limit of tokens."""
+    losses: list[tuple[float, int] | None] = field(default_factory=list)
+    """Where they were asked for, of each clip: cross-entropy of its text in nats, summed, and its number of labels. None: a
+    clip longer than the largest window, or without speech, or whose text the model cannot be asked for."""
+
+    @property
+    def loss(self) -> tuple[float, int]:
+        """Sum and number of labels over all clips that have a loss; perplexity is exp(sum / number)."""
+        known = [loss for loss in self.losses if loss]
+        return sum(total for total, _ in known), sum(count for _, count in known)
+
+
+class _Heard(NamedTuple):
+    """Of a batch: texts, losses (0 where none was asked for), and the time that the texts took."""
+
+    transcriptions: list[Transcription]
+    losses: list[float]
+    processing_s: float
 
 
 class Recogniser:
@@ -68,24 +83,31 @@ class Recogniser:
         self.decoder = learner.decoder(self.windows_s, language, task, tokens_per_s)
         self.written_language = written_language(self.decoder.language, task)
         """Code of the language that the texts are in; None: not known."""
+        self._max_text_tokens = learner.processor.label_rules().max_text_tokens
         self._say = say
         self.most_clips: dict[float, int] = {}
         """Window -> clips that fit into the GPU's memory at a time; windows whose batches all fitted are not in it."""
 
     def recognise(
-        self, rows: Sequence[Row], batch_size: int = BATCH_SIZE, progress: Progress | None = None
+        self,
+        rows: Sequence[Row],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        with_losses: bool = False,
     ) -> Recognition:
         """Texts of `rows`. Clips longer than the largest window are cut at quiet places, and the texts joined.
 
+        with_losses: also the teacher-forced loss of each clip's own text, for which nothing is heard a second time.
         UserError where a GPU's memory does not hold one clip.
         """
         result = Recognition()
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            part = self._recognise_chunk(chunk, batch_size)
+            part = self._recognise_chunk(chunk, batch_size, with_losses)
             result.texts += part.texts
             result.segments += part.segments
             result.n_pieces += part.n_pieces
+            result.losses += part.losses
             result.processing_s += part.processing_s
             result.audio_s += part.audio_s
             result.n_incomplete += part.n_incomplete
@@ -93,9 +115,10 @@ class Recogniser:
                 progress(len(result.texts), len(rows))
         return result
 
-    def _recognise_chunk(self, rows: Sequence[Row], batch_size: int) -> Recognition:
-        pieces: list[tuple[int, float, np.ndarray, int]] = []
-        result = Recognition(n_pieces=[0] * len(rows))
+    def _recognise_chunk(self, rows: Sequence[Row], batch_size: int, with_losses: bool) -> Recognition:
+        pieces: list[tuple[int, float, Features, int]] = []
+        targets: dict[int, list[int]] = {}
+        result = Recognition(n_pieces=[0] * len(rows), losses=[None] * len(rows) if with_losses else [])
         for i, row in enumerate(rows):
             if row.kept == ():
                 continue
@@ -105,6 +128,8 @@ class Recogniser:
             for start, end in split_long(audio, window, SAMPLE_RATE_HZ):
                 pieces.append((i, window, audio[start:end], start))
                 result.n_pieces[i] += 1
+            if with_losses and result.n_pieces[i] == 1 and (target := self._target(row, audio)) is not None:
+                targets[i] = target
         texts = [""] * len(pieces)
         segments: list[Sequence[Segment] | None] = [None] * len(pieces)
         # Clips of one window together, longest first: the first batch shows whether memory suffices.
@@ -114,17 +139,16 @@ class Recogniser:
             window = pieces[order[done]][1]
             n_clips = min(batch_size, self.most_clips.get(window, batch_size))
             batch = [p for p in order[done : done + n_clips] if pieces[p][1] == window]
-            start_s = time.perf_counter()
-            clips = [pieces[p][2] for p in batch]
-            features = np.stack([self.learner.processor.features(clip, window) for clip in clips])
-            n_valid = [self.learner.processor.n_valid_frames(clip.size, window) for clip in clips]
-            found = self._unless_full(partial(self.decoder.transcribe, features, n_valid, window), window, len(batch))
+            clips, ids = [pieces[p][2] for p in batch], [targets.get(pieces[p][0]) for p in batch]
+            found = self._unless_full(partial(self._hear, clips, ids, window), window, len(batch))
             if found is None:
                 continue
-            for p, transcription in zip(batch, found, strict=True):
+            for p, transcription, loss in zip(batch, found.transcriptions, found.losses, strict=True):
                 texts[p], segments[p] = transcription.text, transcription.segments
                 result.n_incomplete += not transcription.is_complete
-            result.processing_s += time.perf_counter() - start_s
+                if (target := targets.get(pieces[p][0])) is not None:
+                    result.losses[pieces[p][0]] = (loss, len(target))
+            result.processing_s += found.processing_s
             done += len(batch)
         of_row: list[list[int]] = [[] for _ in rows]
         for p, piece in enumerate(pieces):
@@ -135,59 +159,25 @@ class Recogniser:
         ]
         return result
 
-    def cross_entropy(self, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> tuple[float, int]:
-        """Teacher-forced loss: (sum of -ln p over the labels, number of labels); perplexity = exp(sum / n).
+    def _hear(self, clips: Sequence[Features], target_ids: Sequence[list[int] | None], window: float) -> _Heard:
+        """Clips of one window, with losses where one of them at least has ids."""
+        processor, start_s = self.learner.processor, time.perf_counter()
+        features = np.stack([processor.features(clip, window) for clip in clips])
+        n_valid = [processor.n_valid_frames(clip.size, window) for clip in clips]
+        found = self.decoder.transcribe(features, n_valid, window)
+        processing_s, losses = time.perf_counter() - start_s, [0.0] * len(clips)
+        if any(ids is not None for ids in target_ids):
+            losses = self.decoder.losses(found, [processor.end_ids if ids is None else ids for ids in target_ids])
+        # Without what was heard: it is a part of the whole batch, which would stay in memory.
+        return _Heard([one._replace(heard=None) for one in found], losses, processing_s)
 
-        Clips longer than the largest window or without speech, and texts over the model's limit, are left out: no loss is
-        defined there.
-        UserError where a GPU's memory does not hold one clip.
-        """
-        processor = self.learner.processor
-        limit = processor.label_rules().max_text_tokens
-        samples: dict[float, list[tuple[Row, list[int]]]] = {}
-        for row in rows:
-            if row.kept == ():
-                continue
-            duration_s = probe(row)[1]
-            window, ids = window_of(duration_s, self.windows_s), processor.text_ids(row.text)
-            if window is not None and (limit is None or len(ids) <= limit) and processor.fits(ids, duration_s):
-                samples.setdefault(window, []).append((row, [*ids, *processor.end_ids]))
-        total, count = 0.0, 0
-        for window, clips in samples.items():
-            done = 0
-            while done < len(clips):
-                n_clips = min(batch_size, self.most_clips.get(window, batch_size))
-                batch = clips[done : done + n_clips]
-                found = self._unless_full(partial(self._batch_loss, batch, window), window, len(batch))
-                if found is not None:
-                    total, count, done = total + found[0], count + found[1], done + len(batch)
-        return total, count
-
-    def _batch_loss(self, clips: Sequence[tuple[Row, list[int]]], window: float) -> tuple[float, int]:
-        """Summed loss and number of labels of clips with their ids, all in one window."""
-        import torch
-
-        learner, processor = self.learner, self.learner.processor
-        model = plain_model(learner.model)
-        part = [(load_audio(row), ids) for row, ids in clips]
-        inputs = self.decoder.collate(
-            [
-                {
-                    "features": processor.features(audio, window),
-                    "n_valid": processor.n_valid_frames(audio.size, window),
-                    "target_ids": ids,
-                }
-                for audio, ids in part
-            ]
-        )
-        labels = inputs.pop("labels").to(model.device)
-        inputs = {
-            name: value.to(device=model.device, dtype=model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
-        with torch.no_grad(), learner.window(inputs):
-            total = float(learner.loss(model(**inputs), inputs, labels))
-        return total, int((labels != IGNORE).sum())
+    def _target(self, row: Row, audio: Features) -> list[int] | None:
+        """Ids of the text that a clip in a window of its own should have, or None where no loss is defined."""
+        processor, limit = self.learner.processor, self._max_text_tokens
+        ids = processor.text_ids(row.text)
+        if (limit is not None and len(ids) > limit) or not processor.fits(ids, audio.size / SAMPLE_RATE_HZ):
+            return None
+        return [*ids, *processor.end_ids]
 
     def _unless_full(self, work: Callable[[], _T], window: float, n_clips: int) -> _T | None:
         """What `work` on n_clips clips gives; None where the GPU's memory was too small, and half of them are next."""

@@ -38,6 +38,8 @@ class Transcription(NamedTuple):
     """Of a stream: what the call for its next audio is given. None: the clip was whole."""
     is_complete: bool = True
     """False: it repeated itself, or stopped at the limit of tokens, and its end is missing."""
+    heard: Any = None
+    """What the model made of the audio before the text: for Decoder.losses, which need not hear it again."""
 
 
 class CachedDecoder(NamedTuple):
@@ -189,6 +191,12 @@ class Decoder(Protocol):
         """Texts of a batch: features float32 (batch, *feature_shape); n_valid: of each clip.
 
         states: of each stream, what the call before gave; None: whole clips. UserError where a decoder has no streams.
+        """
+
+    def losses(self, found: Sequence[Transcription], target_ids: Sequence[list[int]]) -> list[float]:
+        """Cross-entropy in nats of each clip that `transcribe` was given, summed over its ids: text and end_ids.
+
+        found: all that one call of `transcribe` gave.
         """
 
 

@@ -114,7 +114,7 @@ class FrameMerger:
     def _merge(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         import torch
 
-        self._bias = self._run_of = None
+        self._bias = self._bias_of_all = self._run_of = None
         if not self.is_on:
             return None
         hidden, mask, others, kwargs = _arguments(args, kwargs)
@@ -130,7 +130,7 @@ class FrameMerger:
         np.add.at(sizes, (np.arange(batch)[:, None], run_of), 1)
         first = np.minimum(sizes.cumsum(1) - sizes, n - 1)
         first, sizes, self._run_of = (torch.from_numpy(x).to(hidden.device) for x in (first, sizes, run_of))
-        self._bias = _bias(sizes, first, mask, hidden.dtype)
+        self._bias = self._bias_of_all = _bias(sizes, first, mask, hidden.dtype)
         return (mean_of_runs(hidden, first, sizes), self._bias, *others), kwargs
 
     def _weigh(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -148,6 +148,10 @@ class FrameMerger:
         hidden = output[0] if isinstance(output, tuple) else output
         hidden = hidden.gather(1, self._run_of[:, :, None].expand(-1, -1, hidden.shape[-1]))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def take_all_rows(self) -> None:
+        """Before the decoder reads the whole batch again: rows that it dropped count as before."""
+        self._bias = self._bias_of_all
 
     def _keep_rows(self, keep: Any) -> None:
         if self._bias is not None:

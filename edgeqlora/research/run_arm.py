@@ -90,8 +90,9 @@ def _scored(learner: Any, source: str, card: Any, in_own_windows: bool = False) 
     recogniser = Recogniser(learner, windows_s, card["language"], card["task"], tokens_per_s)
     apply = normaliser("basic-unicode", learner.processor.spelling, recogniser.written_language)
     found = []
-    for row, text in zip(rows, recogniser.recognise(rows).texts, strict=True):
-        loss, n_tokens = recogniser.cross_entropy([row])
+    result = recogniser.recognise(rows, with_losses=True)
+    for row, text, of_row in zip(rows, result.texts, result.losses, strict=True):
+        loss, n_tokens = of_row or (0.0, 0)
         *edits, n_words = align_counts(items(apply(row.text), "word"), items(apply(text), "word"))
         found.append(
             {

@@ -73,13 +73,13 @@ class DevScore:
         start_s, process = time.perf_counter(), PartialState()
         mine = self.rows[process.process_index :: process.num_processes]
         try:
-            result = self.recogniser.recognise(mine)
+            result = self.recogniser.recognise(mine, with_losses=True)
         except NotFiniteError:
             # Diverged: it says nothing, all words are wrong, and an earlier checkpoint stays the best.
-            result = Recognition([""] * len(mine))
+            result = Recognition([""] * len(mine), losses=[(math.nan, 1)] * len(mine))
         apply = self._apply
         pairs = gather_object([(apply(row.text), apply(text)) for row, text in zip(mine, result.texts, strict=True)])
-        totals, counts = zip(*gather_object([self.recogniser.cross_entropy(mine)]), strict=True)
+        totals, counts = zip(*gather_object([result.loss]), strict=True)
         has_loss = sum(counts) > 0  # no loss is defined for a clip longer than the window
         loss = sum(totals) / max(sum(counts), 1)
         rates = {

@@ -77,8 +77,7 @@ class Run:
             sample = self.scored[:BATCH_SIZE]
             start_s = time.perf_counter()
             self.recogniser.learner.model.eval()
-            self.recogniser.recognise(sample)
-            self.recogniser.cross_entropy(sample)
+            self.recogniser.recognise(sample, with_losses=True)
             eval_s = (time.perf_counter() - start_s) / len(sample) * len(self.scored)
             eval_vram = peak_vram()
         n_evals = math.ceil(self.n_steps / self.eval_every) if self.scored else 0

@@ -161,8 +161,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     def recognise(batch_size: int) -> tuple[list[str], list[str], Recogniser]:
         said: list[str] = []
         recogniser = Recogniser(learner, [30.0], say=said.append)
-        texts = recogniser.recognise(rows, batch_size).texts
-        recogniser.cross_entropy(rows, batch_size)
+        texts = recogniser.recognise(rows, batch_size, with_losses=True).texts
         return texts, said, recogniser
 
     def peak_of(batch_size: int) -> int:

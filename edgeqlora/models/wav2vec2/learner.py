@@ -91,10 +91,16 @@ class Wav2Vec2Learner:
         import torch
 
         model = plain_model(self.model)
-        log_p = torch.nn.functional.log_softmax(outputs.logits.float(), dim=-1).transpose(0, 1)
-        n_outputs = torch.full((labels.shape[0],), log_p.shape[0], dtype=torch.long)
+        n_outputs = torch.full((labels.shape[0],), outputs.logits.shape[1], dtype=torch.long)
         if "attention_mask" in inputs:
             n_outputs = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).clamp(min=0).cpu()
+        return self.ctc(outputs.logits, n_outputs, labels, "sum")
+
+    def ctc(self, logits: Any, n_outputs: Any, labels: Any, reduction: str) -> Any:
+        """See `loss`. logits: (batch, n_steps, n_characters), of which the first n_outputs (batch,) count."""
+        import torch
+
+        log_p = torch.nn.functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)
         counted = labels != IGNORE
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC takes short labels only, and is not deterministic
             return torch.nn.functional.ctc_loss(
@@ -103,7 +109,7 @@ class Wav2Vec2Learner:
                 n_outputs,
                 counted.sum(-1).cpu(),
                 blank=self.processor.vocabulary.blank_id,
-                reduction="sum",
+                reduction=reduction,
                 zero_infinity=True,
             )
 
@@ -146,11 +152,21 @@ class Wav2Vec2Decoder:
                 "training diverged, or the numbers are too large for this precision; train again with a lower "
                 "--learning-rate, or take another checkpoint"
             )
-        texts = []
-        for ids, n in zip(logits.argmax(-1).tolist(), n_valid, strict=True):
-            kept = ids[: processor.n_outputs(n)] if processor.uses_mask else ids
-            texts.append(spell(collapse(kept, words.blank_id), words.characters, words.delimiter))
-        return [Transcription(text) for text in texts]
+        found = []
+        for row, n in zip(logits, n_valid, strict=True):
+            heard = row[: processor.n_outputs(n)] if processor.uses_mask else row
+            ids = collapse(heard.argmax(-1).tolist(), words.blank_id)
+            found.append(Transcription(spell(ids, words.characters, words.delimiter), heard=heard))
+        return found
+
+    def losses(self, found: Sequence[Transcription], target_ids: Sequence[list[int]]) -> list[float]:
+        import torch
+
+        n_outputs = torch.tensor([len(one.heard) for one in found])
+        logits = torch.nn.utils.rnn.pad_sequence([one.heard for one in found], batch_first=True)
+        labels = torch.from_numpy(batch_labels(target_ids)).to(logits.device)
+        losses: list[float] = self._learner.ctc(logits, n_outputs, labels, "none").tolist()
+        return losses
 
 
 def collate(samples: Sequence[dict[str, Any]], uses_mask: bool) -> dict[str, Any]:
@@ -161,17 +177,22 @@ def collate(samples: Sequence[dict[str, Any]], uses_mask: bool) -> dict[str, Any
     """
     import torch
 
-    longest = max(len(sample["target_ids"]) for sample in samples)
-    labels = np.full((len(samples), longest), IGNORE, dtype=np.int64)
     mask = np.zeros((len(samples), len(samples[0]["features"])), dtype=np.int64)
     for row, sample in enumerate(samples):
-        labels[row, : len(sample["target_ids"])] = sample["target_ids"]
         mask[row, : sample["n_valid"]] = 1
     inputs = {
         "input_values": torch.from_numpy(np.stack([sample["features"] for sample in samples])),
-        "labels": torch.from_numpy(labels),
+        "labels": torch.from_numpy(batch_labels([sample["target_ids"] for sample in samples])),
     }
     return {**inputs, "attention_mask": torch.from_numpy(mask)} if uses_mask else inputs
+
+
+def batch_labels(target_ids: Sequence[list[int]]) -> Any:
+    """Ids of a batch in one array (batch, n_labels), filled up with IGNORE."""
+    labels = np.full((len(target_ids), max(map(len, target_ids))), IGNORE, dtype=np.int64)
+    for row, ids in enumerate(target_ids):
+        labels[row, : len(ids)] = ids
+    return labels
 
 
 def load_learner(

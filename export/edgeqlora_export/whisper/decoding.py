@@ -130,21 +130,10 @@ def _cache_usable(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def torch_greedy(
-    model: Any,
-    mel: torch.Tensor | np.ndarray,
-    spec: Decoder,
-    max_new_tokens: int,
-    on_rows: Callable[[torch.Tensor], None] | None = None,
-) -> tuple[list[list[int]], list[bool]]:
-    """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
+def torch_encode(model: Any, mel: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """What the encoder makes of a batch, shape (batch, n_frames / 2, d_model).
 
     mel: shape (batch, n_mels, n_frames), any even n_frames up to the model's own (the window follows from it).
-    Returns the tokens of each clip, without prompt and end token, and whether it ended by itself. `suppress_ids` are out
-    at every step, `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, and so does a loop, of which one round
-    is kept; such a clip feeds the first of `eos_ids` until its row is dropped: on_rows is then given the indices of
-    those that go on. At the limit the end goes that says again what was said. Raises NotFiniteError where the decoder
-    answers NaN or infinity.
 
     The model is left in the mode it is in: a bitsandbytes 4-bit layer that ran once in eval mode on CPU is
     repacked and cannot be trained any more, so the caller decides. Dropout, if any, is the caller's too.
@@ -154,11 +143,38 @@ def torch_greedy(
     features = torch.as_tensor(mel).to(device=reference.device, dtype=reference.dtype)
     n_frames = features.shape[-1]
     native = n_frames == 2 * base.config.max_source_positions
-    limit = min(max_new_tokens, base.config.max_target_positions - len(spec["prompt_ids"]))
     with _cache_usable(base), nullcontext() if native else windowed(base, n_frames / FRAMES_PER_S):
-        audio_features = base.model.encoder(features).last_hidden_state
+        hidden: torch.Tensor = base.model.encoder(features).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def torch_decode(
+    model: Any,
+    audio_features: torch.Tensor,
+    spec: Decoder,
+    max_new_tokens: int,
+    on_rows: Callable[[torch.Tensor], None] | None = None,
+) -> tuple[list[list[int]], list[bool]]:
+    """Greedy transcripts of a batch with transformers' model and K/V cache, by the rules of the board's loop.
+
+    audio_features: of torch_encode. Returns the tokens of each clip, without prompt and end token, and whether it ended by
+    itself. `suppress_ids` are out at every step, `begin_suppress_ids` at the first. Each of `eos_ids` ends a clip, and so
+    does a loop, of which one round is kept; such a clip feeds the first of `eos_ids` until its row is dropped: on_rows is
+    then given the indices of those that go on. At the limit the end goes that says again what was said. Raises
+    NotFiniteError where the decoder answers NaN or infinity.
+    """
+    base = base_whisper(model)
+    limit = min(max_new_tokens, base.config.max_target_positions - len(spec["prompt_ids"]))
     with _cache_usable(base):
         return _decode(base, audio_features, spec, limit, on_rows)
+
+
+def torch_greedy(
+    model: Any, mel: torch.Tensor | np.ndarray, spec: Decoder, max_new_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
+    """torch_decode of what torch_encode makes of `mel`."""
+    return torch_decode(model, torch_encode(model, mel), spec, max_new_tokens)
 
 
 CACHE_NAME = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"

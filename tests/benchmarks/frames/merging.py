@@ -152,10 +152,10 @@ def main() -> None:
             continue
         figures: dict[str, Any] = {}
         if arm == "off":
-            result, loss = recogniser.recognise(rows, BATCH_SIZE), recogniser.cross_entropy(rows, BATCH_SIZE)
+            result = recogniser.recognise(rows, BATCH_SIZE, with_losses=True)
         else:
             merger = FrameMerger(learner, kappa) if arm == "rule" else Control(learner, kappa, arm)
-            result, loss, report = recognise_merged(recogniser, merger, rows, BATCH_SIZE, is_timed=arm == "rule")
+            result, report = recognise_merged(recogniser, merger, rows, BATCH_SIZE, is_timed=arm == "rule")
             figures = {name: report[name]["value"] for name in report if isinstance(report[name], dict)}
         scores = score_texts(references, result.texts, [NORMALISER], learner.processor.spelling, "en")
         row = {
@@ -163,7 +163,7 @@ def main() -> None:
             "kappa": kappa,
             "wer": scores["wer"][NORMALISER]["value"],
             "n_words": scores["wer"][NORMALISER]["n_reference"],
-            "loss": round(loss[0] / loss[1], 5),
+            "loss": round(result.loss[0] / result.loss[1], 5),
             **figures,
             "errors": errors_of(rows, result.texts, learner.processor.spelling),
         }

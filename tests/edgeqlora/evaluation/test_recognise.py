@@ -1,5 +1,6 @@
-"""A GPU whose memory does not hold a batch, stood in for: the commands go on with fewer clips, and say so once."""
+"""Losses beside texts; a GPU whose memory does not hold a batch, stood in for: commands go on with fewer clips, and say so."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
+from edgeqlora.data.audio import load_audio
+from edgeqlora.data.manifest import load_for
+from edgeqlora.demo import model_dir
 from edgeqlora.errors import UserError
 from edgeqlora.evaluation.recognise import Recogniser
+from edgeqlora.models.family import load_learner
 
 LIMIT = "The GPU's memory does not hold 8 clips in a window of 1 s: recognising goes on with 4 at a time"
 
@@ -32,7 +37,7 @@ def gpu_of(monkeypatch: pytest.MonkeyPatch):
             return run
 
         monkeypatch.setattr(WhisperDecoder, "transcribe", bounded(WhisperDecoder.transcribe, len))
-        monkeypatch.setattr(Recogniser, "_batch_loss", bounded(Recogniser._batch_loss, len))
+        monkeypatch.setattr(WhisperDecoder, "losses", bounded(WhisperDecoder.losses, len))
         return sizes
 
     return fit
@@ -51,13 +56,54 @@ def test_evaluate_halves_its_batch_and_gives_the_same_figures(tiny_model, clips,
     whole, _ = evaluation(tiny_model, clips, tmp_path)
     sizes = gpu_of(3)
     halved, said = evaluation(tiny_model, clips, tmp_path, "--batch-size", "8")
-    assert sizes == [2, 2, 2, 2] * 2  # 8 and 4 were too many; the loss begins where the texts ended
+    assert sizes == [2, 2, 2, 2] * 2  # 8 and 4 were too many; texts and losses of each batch
     assert said.count("The GPU's memory") == 1
     assert LIMIT in said
     assert halved["rtf"]["batch_size"] == 2
     for figure in ("wer", "cer"):
         assert halved[figure] == whole[figure]
     assert halved["perplexity"]["value"] == pytest.approx(whole["perplexity"]["value"], rel=1e-4)
+
+
+@pytest.fixture(params=["random weights", "wav2vec2", pytest.param("tiny.en", marks=pytest.mark.real)])
+def learner(request, tiny_model):
+    """tiny.en for its vocabulary: sums over 50,000 tokens lose digits where they are not added in parts."""
+    if request.param == "tiny.en":
+        source = request.getfixturevalue("shared") / "models" / "whisper-tiny.en"
+    else:
+        source = tiny_model if request.param == "random weights" else model_dir("wav2vec2")
+    learner = load_learner(str(source))
+    learner.model.eval()
+    return learner
+
+
+def test_the_loss_of_a_text_is_that_of_the_model_given_it(learner, clips):
+    """Of clips of several lengths in one batch, beside one that is too long and one whose text is."""
+    first, second, third, wordy, _, long, *_ = load_for("", str(clips), "", None)
+    window_s = 0.6
+    rows = [first, second, long, third, dataclasses.replace(wordy, text="lamp " * 500)]
+    recogniser = Recogniser(learner, [window_s])
+    result = recogniser.recognise(rows, batch_size=4, with_losses=True)
+    assert result.losses[2] is result.losses[4] is None
+    assert result.n_pieces == [1, 1, 2, 1, 1]
+    expected = []
+    for row in (first, second, third):
+        audio, processor = load_audio(row), learner.processor
+        sample = {
+            "features": processor.features(audio, window_s),
+            "n_valid": processor.n_valid_frames(audio.size, window_s),
+        }
+        target = [*processor.text_ids(row.text), *processor.end_ids]
+        inputs = recogniser.decoder.collate([sample | {"target_ids": target}])
+        labels = inputs.pop("labels")
+        with torch.no_grad(), learner.window(inputs):
+            loss = learner.loss(learner.model(**inputs), inputs, labels)
+        expected.append((pytest.approx(float(loss), rel=1e-4), len(target)))
+    assert [loss for loss in result.losses if loss] == expected
+    assert result.loss == (
+        pytest.approx(sum(loss.expected for loss, _ in expected), rel=1e-4),
+        sum(n for _, n in expected),
+    )
 
 
 def test_a_clip_that_does_not_fit_alone_is_refused(tiny_model, clips, tmp_path, gpu_of):

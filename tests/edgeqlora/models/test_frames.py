@@ -96,14 +96,18 @@ def test_equal_frames_weigh_as_much_merged_as_apart(whisper):
     with torch.no_grad(), frames_given(merger, np.arange(n) // 2, np.arange(n), np.arange(n) // 4):
         with whisper.window(inputs):
             apart = whisper.model(**inputs)
-        texts = decoder.transcribe(features, merger.n_valid, 3.0)
+        found = decoder.transcribe(features, merger.n_valid, 3.0)
+        losses = decoder.losses(found, [[5, 9, 2], [7], [9]])
         with merger.merging():
             with whisper.window(inputs):
                 merged = whisper.model(**inputs)
-            merged_texts = decoder.transcribe(features, merger.n_valid, 3.0)
+            merged_found = decoder.transcribe(features, merger.n_valid, 3.0)
+            merger.take_all_rows()
+            merged_losses = decoder.losses(merged_found, [[5, 9, 2], [7], [9]])
     assert merged.encoder_last_hidden_state.shape[1] == n  # the second row merged nothing
     assert torch.allclose(merged.logits, apart.logits, atol=1e-3)
-    assert merged_texts == texts
+    assert [one.text for one in merged_found] == [one.text for one in found]
+    assert merged_losses == pytest.approx(losses, rel=1e-3)
     assert dropped, "no clip ended before the others"
     pairs, _, fours = (-(-valid // 2) for valid in merger.n_valid)  # frames of speech
     t = np.arange(n)

@@ -253,10 +253,10 @@ def test_a_diverged_run_keeps_its_best_checkpoint(tiny_model, clips, tmp_path, m
 
 
 def test_equal_wers_are_decided_by_loss(tiny_model, clips, tmp_path, monkeypatch):
-    from edgeqlora.evaluation.recognise import Recogniser
+    from edgeqlora.evaluation.recognise import Recognition
 
     losses = iter([0.5, 0.1, 0.3])
-    monkeypatch.setattr(Recogniser, "cross_entropy", lambda self, rows: (next(losses) * 10, 10))
+    monkeypatch.setattr(Recognition, "loss", property(lambda self: (next(losses) * 10, 10)))
     card = train(settings_of(tiny_model, clips, tmp_path / "out", learning_rate=1e-6))  # WER stays what it is
     assert card["best_step"] == 4
     assert card["dev_wer"]["value"] > 0
@@ -266,7 +266,7 @@ def test_equal_wers_are_decided_by_loss(tiny_model, clips, tmp_path, monkeypatch
 @pytest.mark.parametrize(("asked", "best_step"), [("wer", 2), ("cer", 4), ("loss", 6)])
 def test_the_best_checkpoint_is_chosen_by_what_is_asked_for(tiny_model, clips, tmp_path, monkeypatch, asked, best_step):
     import edgeqlora.training.dev_score as module
-    from edgeqlora.evaluation.recognise import Recogniser
+    from edgeqlora.evaluation.recognise import Recognition
 
     figures = iter([(10.0, 90.0, 0.9), (50.0, 5.0, 0.8), (20.0, 20.0, 0.1)])
 
@@ -275,7 +275,7 @@ def test_the_best_checkpoint_is_chosen_by_what_is_asked_for(tiny_model, clips, t
         return {"wer": {"value": wer}, "cer": {"value": cer}}
 
     now: list = []
-    monkeypatch.setattr(Recogniser, "cross_entropy", lambda self, rows: (now.append(next(figures)) or now[-1][2], 1))
+    monkeypatch.setattr(Recognition, "loss", property(lambda self: (now.append(next(figures)) or now[-1][2], 1)))
     monkeypatch.setattr(module, "error_figures", measured_now)
     card = train(settings_of(tiny_model, clips, tmp_path / "out", choose_by=asked))
     assert (card["best_step"], card["choose_by"]) == (best_step, asked)
