@@ -98,10 +98,10 @@ def test_the_loss_of_a_text_is_that_of_the_model_given_it(learner, clips):
         labels = inputs.pop("labels")
         with torch.no_grad(), learner.window(inputs):
             loss = learner.loss(learner.model(**inputs), inputs, labels)
-        expected.append((pytest.approx(float(loss), rel=1e-4), len(target)))
+        expected.append((pytest.approx(float(loss), rel=1e-5), len(target)))
     assert [loss for loss in result.losses if loss] == expected
     assert result.loss == (
-        pytest.approx(sum(loss.expected for loss, _ in expected), rel=1e-4),
+        pytest.approx(sum(loss.expected for loss, _ in expected), rel=1e-5),
         sum(n for _, n in expected),
     )
 
