@@ -14,7 +14,8 @@ HOMES = ("edgeqlora/models/", "export/edgeqlora_export/", "edgeqlora/demo/")
 ALLOWED = {
     "edgeqlora/evaluation/scores.py": "OpenAI's text normaliser, known by the name of whisper-english",
     "edgeqlora/evaluate.py": "the same normaliser by default",
-    "edgeqlora/settings.py": "the same normaliser in --normaliser",
+    "edgeqlora/settings/fields.py": "the same normaliser in --normaliser",
+    "edgeqlora/settings/checks.py": "the same in a message",
     "edgeqlora/models/family.py": "the example of a hub name in a message",
     "edgeqlora/cli/main.py": "help: the example model, the normaliser, the demo's default",
     "edgeqlora/profiles/check.py": "the model that a profile's memory is checked with, by name in the message",
