@@ -9,6 +9,7 @@ import typer
 
 from edgeqlora import __version__
 from edgeqlora.cli import board as cli_board
+from edgeqlora.cli import data as cli_data
 from edgeqlora.cli import profiles as cli_profiles
 from edgeqlora.cli import research as cli_research
 from edgeqlora.cli.flags import settings_flags
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
+cli_data.register(data_app)
 profiles_app = typer.Typer(help="Hardware profiles: what each board can do.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 cli_profiles.register(profiles_app)
@@ -45,7 +47,6 @@ SkipSilence = Annotated[
     bool | None,
     typer.Option("--skip-silence/--no-skip-silence", help="Cut silence away first; default: as in training."),
 ]
-SPLIT_HELP = "splits to take, with commas between; default: by their names."
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 
 
@@ -150,11 +151,12 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write (and .jsonl).")] = None,
 ) -> None:
     """WER, CER, BLEU, perplexity and real-time factor of a model, adapter, merged folder or bundle."""
+    from edgeqlora.cli.progress_bar import CountBar
     from edgeqlora.evaluate import evaluate as run
     from edgeqlora.evaluation.table import format_evaluation
 
     windows = parse_windows(window_s) if window_s else None
-    with _progress("recognising") as progress:
+    with CountBar("recognising") as progress:
         report = run(
             source,
             data,
@@ -194,7 +196,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.", show_default=False)],
     output: Output,
     dev: Annotated[str, typer.Option(help="Data to choose by; default: the dev data of training.")] = "",
-    dev_split: Annotated[str, typer.Option(help=SPLIT_HELP.capitalize())] = "",
+    dev_split: Annotated[str, typer.Option(help=cli_data.SPLIT_HELP.capitalize())] = "",
     base_model: Annotated[str | None, typer.Option(help="Default: the one it was trained on.")] = None,
     candidate: Annotated[str | None, typer.Option(help="dequantised or original: keep this one.")] = None,
     method: Annotated[
@@ -281,75 +283,7 @@ def export(
     done(f"bundle in {output}", command_line("edgeqlora", "bench", output))
 
 
-@data_app.command("check")
-def data_check(
-    train_data: Annotated[str, typer.Option("--train", help="Training data.")] = "",
-    dev: Annotated[str, typer.Option(help="Development data.")] = "",
-    test: Annotated[str, typer.Option(help="Test data.")] = "",
-    split: Annotated[str, typer.Option(help=f"--train: {SPLIT_HELP}")] = "",
-    dev_split: Annotated[str, typer.Option(help=f"--dev: {SPLIT_HELP}")] = "",
-    test_split: Annotated[str, typer.Option(help=f"--test: {SPLIT_HELP}")] = "",
-    data: Annotated[str, typer.Argument(help="Or: one data set alone.")] = "",
-    base_model: Annotated[str, typer.Option("--base-model", "-m", help="Checks labels against this model too.")] = "",
-    window_s: Annotated[float | None, typer.Option(min=0.5, max=30.0)] = None,
-    language: Annotated[str | None, typer.Option(help="Language of the texts, to find foreign scripts.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON report to write.")] = None,
-) -> None:
-    """Find what would go wrong in training: every file is decoded. Exit code 1 if there are errors."""
-    from edgeqlora.data.check.run import ALL, format_report, run_check
-    from edgeqlora.data.label_rules import rules_of_language
-    from edgeqlora.models.family import load_processor
-
-    sources = {ALL: data, "train": train_data, "dev": dev, "test": test}
-    with _progress("decoding") as progress:
-        report = run_check(
-            {name: source for name, source in sources.items() if source},
-            window_s,
-            load_processor(base_model).label_rules(language) if base_model else rules_of_language(language),
-            progress=progress,
-            chosen={"train": split, "dev": dev_split, "test": test_split},
-            language=language,
-        )
-    show(format_report(report))
-    if output is not None:
-        from edgeqlora_jetson.files import write_json
-
-        write_json(output, report.to_json())
-    words = ["edgeqlora", "train", "-m", base_model or "MODEL", "--train", train_data or data or "TRAIN"]
-    words += [
-        part
-        for flag, value in (("--split", split), ("--dev", dev), ("--dev-split", dev_split))
-        if value
-        for part in (flag, value)
-    ]
-    following = command_line(*words, "-o", "adapter", "--dry-run")
-    done(
-        f"report in {output}" if output else "nothing written (pass -o)",
-        "correct what the errors name, then check again" if report.n_errors else following,
-    )
-    if report.n_errors:
-        raise typer.Exit(1)
-
-
-@app.command()
-def cache(
-    folder: Annotated[Path | None, typer.Option("--cache", help="Folder; default: the one of the user.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all features in it.")] = False,
-) -> None:
-    """The cached features of training: where, how many, how much; --clear removes them."""
-    from edgeqlora.data.cache import default_cache_folder, entries_of, remove_entries
-
-    folder = folder or default_cache_folder()
-    entries = list(entries_of(folder))
-    size = f"{len(entries):,} entries, {sum(entry.n_bytes for entry in entries) / 2**20:,.1f} MiB"
-    show(f"folder   {folder}\nsize     {size}")
-    if clear:
-        remove_entries(entries)
-        done(f"{size} removed from {folder}", "nothing to do, training computes features again")
-    else:
-        done("nothing written", command_line("edgeqlora", "cache", "--cache", folder, "--clear"))
-
-
+app.command()(cli_data.cache)
 cli_board.register(app)
 
 
@@ -400,12 +334,6 @@ def _fail(message: str, code: int) -> None:
 
 def _export_command(model: object) -> str:
     return command_line("edgeqlora", "export", model, "--target", "cpu", "-o", "bundle")
-
-
-def _progress(title: str) -> Any:
-    from edgeqlora.cli.progress_bar import CountBar
-
-    return CountBar(title)
 
 
 if __name__ == "__main__":
