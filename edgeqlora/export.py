@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def export(
     task: str | None = None,
     name: str | None = None,
     with_silence: bool = False,
+    margin_s: str = "auto",
     compile_check: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -42,6 +44,8 @@ def export(
     jetpack: one of the board's releases, whose TensorRT, Python and opset are taken; default: the profile's own.
     data: default is the dev data that the adapter was trained with. Windows: default is what training used, else the model's own.
     Values of the profile that no public document confirms are said where they are used, and recorded.
+    margin_s: seconds of silence after a clip that the encoder hears of its window: auto (the least that costs no accuracy on
+    the clips), a number (taken if it costs none), or off (whole windows).
     with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
@@ -52,7 +56,7 @@ def export(
     from edgeqlora.models.parts import verify_weights
     from edgeqlora.profiles.load import load_profile
 
-    profile = load_profile(target, jetpack)
+    profile, margins_s = load_profile(target, jetpack), parse_margin(margin_s)
     if (Path(merged) / "adapter_config.json").is_file():
         if (read_card(Path(merged)) or {}).get("method") == "prefix":
             raise UserError(
@@ -99,6 +103,7 @@ def export(
     clips = [(load_audio(row), row.text) for row in rows]
 
     plain = _plain_profile(profile, say)
+    from edgeqlora_export.margin import MARGINS_S
     from edgeqlora_export.run import export_bundle
 
     return export_bundle(
@@ -118,10 +123,24 @@ def export(
         base_model=card.get("base_model") or (merged if is_hub_name(merged) else None),
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
+        margins_s=MARGINS_S if margins_s is None else margins_s,
         compile_check=compile_check,
         overwrite=overwrite,
         progress=say,
     )
+
+
+def parse_margin(text: str) -> list[float] | None:
+    """`auto` -> None, `off` -> no margins, `2` -> [2.0]. UserError for another text."""
+    if text in ("auto", "off"):
+        return None if text == "auto" else []
+    try:
+        margin_s = float(text)
+    except ValueError:
+        margin_s = math.nan
+    if not 0.1 <= margin_s <= 30:
+        raise UserError(f"margin_s={text!r}: allowed are auto, off, and 0.1 to 30 s, such as 2")
+    return [margin_s]
 
 
 N_PARITY = 8

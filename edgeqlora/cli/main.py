@@ -254,6 +254,10 @@ def export(
     with_silence: Annotated[
         bool, typer.Option("--with-silence", help="Of a model trained with --skip-silence: the board cuts no silence.")
     ] = False,
+    margin_s: Annotated[
+        str,
+        typer.Option(help="Silence after a clip that is heard, in s: auto (found on the clips), off (whole windows)."),
+    ] = "auto",
     compile_check: Annotated[
         bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
     ] = False,
@@ -275,6 +279,7 @@ def export(
         task=task,
         name=name,
         with_silence=with_silence,
+        margin_s=margin_s,
         compile_check=compile_check,
         overwrite=overwrite,
         say=say,

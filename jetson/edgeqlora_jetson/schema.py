@@ -30,17 +30,31 @@ if TYPE_CHECKING:
         inputs: List[str]
         outputs: List[str]
 
+    class Margin(TypedDict, total=False):
+        """What the encoder must hear after a clip's end, as found on n_clips clips: the rest of the window is not computed.
+
+        margin_s: None where every shorter window cost accuracy (why: reason). least_s: the shortest time that any of the
+        clips was heard for. tried: rows of margin_s (None: the whole window), error rate and its kind, n_incomplete, heard_s.
+        """
+
+        margin_s: Optional[float]
+        least_s: float
+        reason: str
+        n_clips: int
+        tried: List[Dict[str, Any]]
+
     class Audio(TypedDict, total=False):
         """What the model hears: windows_s are the lengths of audio, in s, that its encoder may see.
 
         cut_in_training: it learned from audio without silence, which the runner does not cut. tuned_windows_s: those of
-        its training, where export was asked for others.
+        its training, where export was asked for others. margin: how far a window may follow the clip (see Margin).
         """
 
         sample_rate_hz: int
         windows_s: List[float]
         cut_in_training: bool
         tuned_windows_s: List[float]
+        margin: Margin
 
     class Model(TypedDict, total=False):
         """Sizes of the network; all but vocab_size are of an encoder-decoder."""
@@ -108,4 +122,4 @@ if TYPE_CHECKING:
         eval: Optional[EvalSet]
         files: Dict[str, Dict[str, Any]]
 else:
-    Figure = Gate = Graph = Audio = Model = Features = Decoder = EvalSet = Manifest = dict
+    Figure = Gate = Graph = Audio = Margin = Model = Features = Decoder = EvalSet = Manifest = dict

@@ -6,9 +6,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from .audio.features import FEATURES
-from .audio.windows import choose_window, split_long, window_samples
+from .audio.windows import choose_window, heard_seconds, split_long, window_samples
 from .bundle import Bundle
-from .decoders import open_decoder
+from .decoders import Decoded, open_decoder
 from .text import join_pieces, written_language
 
 
@@ -28,7 +28,7 @@ class Transcript(NamedTuple):
 
     text: str
     tokens: List[int]  # without prompt and end token; of all pieces
-    window_s: float  # audio seconds the encoder saw at a time
+    window_s: float  # the window that the clip, or each piece of it, was given
     n_pieces: int  # above 1: longer than the largest window, cut at quiet places
     n_incomplete: int  # pieces that repeated themselves or ran into max_new_tokens
     n_steps: int  # decoder runs; 0: the decoder has none
@@ -36,6 +36,10 @@ class Transcript(NamedTuple):
     first_token_ms: Optional[float]  # from the call to the first token of the first piece; None: all come at once
     total_ms: float  # from the call to the text
     audio_s: float
+    heard_s: float = (
+        0.0  # audio seconds that the encoder heard, of all pieces; less than their windows: it followed the clip
+    )
+    n_again: int = 0  # pieces without an end that were heard once more, in the whole window
     segments: Optional[List[Segment]] = None  # None: this decoder gives no times
 
 
@@ -51,6 +55,10 @@ class Transcriber(object):
         self._decoder = open_decoder(bundle, runtime)
         self._detokenizer = self._decoder.read_table(bundle.load_detokenizer())
         spec = bundle.manifest["decoder"]
+        margin = bundle.manifest["audio"].get("margin") or {}
+        self._margin_s, self._least_s = margin.get("margin_s"), margin.get("least_s", 0.0)
+        if not runtime.takes_any_length:
+            self._margin_s = None
         self._language = written_language(spec.get("language"), spec.get("task"))
 
     def choose_window(self, n_samples: int) -> float:
@@ -80,6 +88,8 @@ class Transcriber(object):
             first_token_ms=first.first_token_ms,
             total_ms=sum(piece.total_ms for piece in pieces),
             audio_s=len(audio) / self.sample_rate_hz,
+            heard_s=sum(piece.heard_s for piece in pieces),
+            n_again=sum(piece.n_again for piece in pieces),
         )
 
     def transcribe_batch(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
@@ -96,24 +106,48 @@ class Transcriber(object):
         return [transcripts[i] for i in range(len(clips))]
 
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
-        start_s = time.perf_counter()
-        features = self._features(clips, window_s)
-        features_ms = (time.perf_counter() - start_s) * 1e3
-        result = self._decoder.decode(features, [len(audio) for audio in clips], window_s)
+        start_s, heard_s = time.perf_counter(), window_s
+        if self._margin_s is not None:
+            longest = max(len(audio) for audio in clips)
+            heard_s = heard_seconds(longest, window_s, self._margin_s, self._least_s, self.sample_rate_hz)
+        result = self._decode(clips, window_s, heard_s)
+        heard, complete = [heard_s] * len(clips), list(result.is_complete)
+        # A text without an end may be for want of silence after the clip: then the whole window is heard.
+        again = [i for i, is_complete in enumerate(complete) if not is_complete] if heard_s < window_s else []
+        if again:
+            before_ms = (time.perf_counter() - start_s) * 1e3
+            second = self._decode([clips[i] for i in again], window_s, window_s)
+            for i, tokens, is_complete in zip(again, second.tokens, second.is_complete):
+                result.tokens[i], complete[i], heard[i] = tokens, is_complete, heard_s + window_s
+            for phase, ms in second.phases_ms.items():
+                result.phases_ms[phase] += ms
+            first_ms = None if second.first_token_ms is None else before_ms + second.first_token_ms
+            result = result._replace(n_steps=result.n_steps + second.n_steps, first_token_ms=first_ms)
         texts = [self._detokenizer(tokens) for tokens in result.tokens]
         total_ms = (time.perf_counter() - start_s) * 1e3
         return [
             Transcript(
                 text=text,
-                tokens=tokens,
+                tokens=result.tokens[i],
                 window_s=window_s,
                 n_pieces=1,
-                n_incomplete=int(not complete),
+                n_incomplete=int(not complete[i]),
                 n_steps=result.n_steps,
-                phases_ms=dict(features=features_ms, **result.phases_ms),
-                first_token_ms=None if result.first_token_ms is None else features_ms + result.first_token_ms,
+                phases_ms=dict(result.phases_ms),
+                first_token_ms=result.first_token_ms,
                 total_ms=total_ms,
-                audio_s=len(audio) / self.sample_rate_hz,
+                audio_s=len(clips[i]) / self.sample_rate_hz,
+                heard_s=heard[i],
+                n_again=int(i in again),
             )
-            for text, tokens, complete, audio in zip(texts, result.tokens, result.is_complete, clips)
+            for i, text in enumerate(texts)
         ]
+
+    def _decode(self, clips: Sequence[np.ndarray], window_s: float, heard_s: float) -> Decoded:
+        """Clips of one window, of which the encoder hears heard_s; times are from here on, features among them."""
+        start_s = time.perf_counter()
+        features = self._features(clips, heard_s)
+        features_ms = (time.perf_counter() - start_s) * 1e3
+        result = self._decoder.decode(features, [len(audio) for audio in clips], window_s)
+        first_ms = None if result.first_token_ms is None else features_ms + result.first_token_ms
+        return result._replace(phases_ms=dict(features=features_ms, **result.phases_ms), first_token_ms=first_ms)

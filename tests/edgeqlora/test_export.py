@@ -6,9 +6,12 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
+from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
 from edgeqlora.export import export
 from edgeqlora.profiles.load import profiles_dir
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.commands.transcribe import format_info
 
 
 def _export(tiny_model, clips, output, **settings):
@@ -87,3 +90,37 @@ def test_without_a_window_a_base_is_exported_in_its_own_which_need_not_be_30_s(t
     assert code == 0, said
     manifest = json.loads((tmp_path / "b/manifest.json").read_text())
     assert list(manifest["decoder"]["max_new_tokens"]) == ["2.0"]
+
+
+def test_windows_follow_the_clips_or_not_as_asked(command, tmp_path, monkeypatch):
+    import edgeqlora_export.margin as module
+
+    error_figures = module.error_figures
+    monkeypatch.setattr(module, "error_figures", lambda pairs, no_words: error_figures([("a", "a")], no_words))
+    typed = ("export", model_dir(), "-d", speech_dir() / "dev.jsonl", "--window-s", "3", "--eval-clips", 4)
+    manifests, heard = {}, {}
+    for margin in ("auto", "off", "1"):
+        code, said = command(*typed, "-o", tmp_path / margin, "--margin-s", margin)
+        assert code == 0, said
+        assert ("trying windows that end 1 s after the clip" in said) == (margin == "1")
+        manifests[margin] = json.loads((tmp_path / margin / "manifest.json").read_text())["audio"]
+        code, said = command("bench", tmp_path / margin, "--repeats", 1, "-o", tmp_path / f"{margin}.json")
+        assert code == 0, said
+        report = json.loads((tmp_path / f"{margin}.json").read_text())
+        assert report["clips"]["n_again"] == 0
+        heard[margin] = [utterance["heard_s"] - utterance["audio_s"] for utterance in report["utterances"]]
+        told = format_info(Bundle.load(tmp_path / margin))
+        assert ("Heard       of a window the clip and" in told) == (margin != "off")
+    assert [row["margin_s"] for row in manifests["auto"]["margin"]["tried"]] == [None, 0.5]
+    assert "margin" not in manifests["off"]
+    assert manifests["1"]["margin"]["margin_s"] == 1.0
+    assert all(0.5 <= after_s < 0.7001 for after_s in heard["auto"])
+    assert all(1.0 <= after_s < 1.2001 for after_s in heard["1"])
+    assert all(after_s > 1.2001 for after_s in heard["off"])
+
+
+@pytest.mark.parametrize("text", ["two", "0", "31", "nan"])
+def test_a_margin_that_cannot_be_is_refused_before_any_model_is_read(text, tmp_path):
+    line = ["export", str(tmp_path / "no-model"), "-o", str(tmp_path / "b"), "--margin-s", text]
+    with pytest.raises(UserError, match=f"margin_s='{text}': allowed are auto, off, and 0.1 to 30 s, such as 2"):
+        CliRunner().invoke(app, line, catch_exceptions=False)

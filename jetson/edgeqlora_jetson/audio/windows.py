@@ -1,5 +1,6 @@
 """Which encoder window a clip takes, and where a long recording is cut."""
 
+import math
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -9,6 +10,9 @@ SAMPLE_RATE_HZ = 16000
 
 MARGIN_S = 0.3
 """Silence wanted after a clip in its window: with none, Whisper falls into repetition on some clips."""
+
+HEARD_STEP_S = 0.2
+"""Step in which the part of a window that the encoder hears follows the clip: ten positions of Whisper's encoder."""
 
 _QUIET_S = 0.02
 _SEARCH_SHARE = 0.2  # a cut is looked for in a fifth of a window: the last one, unless too little would be left over
@@ -37,6 +41,17 @@ def fitting_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: i
 def choose_window(n_samples: int, windows_s: Sequence[float], sample_rate_hz: int = SAMPLE_RATE_HZ) -> float:
     """`fitting_window`, or the largest window where none holds the clip (the caller splits it)."""
     return fitting_window(n_samples, windows_s, sample_rate_hz) or max(windows_s)
+
+
+def heard_seconds(
+    n_samples: int, window_s: float, margin_s: float, least_s: float, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> float:
+    """Seconds of its window that the encoder hears of a clip: with margin_s after it, at least least_s.
+
+    In steps of HEARD_STEP_S, so that a runtime sees few different lengths.
+    """
+    wanted = max(least_s, n_samples / float(sample_rate_hz) + margin_s)
+    return min(window_s, round(math.ceil(wanted / HEARD_STEP_S - 1e-9) * HEARD_STEP_S, 3))
 
 
 def untuned_windows(windows_s: Sequence[float], tuned_s: Optional[Sequence[float]]) -> str:

@@ -38,6 +38,8 @@ _REQUIRED: Dict[str, Any] = {
 _OPTIONAL: Dict[str, Any] = {
     "audio.cut_in_training": _SWITCH,
     "audio.tuned_windows_s": ((list,), "a list of seconds"),
+    "audio.margin": ((dict,), "an object with margin_s and least_s"),
+    "audio.margin.margin_s": ((int, float), "a number of seconds"),
     "created_utc": _TEXT,
     "decoder.language": _TEXT,
     "decoder.task": _TEXT,
@@ -161,6 +163,15 @@ def _check_audio(manifest: Any, name: Any) -> None:
             raise UserError(
                 "{}: audio.{} is {!r}, needed: one or more seconds above 0, at most 3600".format(name, field, seconds)
             )
+    margin = audio.get("margin") or {}
+    if margin.get("margin_s") is not None:
+        for field in ("margin_s", "least_s"):
+            if not _is_number(margin.get(field)) or not 0 < margin[field] <= 3600:
+                raise UserError(
+                    "{}: audio.margin.{} is {!r}, allowed: seconds above 0, at most 3600".format(
+                        name, field, margin.get(field)
+                    )
+                )
     if not 1000 <= rate <= 192000:
         raise UserError("{}: audio.sample_rate_hz is {}, allowed 1000 to 192000".format(name, rate))
     features, profile = manifest["features"], manifest.get("profile") or {}

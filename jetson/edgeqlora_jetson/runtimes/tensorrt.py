@@ -32,6 +32,7 @@ class TensorRt(object):
     """
 
     name = "tensorrt"
+    takes_any_length = False
 
     def __init__(
         self,

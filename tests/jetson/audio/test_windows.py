@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeqlora_jetson.audio.windows import choose_window, fitting_window, split_long
+from edgeqlora_jetson.audio.windows import choose_window, fitting_window, heard_seconds, split_long
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,14 @@ from edgeqlora_jetson.audio.windows import choose_window, fitting_window, split_
 def test_smallest_window_that_holds_the_clip_and_its_margin(n_samples, window_s):
     assert choose_window(n_samples, [5.0, 2.0]) == window_s
     assert fitting_window(n_samples, [5.0, 2.0]) == (window_s if n_samples <= 80000 else None)
+
+
+@pytest.mark.parametrize(
+    ("clip_s", "margin_s", "least_s", "heard_s"),
+    [(1.0, 2.0, 0.5, 3.0), (1.001, 2.0, 0.5, 3.2), (0.0, 0.5, 0.1, 0.6), (1.0, 2.0, 4.0, 4.0), (28.5, 2.0, 0.5, 30.0)],
+)
+def test_a_window_follows_the_clip_in_steps_and_not_below_what_was_tried(clip_s, margin_s, least_s, heard_s):
+    assert heard_seconds(int(clip_s * 16000), 30.0, margin_s, least_s) == heard_s
 
 
 def test_no_windows():

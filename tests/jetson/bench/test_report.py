@@ -31,6 +31,8 @@ def transcript(text, total_ms, audio_s=1.0, n_steps=2, n_pieces=1, n_incomplete=
         first_token_ms=4.0,
         total_ms=total_ms,
         audio_s=audio_s,
+        heard_s=0.8,
+        n_again=n_incomplete,
     )
 
 
@@ -101,12 +103,14 @@ def test_figures_by_hand(fixture_folder):
     assert report["accuracy"]["basic-unicode"]["wer"]["substitutions"] == 1
     assert report["accuracy"]["basic-unicode"]["cer"]["value"] == pytest.approx(100.0 / 12)
     assert report["clips"]["n_unstable"] == 1
+    assert (report["clips"]["heard_s"], report["clips"]["n_again"]) == (1.6, 0)
     assert report["utterances"][1] == {
         "audio": "b.wav",
         "reference": "Three",
         "hypothesis": "three",
         "audio_s": 3.0,
         "window_s": 1.0,
+        "heard_s": 0.8,
         "n_pieces": 1,
         "n_tokens": 1,
         "latency_ms": [20.0, 40.0],
