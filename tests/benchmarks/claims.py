@@ -115,7 +115,7 @@ def windows(out: Path) -> dict[str, Any]:
 
 
 def bundle(out: Path) -> dict[str, Any]:
-    """The fsdd bundle against torch (texts) and against faster-whisper int8 (latency, WER), clip by clip."""
+    """The fsdd bundle, whole windows, against torch (texts) and against faster-whisper int8 (latency, WER), clip by clip."""
     edgeqlora(
         "export",
         str(out / "merged"),
@@ -123,6 +123,8 @@ def bundle(out: Path) -> dict[str, Any]:
         "cpu",
         "-d",
         str(FSDD / "dev.jsonl"),
+        "--margin-s",
+        "off",
         "-o",
         str(out / "bundle"),
         "--overwrite",
@@ -161,7 +163,7 @@ def bundle(out: Path) -> dict[str, Any]:
 
 
 def native(out: Path) -> dict[str, Any]:
-    """librispeech-sample with the untuned model at 30 s: bundle against torch greedy; RTF against faster-whisper int8."""
+    """librispeech-sample with the untuned model at 30 s, whole windows: bundle against torch greedy; RTF against faster-whisper int8."""
     test = LIBRISPEECH / "test.jsonl"
     edgeqlora(
         "export",
@@ -172,6 +174,8 @@ def native(out: Path) -> dict[str, Any]:
         "30",
         "-d",
         str(LIBRISPEECH / "dev.jsonl"),
+        "--margin-s",
+        "off",
         "-o",
         str(out / "native"),
         "--overwrite",
