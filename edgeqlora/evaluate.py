@@ -284,7 +284,7 @@ def _with_bundle(
     spec = bundle.manifest["decoder"]
     _, remark = spoken_language(rows, None, rules_of_bundle(spec.get("language")))
     transcriber = Transcriber(bundle, open_runtime(bundle, threads=threads))
-    texts, n_pieces, n_incomplete, processing_s, audio_s = [], [], 0, 0.0, 0.0
+    texts, n_pieces, n_incomplete, processing_s, audio_s, heard_s, n_again = [], [], 0, 0.0, 0.0, 0.0, 0
     for i, row in enumerate(rows):
         transcript = None if row.kept == () else transcriber.transcribe(load_audio(row))
         texts.append(transcript.text if transcript else "")
@@ -293,10 +293,17 @@ def _with_bundle(
             n_incomplete += transcript.n_incomplete
             processing_s += transcript.total_ms / 1000
             audio_s += transcript.audio_s
+            heard_s += transcript.heard_s
+            n_again += transcript.n_again > 0
         if progress:
             progress(i + 1, len(rows))
     untuned = untuned_windows(bundle.windows_s, bundle.manifest["audio"].get("tuned_windows_s"))
     remarks = [text for text in (remark, untuned) if text]
+    margin_s = (bundle.manifest["audio"].get("margin") or {}).get("margin_s")
+    if margin_s is not None:
+        remarks.append(
+            f"windows followed the clips and ended {margin_s:g} s after them: {heard_s:.1f} s were computed, {n_again} clips heard again"
+        )
     if bundle.manifest["audio"].get("cut_in_training") and not silence:
         remarks.append("the model learned from audio without silence, and the board hears it: see --skip-silence")
 

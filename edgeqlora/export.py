@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from edgeqlora_jetson.files import check_output_folder
 from edgeqlora_jetson.screen import command_line
 
 if TYPE_CHECKING:
+    from edgeqlora.data.row import Row
     from edgeqlora.profiles.load import Profile
 
 
@@ -95,15 +96,19 @@ def export(
             f"{f' ({data} is not here)' if data else ''}: pass --data with a manifest or folder"
         )
     check_output_folder(output, overwrite, [merged, data, target])
-    rows = evenly(load_for(role, data, split), max(n_eval, N_PARITY))
+    every = load_for(role, data, split)
+    rows = evenly(every, max(n_eval, N_PARITY))
     check_output_folder(output, overwrite, {os.path.dirname(row.audio) for row in rows})
     told, remark = spoken_language(rows, language or card.get("language"), processor.label_rules())
     if remark:
         say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
+    more = (
+        clips_of_margin(every, rows, {"language": told, "task": task or card.get("task")}) if margins_s is None else []
+    )
 
     plain = _plain_profile(profile, say)
-    from edgeqlora_export.margin import MARGINS_S
+    from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S
     from edgeqlora_export.run import export_bundle
 
     return export_bundle(
@@ -124,10 +129,24 @@ def export(
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
         margins_s=MARGINS_S if margins_s is None else margins_s,
+        margin_clips=[(load_audio(row), row.text) for row in more],
+        least_words=LEAST_WORDS if margins_s is None else 0,
         compile_check=compile_check,
         overwrite=overwrite,
         progress=say,
     )
+
+
+def clips_of_margin(every: Sequence[Row], rows: Sequence[Row], decoder: Mapping[str, Any]) -> list[Row]:
+    """Rows for the search of a margin: those given, or of all of them as many as have words enough."""
+    from edgeqlora.data.manifest import evenly
+    from edgeqlora_export.margin import LEAST_WORDS, count_words
+
+    n_words = count_words(decoder, [row.text for row in rows])
+    if n_words >= LEAST_WORDS:
+        return list(rows)
+    # Twice as many as the average needs: texts differ in length.
+    return evenly(list(every), math.ceil(2 * len(rows) * LEAST_WORDS / max(1, n_words)))
 
 
 def parse_margin(text: str) -> list[float] | None:

@@ -28,13 +28,16 @@ class _Merging:
         self.timed_ms: list[tuple[float, float]] = []
         """Milliseconds a clip of each batch, without and with merging."""
         self.timing_s = 0.0
+        self._before = (self.counts, 0, 0.0)
         self._is_timed, self._is_timing, self._is_warm = is_timed, False, False
 
     def transcribe(self, features: Features, n_valid: Sequence[int], window_s: float) -> list[Transcription]:
         self.merger.n_valid = n_valid
+        self._before = (self.counts, len(self.timed_ms), self.timing_s)
         handle = self.merger.encoder.register_forward_pre_hook(self._time, with_kwargs=True)
         try:
-            found: list[Transcription] = self.decoder.transcribe(features, n_valid, window_s)
+            with self._counted_once():
+                found: list[Transcription] = self.decoder.transcribe(features, n_valid, window_s)
         finally:
             handle.remove()
         self.counts += self.merger.counts
@@ -42,8 +45,19 @@ class _Merging:
 
     def losses(self, found: Sequence[Transcription], target_ids: Sequence[list[int]]) -> list[float]:
         self.merger.take_all_rows()
-        losses: list[float] = self.decoder.losses(found, target_ids)
+        with self._counted_once():
+            losses: list[float] = self.decoder.losses(found, target_ids)
         return losses
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Where a GPU's memory is too small, the batch comes again in halves, and counts then."""
+        try:
+            yield
+        except BaseException:
+            self.counts, n_timed, self.timing_s = self._before
+            del self.timed_ms[n_timed:]
+            raise
 
     def _time(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._is_timed or self._is_timing or len(self.timed_ms) >= MOST_TIMED:

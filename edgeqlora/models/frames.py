@@ -32,7 +32,7 @@ def check_merging(kappa: float, after: int) -> None:
         raise UserError(f"merge_after={after}: allowed is a number of encoder layers from 0, such as 1")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
     """Frames that went into the layers behind the merge, and how many of them became part of a neighbour."""
 
@@ -41,10 +41,8 @@ class Counts:
     padding: int = 0
     padding_merged: int = 0
 
-    def __iadd__(self, other: Counts) -> Counts:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class FrameMerger:

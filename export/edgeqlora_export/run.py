@@ -14,7 +14,7 @@ from edgeqlora_export.compile_check import compile_gate
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.family import Progress, load_exporter, verify_gates
 from edgeqlora_export.lint import lint_graph, load_operators
-from edgeqlora_export.margin import MARGINS_S, find_margin
+from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S, find_margin
 from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.write_bundle import draft_manifest, with_engine_request, write_bundle
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
@@ -47,6 +47,8 @@ def export_bundle(
     normaliser: str = "basic-unicode",
     n_parity: int = 8,
     margins_s: Sequence[float] = MARGINS_S,
+    margin_clips: Sequence[Clip] = (),
+    least_words: int = LEAST_WORDS,
     overwrite: bool = False,
     compile_check: bool = False,
     progress: Progress = lambda message: None,
@@ -62,8 +64,8 @@ def export_bundle(
 
     cut_in_training: the model learned from audio without silence, which the board does not cut: recorded.
     tuned_windows_s: windows of its training, recorded where they are not all of windows_s.
-    margins_s: seconds after a clip of which the first that costs no accuracy on `clips` is what the encoder hears of its
-    window (see margin.py); empty: it hears whole windows.
+    margins_s: seconds after a clip of which the first that costs no accuracy on margin_clips (default: `clips`) is what the
+    encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows.
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -126,7 +128,9 @@ def export_bundle(
             manifest["gates"].append(compile_gate(folder, manifest, plain_request, progress))
         verify_gates(manifest["gates"])
         if margins_s:
-            manifest["audio"]["margin"] = find_margin(bundle, runtime, clips, margins_s, progress)
+            manifest["audio"]["margin"] = find_margin(
+                bundle, runtime, margin_clips or clips, margins_s, least_words, progress
+            )
         progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
     return {

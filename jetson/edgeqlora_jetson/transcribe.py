@@ -1,7 +1,7 @@
 """Clips to text: window choice, features, decoding, detokenizing."""
 
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -93,23 +93,28 @@ class Transcriber(object):
         )
 
     def transcribe_batch(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
-        """Transcribe several clips; those of one window go through the model together. Order is kept."""
-        by_window: Dict[float, List[int]] = {}
+        """Transcribe several clips; those that are heard for one time go through the model together. Order is kept."""
+        by_length: Dict[Tuple[float, float], List[int]] = {}
         transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):
             if len(audio) > window_samples(max(self.windows_s), self.sample_rate_hz):
                 transcripts[i] = self.transcribe(audio)
             else:
-                by_window.setdefault(self.choose_window(len(audio)), []).append(i)
-        for window_s, members in sorted(by_window.items()):
+                window_s = self.choose_window(len(audio))
+                by_length.setdefault((window_s, self._heard_s(len(audio), window_s)), []).append(i)
+        for (window_s, _), members in sorted(by_length.items()):
             transcripts.update(zip(members, self._transcribe_window([clips[i] for i in members], window_s)))
         return [transcripts[i] for i in range(len(clips))]
 
+    def _heard_s(self, n_samples: int, window_s: float) -> float:
+        """Seconds of its window that the encoder hears of a clip: the same alone and in any batch, as is then its text."""
+        if self._margin_s is None:
+            return window_s
+        return heard_seconds(n_samples, window_s, self._margin_s, self._least_s, self.sample_rate_hz)
+
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
-        start_s, heard_s = time.perf_counter(), window_s
-        if self._margin_s is not None:
-            longest = max(len(audio) for audio in clips)
-            heard_s = heard_seconds(longest, window_s, self._margin_s, self._least_s, self.sample_rate_hz)
+        """Clips of one window that are heard for one time."""
+        start_s, heard_s = time.perf_counter(), self._heard_s(len(clips[0]), window_s)
         result = self._decode(clips, window_s, heard_s)
         heard, complete = [heard_s] * len(clips), list(result.is_complete)
         # A text without an end may be for want of silence after the clip: then the whole window is heard.

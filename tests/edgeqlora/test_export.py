@@ -103,15 +103,21 @@ def test_windows_follow_the_clips_or_not_as_asked(command, tmp_path, monkeypatch
         code, said = command(*typed, "-o", tmp_path / margin, "--margin-s", margin)
         assert code == 0, said
         assert ("trying windows that end 1 s after the clip" in said) == (margin == "1")
+        assert ("windows follow the clip and end" in said) == (margin != "off")
         manifests[margin] = json.loads((tmp_path / margin / "manifest.json").read_text())["audio"]
         code, said = command("bench", tmp_path / margin, "--repeats", 1, "-o", tmp_path / f"{margin}.json")
         assert code == 0, said
         report = json.loads((tmp_path / f"{margin}.json").read_text())
         assert report["clips"]["n_again"] == 0
         heard[margin] = [utterance["heard_s"] - utterance["audio_s"] for utterance in report["utterances"]]
+        code, said = command("evaluate", tmp_path / margin, "-d", speech_dir() / "dev.jsonl", "--limit", 2)
+        seconds = "0.5" if margin == "auto" else margin
+        assert (f"windows followed the clips and ended {seconds} s after them: " in said) == (margin != "off"), said
         told = format_info(Bundle.load(tmp_path / margin))
         assert ("Heard       of a window the clip and" in told) == (margin != "off")
     assert [row["margin_s"] for row in manifests["auto"]["margin"]["tried"]] == [None, 0.5]
+    assert manifests["auto"]["margin"]["n_clips"] > 8, "as many as have 250 words"
+    assert manifests["1"]["margin"]["n_clips"] == 8, "a number that is asked for is tried on the clips that there are"
     assert "margin" not in manifests["off"]
     assert manifests["1"]["margin"]["margin_s"] == 1.0
     assert all(0.5 <= after_s < 0.7001 for after_s in heard["auto"])
@@ -124,3 +130,9 @@ def test_a_margin_that_cannot_be_is_refused_before_any_model_is_read(text, tmp_p
     line = ["export", str(tmp_path / "no-model"), "-o", str(tmp_path / "b"), "--margin-s", text]
     with pytest.raises(UserError, match=f"margin_s='{text}': allowed are auto, off, and 0.1 to 30 s, such as 2"):
         CliRunner().invoke(app, line, catch_exceptions=False)
+
+
+def test_with_too_few_words_whole_windows_are_kept_and_it_is_said(tiny_model, clips, tmp_path):
+    manifest, said = _export(tiny_model, clips, tmp_path / "b")
+    assert manifest["audio"]["margin"]["margin_s"] is None
+    assert any(line.startswith("whole windows are computed: 8 clips with 12 words are too few") for line in said)

@@ -30,7 +30,7 @@ def said(monkeypatch):
                 n_incomplete=int(i < self.incomplete),
                 n_again=int(i < self.again),
                 n_pieces=1,
-                heard_s=heard_s,
+                heard_s=heard_s + 10.0 * (i < self.again),
                 total_ms=heard_s,
             )
 
@@ -38,11 +38,11 @@ def said(monkeypatch):
     return table
 
 
-def found(table_margins_s):
+def found(table_margins_s, least_words=5):
     bundle = SimpleNamespace(
         manifest={"audio": {"windows_s": [10.0]}, "decoder": {"language": "en", "task": "transcribe"}}
     )
-    margin = find_margin(bundle, None, CLIPS, table_margins_s)
+    margin = find_margin(bundle, None, CLIPS, table_margins_s, least_words)
     assert bundle.manifest["audio"] == {"windows_s": [10.0]}, "left as it was"
     return margin
 
@@ -66,16 +66,31 @@ def test_a_margin_with_loops_is_not_taken_though_the_whole_window_mends_them(sai
     said.update({None: (RIGHT, 0, 0), 0.5: (RIGHT, 1, 0), 1.0: (RIGHT, 0, 1)})
     margin = found([0.5, 1.0])
     assert margin["margin_s"] is None
-    assert margin["reason"] == "every shorter window had more errors, or texts without an end"
+    assert margin["reason"] == (
+        "no shorter window was as good as whole ones (20 s for 2 clips, 0 errors): 0.5 s after the clip: 14 s, 0 errors, 1 heard "
+        "again; 1 s after the clip: 5 s, 0 errors, 0 heard again"
+    )
     assert len(margin["tried"]) == 3
 
 
 def test_loops_that_are_there_in_the_whole_window_do_not_count_against_it(said):
     said.update({None: (WRONG, 0, 1), 0.5: (WRONG, 1, 1)})
     assert found([0.5])["margin_s"] == 0.5
+    said.update({None: (WRONG, 0, 2), 0.5: (WRONG, 2, 2)})
+    assert found([0.5])["margin_s"] is None, "each clip is heard twice: 24 s instead of 20"
 
 
 def test_clips_that_fill_their_windows_gain_nothing(said):
     said.update({None: (RIGHT, 0, 0), 9.0: (RIGHT, 0, 0)})
     margin = found([9.0])
-    assert (margin["margin_s"], margin["reason"]) == (None, "the clips fill their windows")
+    assert margin["margin_s"] is None
+    assert "(20 s for 2 clips, 0 errors): 9 s after the clip: 21 s, 0 errors, 0 heard again" in margin["reason"]
+
+
+def test_too_few_words_show_nothing(said):
+    margin = found([0.5], least_words=6)
+    assert (margin["margin_s"], margin["tried"]) == (None, [])
+    assert margin["reason"].startswith(
+        "2 clips with 5 words are too few to see what a shorter window costs, 6 are needed: "
+    )
+    assert "give more clips with --data, or name a margin, such as --margin-s 2" in margin["reason"]

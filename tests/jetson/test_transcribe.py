@@ -54,6 +54,17 @@ def test_a_text_without_an_end_is_heard_again_in_the_whole_window(following, tra
     assert sum(first.phases_ms.values()) <= first.total_ms
 
 
+def test_a_clip_is_heard_in_a_batch_as_it_is_alone(following, clips):
+    """Beside a longer one of the same window."""
+    transcriber, frames = following(0.05)
+    audios = [clips[2][:1600], clips[1], clips[2][:1601]]
+    together = transcriber.transcribe_batch(audios)
+    alone = [transcriber.transcribe(audio) for audio in audios]
+    assert [t.tokens for t in together] == [t.tokens for t in alone]
+    assert [t.heard_s for t in together] == [t.heard_s for t in alone]
+    assert {20, 40} <= set(frames)
+
+
 def test_pieces_of_a_long_clip_follow_it_too(following, clips):
     audio = np.concatenate([clips[2], np.zeros(4000, np.float32), clips[1]])
     transcriber, frames = following(0.1)

@@ -154,18 +154,17 @@ class Wav2Vec2Decoder:
             )
         found = []
         for row, n in zip(logits, n_valid, strict=True):
-            heard = row[: processor.n_outputs(n)] if processor.uses_mask else row
-            ids = collapse(heard.argmax(-1).tolist(), words.blank_id)
-            found.append(Transcription(spell(ids, words.characters, words.delimiter), heard=heard))
+            n_outputs = processor.n_outputs(n) if processor.uses_mask else len(row)
+            ids = collapse(row[:n_outputs].argmax(-1).tolist(), words.blank_id)
+            found.append(Transcription(spell(ids, words.characters, words.delimiter), heard=(row, n_outputs)))
         return found
 
     def losses(self, found: Sequence[Transcription], target_ids: Sequence[list[int]]) -> list[float]:
         import torch
 
-        n_outputs = torch.tensor([len(one.heard) for one in found])
-        logits = torch.nn.utils.rnn.pad_sequence([one.heard for one in found], batch_first=True)
-        labels = torch.from_numpy(batch_labels(target_ids)).to(logits.device)
-        losses: list[float] = self._learner.ctc(logits, n_outputs, labels, "none").tolist()
+        rows, n_outputs = zip(*(one.heard for one in found), strict=True)
+        labels = torch.from_numpy(batch_labels(target_ids)).to(rows[0].device)
+        losses: list[float] = self._learner.ctc(torch.stack(rows), torch.tensor(n_outputs), labels, "none").tolist()
         return losses
 
 

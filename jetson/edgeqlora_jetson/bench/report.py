@@ -19,8 +19,8 @@ thermal               zones, throttling, clocks
 harness               what the measuring itself cost
 accuracy              per normaliser: wer, cer, with the counts behind them (wer null: texts without spaces between words)
 leading               wer or cer: the one of them to read
-clips                 n, audio_s, n_per_window, n_cut, n_incomplete, n_unstable, n_untimed
-utterances            per clip: audio, reference, hypothesis, latency_ms of each repeat, audio_s, window_s, n_pieces
+clips                 n, audio_s, n_per_window, n_cut, n_incomplete, heard_s, n_again, n_unstable, n_untimed
+utterances            per clip: audio, reference, hypothesis, latency_ms of each repeat, audio_s, window_s, heard_s, n_pieces
 """
 
 import platform

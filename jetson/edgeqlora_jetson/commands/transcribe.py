@@ -57,7 +57,7 @@ def format_info(bundle: Bundle) -> str:
         lines.append("Tuning      " + untuned)
     margin_s = (manifest["audio"].get("margin") or {}).get("margin_s")
     if margin_s is not None:
-        lines.append("Heard       of a window the clip and {:g} s after it (TensorRT: all of it)".format(margin_s))
+        lines.append("Heard       of a window the clip and {:g} s after it (on a GPU: all of it)".format(margin_s))
     if manifest["audio"].get("cut_in_training"):
         lines.append(
             "Silence     not cut here, but was in training: error rates of training are not those of this runner"

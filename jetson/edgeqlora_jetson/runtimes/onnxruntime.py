@@ -30,7 +30,7 @@ class OnnxRuntime(object):
 
     providers: the execution providers really active. version: of onnxruntime. threads: intra-op threads. precision: of
     the graphs, or what the TensorRT provider was asked for. notes: a provider that was passed over, and why.
-    takes_any_length: whether audio of any length costs no new plan, as it does in TensorRT.
+    takes_any_length: whether audio of a new length costs no new plan, as it does in TensorRT and cuDNN.
     """
 
     name = "onnxruntime"
@@ -111,7 +111,7 @@ class OnnxRuntime(object):
             for graph in bundle.graphs
         }
         self.providers = list(next(iter(self._sessions.values())).get_providers())
-        self.takes_any_length = TENSORRT not in self.providers
+        self.takes_any_length = self.providers == [CPU]
         self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
         for graph, session in self._sessions.items():
             entry = bundle.manifest["graphs"][graph]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -11,33 +12,38 @@ from typer.testing import CliRunner
 from edgeqlora.cli.main import app
 from edgeqlora.data.audio import load_audio
 from edgeqlora.data.manifest import load_for
-from edgeqlora.demo import model_dir
+from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
+from edgeqlora.evaluation.frames import recognise_merged
 from edgeqlora.evaluation.recognise import Recogniser
 from edgeqlora.models.family import load_learner
+from edgeqlora.models.frames import FrameMerger
+from edgeqlora.models.whisper.learner import WhisperDecoder
 
 LIMIT = "The GPU's memory does not hold 8 clips in a window of 1 s: recognising goes on with 4 at a time"
 
 
 @pytest.fixture
 def gpu_of(monkeypatch: pytest.MonkeyPatch):
-    """Make a GPU that holds n clips at a time: more raise torch's own error. Returns the sizes of the batches it took."""
+    """Make a GPU that holds n clips at a time, and of their losses n_losses: more raise torch's own error.
 
-    def fit(n: int) -> list[int]:
+    Returns the sizes of the batches whose texts it gave.
+    """
+
+    def fit(n: int, n_losses: int = 1000) -> list[int]:
         sizes: list[int] = []
-        from edgeqlora.models.whisper.learner import WhisperDecoder
 
-        def bounded(method, size_of):
+        def bounded(method, limit, taken):
             def run(self, given, *args):
-                if size_of(given) > n:
+                if len(given) > limit:
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-                sizes.append(size_of(given))
+                taken.append(len(given))
                 return method(self, given, *args)
 
             return run
 
-        monkeypatch.setattr(WhisperDecoder, "transcribe", bounded(WhisperDecoder.transcribe, len))
-        monkeypatch.setattr(WhisperDecoder, "losses", bounded(WhisperDecoder.losses, len))
+        monkeypatch.setattr(WhisperDecoder, "transcribe", bounded(WhisperDecoder.transcribe, n, sizes))
+        monkeypatch.setattr(WhisperDecoder, "losses", bounded(WhisperDecoder.losses, n_losses, []))
         return sizes
 
     return fit
@@ -52,17 +58,25 @@ def evaluation(source: Path, clips: Path, folder: Path, *flags: str) -> tuple[di
     return json.loads(output.read_text()), result.stdout
 
 
-def test_evaluate_halves_its_batch_and_gives_the_same_figures(tiny_model, clips, tmp_path, gpu_of):
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({"n": 3}, [2, 2, 2, 2]), ({"n": 8, "n_losses": 3}, [8, 4, 2, 2, 2, 2])],
+    ids=["texts", "losses"],
+)
+def test_evaluate_halves_its_batch_and_gives_the_same_figures(tiny_model, clips, tmp_path, gpu_of, limits, expected):
+    """8 and 4 clips are too many, for the texts or only for the losses of the texts that were there."""
     whole, _ = evaluation(tiny_model, clips, tmp_path)
-    sizes = gpu_of(3)
+    sizes = gpu_of(**limits)
     halved, said = evaluation(tiny_model, clips, tmp_path, "--batch-size", "8")
-    assert sizes == [2, 2, 2, 2] * 2  # 8 and 4 were too many; texts and losses of each batch
+    assert sizes == expected
     assert said.count("The GPU's memory") == 1
     assert LIMIT in said
     assert halved["rtf"]["batch_size"] == 2
     for figure in ("wer", "cer"):
         assert halved[figure] == whole[figure]
     assert halved["perplexity"]["value"] == pytest.approx(whole["perplexity"]["value"], rel=1e-4)
+    assert halved["perplexity"]["n_tokens"] == whole["perplexity"]["n_tokens"]
+    assert halved["data"] == whole["data"]
 
 
 @pytest.fixture(params=["random weights", "wav2vec2", pytest.param("tiny.en", marks=pytest.mark.real)])
@@ -106,6 +120,37 @@ def test_the_loss_of_a_text_is_that_of_the_model_given_it(learner, clips):
     )
 
 
+def test_merging_counts_a_batch_once_whose_losses_did_not_fit(monkeypatch):
+    learner = load_learner(str(model_dir()))
+    learner.model.eval()
+    rows = load_for("", str(speech_dir() / "dev.jsonl"), "", 8)
+    expected, figures = recognise_merged(Recogniser(learner, [3.0]), FrameMerger(learner, 1.0), rows, 8)
+    losses, refused = WhisperDecoder.losses, []
+
+    def bounded(self, found, target_ids):
+        if len(found) > 4:
+            refused.append(len(found))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return losses(self, found, target_ids)
+
+    monkeypatch.setattr(WhisperDecoder, "losses", bounded)
+    result, again = recognise_merged(Recogniser(learner, [3.0]), FrameMerger(learner, 1.0), rows, 8)
+    assert refused == [8]
+    assert (again["speech"], again["padding"]) == (figures["speech"], figures["padding"])
+    assert result.texts == expected.texts
+    assert result.loss == (pytest.approx(expected.loss[0], rel=1e-4), expected.loss[1])
+    assert result.processing_s > 0
+
+
+def test_audio_without_a_single_step_has_a_loss_of_nothing():
+    """300 samples are less than the 25 ms that Wav2Vec 2.0 needs; the shortest clips of a set share its last batch."""
+    learner = load_learner(str(model_dir("wav2vec2")))
+    learner.model.eval()
+    decoder = learner.decoder([1.0], None, None)
+    features = np.stack([learner.processor.features(np.zeros(300, np.float32), 1.0)])
+    assert decoder.losses(decoder.transcribe(features, [300], 1.0), [[]]) == [0.0]
+
+
 def test_a_clip_that_does_not_fit_alone_is_refused(tiny_model, clips, tmp_path, gpu_of):
     gpu_of(0)
     result = CliRunner().invoke(app, ["evaluate", str(tiny_model), "-d", str(clips), "--window-s", "1"])
@@ -121,7 +166,7 @@ def test_train_and_merge_score_with_what_fits(tiny_model, clips, tmp_path, gpu_o
     train += ["--window-s", "1", "--steps", "2", "--eval-every", "1", "--batch-size", "4", "--cache", "none"]
     result = CliRunner().invoke(app, train)
     assert result.exit_code == 0, result.exception
-    assert sizes == [4, 4] * 2 * 2  # two evaluations: the second does not try 8 again
+    assert sizes == [4, 4] * 2  # two evaluations: the second does not try 8 again
     assert result.stderr.count(LIMIT) == 1
     merged = CliRunner().invoke(app, ["merge", str(adapter), "-o", str(tmp_path / "merged")])
     assert merged.exit_code == 0, merged.exception
