@@ -2,24 +2,47 @@
 
 TensorRT-RTX (pip package tensorrt-rtx-cu12) compiles for a GPU that is not there. It is not the Jetson's TensorRT: it
 shows that network, parser, optimization profiles and configuration are taken, and that the graphs compile; what the
-board's own release takes is judged from its operator table (lint.py).
+board's own release takes is judged from its operator table (lint). Each graph is compiled in a process of its own: a
+compiler that falls over takes nothing with it, and its memory is measured.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeqlora_jetson.engines.request import optimization_profiles
+from edgeqlora_jetson.board.machine import measure_peak_rss_mib
+from edgeqlora_jetson.engines.request import OptimizationProfile, optimization_profiles
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.runtimes.trt_builder import build_plan
 from edgeqlora_jetson.schema import Gate, Manifest
 
 MODULE = "tensorrt_rtx"
-TARGET = "SM86"
-"""GPU compiled for: Ampere, the nearest to Orin's 8.7 that TensorRT-RTX knows."""
+TARGETS = {"7.5": "SM75", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120"}
+"""Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell."""
+
+DEFAULT_TARGET = "SM86"
+"""Where a profile names no GPU."""
+
+
+def target_of(compute_capability: str | None) -> str:
+    """The GPU to compile for that is nearest to a board's: its own architecture, or the oldest that the compiler knows.
+
+    Orin (8.7) is an Ampere, Thor (11.0) a Blackwell; Maxwell, Pascal and Volta are older than all of them.
+    """
+    if compute_capability is None:
+        return DEFAULT_TARGET
+    wanted = _key(compute_capability)
+    if wanted[0] >= 10:
+        return TARGETS["12.0"]
+    known = [name for name in sorted(TARGETS, key=_key) if _key(name) <= wanted]
+    return TARGETS[known[-1] if known else "7.5"]
 
 
 def import_compiler() -> Any:
@@ -29,7 +52,7 @@ def import_compiler() -> Any:
     except (ImportError, OSError) as error:
         raise UserError(
             f"the compile check needs TensorRT-RTX, which cannot be imported ({error}): "
-            "python -m pip install tensorrt-rtx-cu12 (x86-64 Linux or Windows; no GPU is needed)"
+            "python -m pip install 'edgeqlora[trt-check]' (x86-64 Linux; no GPU is needed)"
         ) from error
 
 
@@ -37,22 +60,27 @@ def compile_gate(
     folder: Path | str,
     manifest: Manifest,
     request: Mapping[str, Any],
+    compute_capability: str | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Gate:
     """Compile the graphs of a bundle folder with every shape that an engine request names: a gate of the manifest.
 
-    Engines are thrown away: they hold for another GPU. Raises UserError with the compiler's words when a graph is
-    refused.
+    compute_capability: of the board's GPU; compiled for is the nearest one (see target_of). Engines are thrown away: they
+    hold for another GPU. The gate has `graphs`: for each its seconds, peak memory in MiB, optimization profiles, and the
+    size of the engine in bytes. Raises UserError with the compiler's words when a graph is refused.
     """
-    trt = import_compiler()
-    compiler = f"TensorRT-RTX {trt.__version__} for {TARGET}"
-    n_profiles = 0
+    target = target_of(compute_capability)
+    compiler = f"TensorRT-RTX {import_compiler().__version__} for {target}"
+    graphs = {}
     for graph in sorted(manifest["graphs"]):
         path = Path(folder) / manifest["graphs"][graph]["file"]
         profiles = optimization_profiles(dict(request), graph)
-        build_plan(trt, str(path), profiles, configure=lambda config: _set_target(trt, config))
-        n_profiles += len(profiles)
-        say(f"{graph}: {compiler} compiles it, {len(profiles)} optimization profiles")
+        found = graphs[graph] = _compile_apart(path, profiles, target)
+        say(
+            f"{graph}: {compiler} compiles it, {len(profiles)} optimization profiles, {found['seconds']:.1f} s, "
+            f"{found['peak_rss_mib']:.0f} MiB"
+        )
+    n_profiles = sum(found["n_profiles"] for found in graphs.values())
     return {
         "name": "compile",
         "passed": True,
@@ -60,9 +88,63 @@ def compile_gate(
         "limit": 0.0,
         "detail": f"graphs refused by {compiler}, {n_profiles} optimization profiles; "
         "it is not the board's TensorRT, and nothing was run on hardware",
+        "graphs": graphs,
     }
 
 
-def _set_target(trt: Any, config: Any) -> None:
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, TARGET), 0)
+def _compile_apart(path: Path, profiles: list[OptimizationProfile], target: str) -> dict[str, Any]:
+    """One graph in a process of its own."""
+    asked = {"path": str(path), "target": target, "profiles": [profile._asdict() for profile in profiles]}
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgeqlora_export.compile_check import work; work()"],
+        input=json.dumps(asked), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(
+            f"{path.name}: the compiler of TensorRT-RTX fell over (exit code {done.returncode}): {said}. Export without "
+            "--compile-check, and report the graph"
+        )
+    answer: dict[str, Any] = json.loads(lines[-1])
+    if "refused" in answer:
+        raise UserError(answer["refused"])
+    return answer
+
+
+def work() -> None:
+    """In the process of one graph: compile what standard input asks for, and print what came of it as JSON."""
+    asked = json.loads(sys.stdin.read())
+    trt = import_compiler()
+    profiles = [
+        OptimizationProfile(
+            profile["name"],
+            {
+                name: {bound: tuple(shape) for bound, shape in bounds.items()}
+                for name, bounds in profile["inputs"].items()
+            },
+        )
+        for profile in asked["profiles"]
+    ]
+
+    def set_target(config: Any) -> None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, asked["target"]), 0)
+
+    start_s = time.perf_counter()
+    try:
+        built = build_plan(trt, asked["path"], profiles, configure=set_target)
+    except UserError as error:
+        print(json.dumps({"refused": str(error)}))
+        return
+    figures = {
+        "seconds": round(time.perf_counter() - start_s, 2),
+        "peak_rss_mib": round(measure_peak_rss_mib(), 1),
+        "n_profiles": len(profiles),
+        "plan_bytes": memoryview(built.plan).nbytes,
+    }
+    print(json.dumps(figures))
+
+
+def _key(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]

@@ -57,8 +57,8 @@ def export_bundle(
 
     merged_dir: transformers folder with tokenizer and preprocessor_config.json. windows_s: audio seconds that the
     model may see at a time. profile: plain values of the hardware profile; all are recorded, and read are `name`,
-    `threads`, `tensorrt` (a version, whose operator table the graphs must fit, or None) and, for the engines asked of
-    that TensorRT, `max_batch`, `precisions`, `workspace_mib`.
+    `threads`, `tensorrt` (a version, whose operator table the graphs must fit, or None), `compute_capability` and, for
+    the engines asked of that TensorRT, `max_batch`, `precisions`, `workspace_mib`.
     clips: (audio float32 (n_samples,) at 16 kHz, reference); the first `n_parity` are used for the parity gates, the
     first `n_eval` travel with the bundle. tokens_per_s: most label tokens in a second of the training data (see decoding).
 
@@ -125,7 +125,8 @@ def export_bundle(
         runtime = open_runtime(bundle, "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = exporter.prove(bundle, runtime, [audio for audio, _ in clips[:n_parity]], progress)
         if compile_check:
-            manifest["gates"].append(compile_gate(folder, manifest, plain_request, progress))
+            gate = compile_gate(folder, manifest, plain_request, profile.get("compute_capability"), progress)
+            manifest["gates"].append(gate)
         verify_gates(manifest["gates"])
         if margins_s:
             manifest["audio"]["margin"] = find_margin(

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
         unit: Optional[str]
         reason: str
 
-    class Gate(TypedDict):
-        """One proof that the exported graphs are right."""
-
+    class _Gate(TypedDict):
         name: str
         passed: bool
         measured: float
         limit: float
         detail: str
+
+    class Gate(_Gate, total=False):
+        """One proof that the exported graphs are right. graphs: what the compile gate measured of each."""
+
+        graphs: Dict[str, Dict[str, Any]]
 
     class Graph(TypedDict):
         """An ONNX file of a bundle."""

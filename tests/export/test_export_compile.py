@@ -11,7 +11,8 @@ from export_tiny import tiny_generation_config, tiny_whisper
 from onnx import TensorProto, helper
 from transformers import WhisperForConditionalGeneration
 
-from edgeqlora_export.compile_check import compile_gate, import_compiler
+from edgeqlora_export import compile_check
+from edgeqlora_export.compile_check import TARGETS, compile_gate, import_compiler, target_of
 from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper.decoding import decoding_spec
@@ -65,9 +66,16 @@ def exported(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("opset", [13, 17])
 def test_both_graphs_compile_with_every_shape_asked_for(trt, exported, opset):
     said = []
-    gate = compile_gate(*exported[opset], said.append)
+    gate = compile_gate(*exported[opset], compute_capability="8.7", say=said.append)
     compiler = f"TensorRT-RTX {trt.__version__} for SM86"
-    assert said == [f"{graph}: {compiler} compiles it, 2 optimization profiles" for graph in ("decoder", "encoder")]
+    for line, graph in zip(said, ("decoder", "encoder"), strict=True):
+        assert line.startswith(f"{graph}: {compiler} compiles it, 2 optimization profiles, ")
+        figures = gate["graphs"][graph]
+        assert line.endswith(f"{figures['seconds']:.1f} s, {figures['peak_rss_mib']:.0f} MiB")
+        assert 0 < figures["seconds"] < 600
+        assert figures["peak_rss_mib"] > 100, "the compiler's own memory"
+        assert figures["plan_bytes"] > 1000
+        assert figures["n_profiles"] == 2
     assert gate["passed"]
     assert gate["detail"].startswith(f"graphs refused by {compiler}, 4 optimization profiles")
 
@@ -157,8 +165,38 @@ def test_an_operator_it_does_not_know_is_named(trt, tmp_path):
 
 def test_without_the_compiler_the_pip_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(UserError, match="python -m pip install tensorrt-rtx-cu12"):
+    with pytest.raises(UserError, match=r"python -m pip install 'edgeqlora\[trt-check\]'"):
         import_compiler()
+
+
+def test_a_graph_that_the_compiler_refuses_is_said_in_its_words(trt, exported, tmp_path):
+    """Through the process of its own: an operator that it does not read."""
+    folder, _, request = exported[13]
+    graph = onnx.load(str(folder / "encoder.onnx"))
+    node = next(node for node in graph.graph.node if node.op_type == "Erf")
+    node.op_type = "DynamicQuantizeLinear"
+    onnx.save(graph, str(tmp_path / "encoder.onnx"))
+    alone = {"graphs": {"encoder": {"file": "encoder.onnx"}}}
+    with pytest.raises(UserError, match=r"encoder.onnx: TensorRT .* cannot read this graph: .*DynamicQuantizeLinear"):
+        compile_gate(tmp_path, alone, request)
+
+
+def test_a_compiler_that_falls_over_takes_nothing_with_it(trt, exported, monkeypatch):
+    monkeypatch.setattr(compile_check.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match=r"decoder.onnx: the compiler of TensorRT-RTX fell over \(exit code 1\)"):
+        compile_gate(*exported[13])
+
+
+@pytest.mark.parametrize(
+    ("compute_capability", "target"),
+    [("5.3", "SM75"), ("7.2", "SM75"), ("8.7", "SM86"), ("8.9", "SM89"), ("11.0", "SM120"), (None, "SM86")],
+)
+def test_the_nearest_gpu_is_compiled_for(compute_capability, target):
+    assert target_of(compute_capability) == target
+
+
+def test_the_compiler_knows_every_target(trt):
+    assert all(hasattr(trt.ComputeCapability, name) for name in TARGETS.values())
 
 
 @pytest.mark.real
