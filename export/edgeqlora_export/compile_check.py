@@ -126,14 +126,11 @@ def work() -> None:
         )
         for profile in asked["profiles"]
     ]
-
-    def set_target(config: Any) -> None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, asked["target"]), 0)
-
     start_s = time.perf_counter()
     try:
-        built = build_plan(trt, asked["path"], profiles, configure=set_target)
+        built = build_plan(
+            trt, asked["path"], profiles, configure=lambda config: set_target(trt, config, asked["target"])
+        )
     except UserError as error:
         print(json.dumps({"refused": str(error)}))
         return
@@ -144,6 +141,12 @@ def work() -> None:
         "plan_bytes": memoryview(built.plan).nbytes,
     }
     print(json.dumps(figures))
+
+
+def set_target(trt: Any, config: Any, target: str = DEFAULT_TARGET) -> None:
+    """Tell the builder's configuration which GPU to compile for."""
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
 
 
 def _key(version: str) -> list[int]:

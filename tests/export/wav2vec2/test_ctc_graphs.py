@@ -11,7 +11,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from edgeqlora_export import onnx_graph
-from edgeqlora_export.compile_check import _set_target
+from edgeqlora_export.compile_check import set_target
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.onnx_graph import graph_names
 from edgeqlora_export.wav2vec2.graphs import _n_samples_needed, export_ctc
@@ -278,7 +278,7 @@ def test_tensorrt_rtx_compiles_it_with_a_profile_for_each_window(trt, exported, 
             for name in graph_names(path)[0]
         }
         profiles.append(OptimizationProfile(f"{n_samples} samples", shapes))
-    built = trt_builder.build_plan(trt, str(path), profiles, configure=lambda config: _set_target(trt, config))
+    built = trt_builder.build_plan(trt, str(path), profiles, configure=lambda config: set_target(trt, config))
     assert memoryview(built.plan).nbytes > 10_000
 
 
