@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +56,8 @@ class Exporter(Protocol):
 
 
 def families() -> list[str]:
-    """Names of the families that can be exported, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
+    """Names of the families that can be exported, sorted: folders with an exporter."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/exporter.py"))
 
 
 def load_exporter(folder: Path | str) -> Exporter:

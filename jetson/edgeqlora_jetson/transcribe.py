@@ -115,18 +115,18 @@ class Transcriber(object):
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
         """Clips of one window that are heard for one time."""
         start_s, heard_s = time.perf_counter(), self._heard_s(len(clips[0]), window_s)
-        result = self._decode(clips, window_s, heard_s)
+        result = self._decode(clips, window_s, heard_s, start_s)
         heard, complete = [heard_s] * len(clips), list(result.is_complete)
         # A text without an end may be for want of silence after the clip: then the whole window is heard.
         again = [i for i, is_complete in enumerate(complete) if not is_complete] if heard_s < window_s else []
         if again:
-            before_ms = (time.perf_counter() - start_s) * 1e3
-            second = self._decode([clips[i] for i in again], window_s, window_s)
+            again_s = time.perf_counter()
+            second = self._decode([clips[i] for i in again], window_s, window_s, again_s)
             for i, tokens, is_complete in zip(again, second.tokens, second.is_complete):
                 result.tokens[i], complete[i], heard[i] = tokens, is_complete, heard_s + window_s
             for phase, ms in second.phases_ms.items():
                 result.phases_ms[phase] += ms
-            first_ms = None if second.first_token_ms is None else before_ms + second.first_token_ms
+            first_ms = None if second.first_token_ms is None else (again_s - start_s) * 1e3 + second.first_token_ms
             result = result._replace(n_steps=result.n_steps + second.n_steps, first_token_ms=first_ms)
         texts = [self._detokenizer(tokens) for tokens in result.tokens]
         total_ms = (time.perf_counter() - start_s) * 1e3
@@ -148,9 +148,8 @@ class Transcriber(object):
             for i, text in enumerate(texts)
         ]
 
-    def _decode(self, clips: Sequence[np.ndarray], window_s: float, heard_s: float) -> Decoded:
-        """Clips of one window, of which the encoder hears heard_s; times are from here on, features among them."""
-        start_s = time.perf_counter()
+    def _decode(self, clips: Sequence[np.ndarray], window_s: float, heard_s: float, start_s: float) -> Decoded:
+        """Clips of one window, of which the encoder hears heard_s; times are from start_s on, features among them."""
         features = self._features(clips, heard_s)
         features_ms = (time.perf_counter() - start_s) * 1e3
         result = self._decoder.decode(features, [len(audio) for audio in clips], window_s)
