@@ -103,9 +103,8 @@ def export(
     if remark:
         say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
-    more = (
-        clips_of_margin(every, rows, {"language": told, "task": task or card.get("task")}) if margins_s is None else []
-    )
+    shipped, spoken = rows[:n_eval], {"language": told, "task": task or card.get("task")}
+    tried = clips_of_margin(every, shipped, spoken) if margins_s is None else rows if margins_s else []
 
     plain = _plain_profile(profile, say)
     from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S
@@ -129,7 +128,8 @@ def export(
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
         margins_s=MARGINS_S if margins_s is None else margins_s,
-        margin_clips=[(load_audio(row), row.text) for row in more],
+        margin_clips=[(load_audio(row), row.text) for row in tried],
+        n_shipped=sum(any(row is one for one in shipped) for row in tried),
         least_words=LEAST_WORDS if margins_s is None else 0,
         compile_check=compile_check,
         overwrite=overwrite,
@@ -138,15 +138,17 @@ def export(
 
 
 def clips_of_margin(every: Sequence[Row], rows: Sequence[Row], decoder: Mapping[str, Any]) -> list[Row]:
-    """Rows for the search of a margin: those given, or of all of them as many as have words enough."""
+    """Rows for the search of a margin: others than `rows`, whose error rate the board reports, where those have words enough."""
     from edgeqlora.data.manifest import evenly
     from edgeqlora_export.margin import LEAST_WORDS, count_words
 
-    n_words = count_words(decoder, [row.text for row in rows])
-    if n_words >= LEAST_WORDS:
-        return list(rows)
+    shipped = {id(row) for row in rows}
+    others = [row for row in every if id(row) not in shipped]
+    n_words = count_words(decoder, [row.text for row in others])
+    if n_words < LEAST_WORDS:
+        others, n_words = list(every), count_words(decoder, [row.text for row in every])
     # Twice as many as the average needs: texts differ in length.
-    return evenly(list(every), math.ceil(2 * len(rows) * LEAST_WORDS / max(1, n_words)))
+    return evenly(others, max(N_MARGIN, math.ceil(2 * len(others) * LEAST_WORDS / max(1, n_words))))
 
 
 def parse_margin(text: str) -> list[float] | None:
@@ -161,6 +163,9 @@ def parse_margin(text: str) -> list[float] | None:
         raise UserError(f"margin_s={text!r}: allowed are auto, off, and 0.1 to 30 s, such as 2")
     return [margin_s]
 
+
+N_MARGIN = 32
+"""Clips, at least, on which a margin is looked for."""
 
 N_PARITY = 8
 """Clips that the parity gates run on."""

@@ -93,11 +93,28 @@ def run_demo(
         say,
         4,
         "export",
-        command_line("edgeqlora", "export", merged, "--target", "cpu", "-d", test, "--eval-clips", 100, "-o", bundle),
+        command_line(
+            "edgeqlora",
+            "export",
+            merged,
+            "--target",
+            "cpu",
+            "-d",
+            test,
+            "--eval-clips",
+            100,
+            "--margin-s",
+            "off",
+            "-o",
+            bundle,
+        ),
     )
     from edgeqlora.export import export
 
-    summary = export(str(merged), bundle, target="cpu", data=test, n_eval=100, overwrite=True, say=lambda text: None)
+    # Whole windows: a margin would be chosen on clips of the test set.
+    summary = export(
+        str(merged), bundle, target="cpu", data=test, n_eval=100, margin_s="off", overwrite=True, say=lambda text: None
+    )
     for gate in summary["gates"]:
         say(f"  gate {gate['name']}: {gate['measured']:.2g} (limit {gate['limit']:.2g})")
 

@@ -48,6 +48,7 @@ def export_bundle(
     n_parity: int = 8,
     margins_s: Sequence[float] = MARGINS_S,
     margin_clips: Sequence[Clip] = (),
+    n_shipped: int = 0,
     least_words: int = LEAST_WORDS,
     overwrite: bool = False,
     compile_check: bool = False,
@@ -65,7 +66,8 @@ def export_bundle(
     cut_in_training: the model learned from audio without silence, which the board does not cut: recorded.
     tuned_windows_s: windows of its training, recorded where they are not all of windows_s.
     margins_s: seconds after a clip of which the first that costs no accuracy on margin_clips (default: `clips`) is what the
-    encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows.
+    encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows. n_shipped: how many
+    of margin_clips travel with the bundle.
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -129,9 +131,9 @@ def export_bundle(
             manifest["gates"].append(gate)
         verify_gates(manifest["gates"])
         if margins_s:
-            manifest["audio"]["margin"] = find_margin(
-                bundle, runtime, margin_clips or clips, margins_s, least_words, progress
-            )
+            margin = find_margin(bundle, runtime, margin_clips or clips, margins_s, least_words, progress)
+            margin["n_shipped"] = n_shipped if margin_clips else len(clips[:n_eval])
+            manifest["audio"]["margin"] = margin
         progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
     return {

@@ -37,13 +37,14 @@ if TYPE_CHECKING:
         """What the encoder must hear after a clip's end, as found on n_clips clips: the rest of the window is not computed.
 
         margin_s: None where every shorter window cost accuracy (why: reason). least_s: the shortest time that any of the
-        clips was heard for. tried: rows of margin_s (None: the whole window), error rate and its kind, n_incomplete, heard_s.
+        clips was heard for. n_shipped: how many of them are in the bundle's own eval set. tried: rows of margin_s (None: the whole window), error rate and its kind, n_incomplete, heard_s.
         """
 
         margin_s: Optional[float]
         least_s: float
         reason: str
         n_clips: int
+        n_shipped: int
         tried: List[Dict[str, Any]]
 
     class Audio(TypedDict, total=False):

@@ -6,9 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeqlora.cli.main import app
+from edgeqlora.data.manifest import load_for
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.errors import UserError
-from edgeqlora.export import export
+from edgeqlora.export import clips_of_margin, export
 from edgeqlora.profiles.load import profiles_dir
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.commands.transcribe import format_info
@@ -116,7 +117,9 @@ def test_windows_follow_the_clips_or_not_as_asked(command, tmp_path, monkeypatch
         told = format_info(Bundle.load(tmp_path / margin))
         assert ("Heard       of a window the clip and" in told) == (margin != "off")
     assert [row["margin_s"] for row in manifests["auto"]["margin"]["tried"]] == [None, 0.5]
-    assert manifests["auto"]["margin"]["n_clips"] > 8, "as many as have 250 words"
+    assert manifests["auto"]["margin"]["n_clips"] == 96, "all others, which have 250 words together"
+    assert manifests["auto"]["margin"]["n_shipped"] == 0
+    assert manifests["1"]["margin"]["n_shipped"] == 4
     assert manifests["1"]["margin"]["n_clips"] == 8, "a number that is asked for is tried on the clips that there are"
     assert "margin" not in manifests["off"]
     assert manifests["1"]["margin"]["margin_s"] == 1.0
@@ -130,6 +133,18 @@ def test_a_margin_that_cannot_be_is_refused_before_any_model_is_read(text, tmp_p
     line = ["export", str(tmp_path / "no-model"), "-o", str(tmp_path / "b"), "--margin-s", text]
     with pytest.raises(UserError, match=f"margin_s='{text}': allowed are auto, off, and 0.1 to 30 s, such as 2"):
         CliRunner().invoke(app, line, catch_exceptions=False)
+
+
+def test_a_margin_is_looked_for_on_clips_that_are_not_shipped_where_these_have_words_enough():
+    every = load_for("", str(speech_dir() / "test.jsonl"), "")
+    decoder = {"language": "en", "task": "transcribe"}
+    shipped = every[:20]
+    found = clips_of_margin(every, shipped, decoder)
+    assert 32 <= len(found) < 180
+    assert sum(len(row.text.split()) for row in found) >= 250
+    assert not {id(row) for row in found} & {id(row) for row in shipped}
+    few = every[:100]
+    assert {id(row) for row in clips_of_margin(few, few[:20], decoder)} & {id(row) for row in few[:20]}
 
 
 def test_with_too_few_words_whole_windows_are_kept_and_it_is_said(tiny_model, clips, tmp_path):
