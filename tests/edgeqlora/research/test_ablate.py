@@ -412,7 +412,7 @@ def test_a_row_from_before_a_setting_was_there_counts_as_its_default(study, tmp_
         _do(asked, run, tmp_path, {}, False, print)
 
 
-@pytest.mark.parametrize("name", ["demo-fresh", "tiny-methods", "tiny-rank4"])
+@pytest.mark.parametrize("name", ["demo-fresh", "tiny-methods", "tiny-rank4", "tiny-rank8"])
 def test_the_kept_rows_of_our_studies_give_the_kept_tables(name, command):
     folder = Path(__file__).parents[2] / "benchmarks" / "ranks"
     code, said = command("ablate", folder / f"{name}.toml", "-o", folder / f"{name}.jsonl", "--only-report")
