@@ -104,7 +104,7 @@ def export(
         say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
     shipped, spoken = rows[:n_eval], {"language": told, "task": task or card.get("task")}
-    tried = clips_of_margin(every, shipped, spoken) if margins_s is None else rows if margins_s else []
+    tried = clips_of_margin(every, shipped, spoken) if margins_s is None else []
 
     plain = _plain_profile(profile, say)
     from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S

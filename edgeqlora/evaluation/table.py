@@ -57,7 +57,7 @@ def format_evaluation(report: dict[str, Any], n_worst: int = 5) -> str:
     lines += [f"  {remark}" for remark in report["remarks"]]
     worst = [u for u in report.get("utterances", []) if u["errors"]]
     worst.sort(key=lambda u: (-u["errors"], u["audio"]))
-    if worst:
+    if worst and n_worst:
         lines += ["", f"  worst of {len(worst)} utterances with errors:"]
         for u in worst[:n_worst]:
             lines.append(f"    {u['errors']} errors  {u['audio']}")

@@ -3,7 +3,7 @@
 TensorRT-RTX (pip package tensorrt-rtx-cu12) compiles for a GPU that is not there. It is not the Jetson's TensorRT: it
 shows that network, parser, optimization profiles and configuration are taken, and that the graphs compile; what the
 board's own release takes is judged from its operator table (lint). Each graph is compiled in a process of its own: a
-compiler that falls over takes nothing with it, and its memory is measured.
+compiler that crashes takes nothing with it, and its memory is measured.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def compile_gate(
         profiles = optimization_profiles(dict(request), graph)
         found = graphs[graph] = _compile_apart(path, profiles, target)
         say(
-            f"{graph}: {compiler} compiles it, {len(profiles)} optimization profiles, {found['seconds']:.1f} s, "
+            f"{graph}: {compiler} compiles it, optimization profiles: {len(profiles)}, {found['seconds']:.1f} s, "
             f"{found['peak_rss_mib']:.0f} MiB"
         )
     n_profiles = sum(found["n_profiles"] for found in graphs.values())
@@ -103,7 +103,7 @@ def _compile_apart(path: Path, profiles: list[OptimizationProfile], target: str)
     if done.returncode or not lines:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(
-            f"{path.name}: the compiler of TensorRT-RTX fell over (exit code {done.returncode}): {said}. Export without "
+            f"{path.name}: the compiler of TensorRT-RTX crashed (exit code {done.returncode}): {said}. Export without "
             "--compile-check, and report the graph"
         )
     answer: dict[str, Any] = json.loads(lines[-1])

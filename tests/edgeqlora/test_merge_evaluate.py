@@ -144,6 +144,10 @@ def test_worst_shows_where_an_utterance_differs_and_not_all_of_it(tiny_model, cl
         app, ["evaluate", str(tiny_model), "-d", str(manifest), "--window-s", "1", "--worst", "1"]
     )
     assert done.exit_code == 0, done.output
+    none = CliRunner().invoke(
+        app, ["evaluate", str(tiny_model), "-d", str(manifest), "--window-s", "1", "--worst", "0"]
+    )
+    assert (none.exit_code, "worst of" in none.output) == (0, False)
     shown = done.output[done.output.index("worst of") :].splitlines()[1:8]
     assert shown[0].startswith("    3 errors")
     assert shown[1:] == [
