@@ -36,6 +36,8 @@ def export(
     name: str | None = None,
     with_silence: bool = False,
     margin_s: str = "auto",
+    precision: str = "auto",
+    max_wer_increase: float = 0.5,
     compile_check: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -47,6 +49,8 @@ def export(
     Values of the profile that no public document confirms are said where they are used, and recorded.
     margin_s: seconds of silence after a clip that the encoder hears of its window: auto (the least that costs no accuracy on
     the clips), a number (taken if it costs none), or off (whole windows).
+    precision: of graphs for a CPU: auto (int8 as far as it costs at most max_wer_increase points of the error rate on the clips),
+    int8 (all of it, or an error), or fp32.
     with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
@@ -67,6 +71,23 @@ def export(
         kept = "; --keep-gates keeps its gates in time" if any(Path(merged).glob("temporal_gate.*")) else ""
         raise UserError(
             f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged){kept}"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision!r}: allowed are {', '.join(PRECISIONS)}")
+    for_cpu = profile.kind == "cpu" and not profile.tensorrt
+    if precision == "int8" and not for_cpu:
+        raise UserError(
+            f"precision='int8': int8 graphs are for the CPU of a machine without TensorRT, and {profile.name} is another: pass "
+            "--precision auto"
+        )
+    if compile_check and for_cpu:
+        raise UserError(
+            f"--compile-check compiles graphs for TensorRT, and those of {profile.name} are for onnxruntime on a CPU: leave it away, or "
+            "pass --target with a board"
+        )
+    if not 0 <= max_wer_increase <= 100:
+        raise UserError(
+            f"max_wer_increase={max_wer_increase:g}: allowed are 0 to 100 points of the error rate, such as 0.5"
         )
     check_source(merged, is_base=False)
     folder = _folder_of(merged)
@@ -104,10 +125,12 @@ def export(
         say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
     shipped, spoken = rows[:n_eval], {"language": told, "task": task or card.get("task")}
-    tried = clips_of_margin(every, shipped, spoken) if margins_s is None else []
+    is_searched = margins_s != [] or (precision != "fp32" and for_cpu)
+    tried = clips_of_margin(every, shipped, spoken) if is_searched else []
 
     plain = _plain_profile(profile, say)
     from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S
+    from edgeqlora_export.precision import PrecisionSettings
     from edgeqlora_export.run import export_bundle
 
     return export_bundle(
@@ -128,6 +151,7 @@ def export(
         parents={"merged": folder_sha256(folder), "adapter": (card.get("parents") or {}).get("adapter")},
         n_parity=N_PARITY,
         margins_s=MARGINS_S if margins_s is None else margins_s,
+        precision=PrecisionSettings(precision, max_wer_increase),
         margin_clips=[(load_audio(row), row.text) for row in tried],
         n_shipped=sum(any(row is one for one in shipped) for row in tried),
         least_words=LEAST_WORDS if margins_s is None else 0,
@@ -163,6 +187,8 @@ def parse_margin(text: str) -> list[float] | None:
         raise UserError(f"margin_s={text!r}: allowed are auto, off, and 0.1 to 30 s, such as 2")
     return [margin_s]
 
+
+PRECISIONS = ("auto", "int8", "fp32")
 
 N_MARGIN = 32
 """Clips, at least, on which a margin is looked for."""

@@ -258,6 +258,10 @@ def export(
         str,
         typer.Option(help="Silence after a clip that is heard, in s: auto (found on the clips), off (whole windows)."),
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of graphs for a CPU: auto (int8 where it costs no accuracy on the clips), int8, fp32.")
+    ] = "auto",
+    max_wer_increase: Annotated[float, typer.Option(help="Points of the error rate that int8 may cost.")] = 0.5,
     compile_check: Annotated[
         bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
     ] = False,
@@ -280,6 +284,8 @@ def export(
         name=name,
         with_silence=with_silence,
         margin_s=margin_s,
+        precision=precision,
+        max_wer_increase=max_wer_increase,
         compile_check=compile_check,
         overwrite=overwrite,
         say=say,

@@ -111,10 +111,11 @@ def run_demo(
     )
     from edgeqlora.export import export
 
-    # Whole windows: a margin would be chosen on clips of the test set.
+    # Whole windows in fp32: a margin and int8 would be chosen on clips of the test set.
     summary = export(
-        str(merged), bundle, target="cpu", data=test, n_eval=100, margin_s="off", overwrite=True, say=lambda text: None
-    )
+        str(merged), bundle, target="cpu", data=test, n_eval=100, margin_s="off", precision="fp32", overwrite=True,
+        say=lambda text: None,
+    )  # fmt: skip
     for gate in summary["gates"]:
         say(f"  gate {gate['name']}: {gate['measured']:.2g} (limit {gate['limit']:.2g})")
 

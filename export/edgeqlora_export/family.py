@@ -30,15 +30,20 @@ class Exporter(Protocol):
         """Windows ascending and without repeats. UserError for one that the model cannot take, or none."""
 
     def describe(
-        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+        self,
+        windows_s: Sequence[float],
+        language: str | None,
+        task: str | None,
+        tokens_per_s: float | None = None,
+        for_cpu: bool = False,
     ) -> dict[str, Any]:
         """The manifest's parts `model`, `features` and `decoder`. UserError for a language or task that cannot be.
 
         tokens_per_s: most label tokens in a second of the data that the model was trained on; None: not known.
         """
 
-    def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
-        """Write the ONNX graphs into `folder`; returns name -> path."""
+    def export_graphs(self, folder: Path, opset: int, for_cpu: bool = False) -> dict[str, Path]:
+        """Write the ONNX graphs into `folder`; returns name -> path. for_cpu: for onnxruntime alone, no TensorRT will read them."""
 
     def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         """The engine request's `graphs`: optimization profiles, largest outputs, what stays on the device."""

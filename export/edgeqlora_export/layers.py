@@ -78,7 +78,7 @@ class Attention(nn.Module):
         values = split_heads(self.value(x), self.n_heads, self.head_dim).transpose(1, 2)
         return keys, values
 
-    def attend(
+    def forward(
         self, x: torch.Tensor, keys_t: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x (batch, n, d_model), keys_t (batch, n_heads, head_dim, m), values (batch, n_heads, m, head_dim)

@@ -75,7 +75,7 @@ def write_graph(
     with torch.no_grad():
         shapes = [list(tensor.shape) for tensor in module(*example)]
     _declare_outputs(graph, dict(zip(outputs, shapes, strict=True)), axes)
-    _save(graph, path)
+    save_graph(graph, path)
 
 
 def _declare_outputs(graph: onnx.ModelProto, shapes: dict[str, list[int]], axes: dict[str, dict[int, str]]) -> None:
@@ -89,7 +89,7 @@ def _declare_outputs(graph: onnx.ModelProto, shapes: dict[str, list[int]], axes:
                 dim.dim_value = size
 
 
-def _save(graph: onnx.ModelProto, path: Path) -> None:
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     weights_bytes = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)

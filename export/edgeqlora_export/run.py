@@ -16,6 +16,7 @@ from edgeqlora_export.family import Progress, load_exporter, verify_gates
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S, find_margin
 from edgeqlora_export.onnx_graph import graph_names
+from edgeqlora_export.precision import PrecisionSettings, choose_precision
 from edgeqlora_export.write_bundle import draft_manifest, with_engine_request, write_bundle
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.bundle import Bundle
@@ -50,6 +51,7 @@ def export_bundle(
     margin_clips: Sequence[Clip] = (),
     n_shipped: int = 0,
     least_words: int = LEAST_WORDS,
+    precision: PrecisionSettings = PrecisionSettings("fp32"),
     overwrite: bool = False,
     compile_check: bool = False,
     progress: Progress = lambda message: None,
@@ -58,7 +60,7 @@ def export_bundle(
 
     merged_dir: transformers folder with tokenizer and preprocessor_config.json. windows_s: audio seconds that the
     model may see at a time. profile: plain values of the hardware profile; all are recorded, and read are `name`,
-    `threads`, `tensorrt` (a version, whose operator table the graphs must fit, or None), `compute_capability` and, for
+    `threads`, `kind` (cpu: its graphs are for onnxruntime alone), `tensorrt` (a version, whose operator table the graphs must fit, or None), `compute_capability` and, for
     the engines asked of that TensorRT, `max_batch`, `precisions`, `workspace_mib`.
     clips: (audio float32 (n_samples,) at 16 kHz, reference); the first `n_parity` are used for the parity gates, the
     first `n_eval` travel with the bundle. tokens_per_s: most label tokens in a second of the training data (see decoding).
@@ -68,7 +70,8 @@ def export_bundle(
     margins_s: seconds after a clip of which the first that costs no accuracy on margin_clips (default: `clips`) is what the
     encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows. n_shipped: how many
     of margin_clips travel with the bundle.
-    compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed.
+    precision: of graphs for a CPU: int8 where it costs no accuracy on margin_clips (see precision/).
+    compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed; not those for a CPU.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
     Raises UserError for a wrong window, folder, language, existing `out_dir`, or a gate that failed.
@@ -82,11 +85,12 @@ def export_bundle(
         progress(f"loading {merged_dir}")
         exporter = load_exporter(merged_dir)
         windows_s = exporter.check_windows(windows_s)
-        parts = exporter.describe(windows_s, language, task, tokens_per_s)
+        for_cpu = not profile.get("tensorrt") and profile.get("kind", "cpu") == "cpu"
+        parts = exporter.describe(windows_s, language, task, tokens_per_s, for_cpu)
         name = name or merged_dir.resolve().name
         parts["model"]["base_model"] = _public_name(base_model or name)
         progress(f"exporting the graphs at opset {opset}")
-        graphs = exporter.export_graphs(folder, opset)
+        graphs = exporter.export_graphs(folder, opset, for_cpu)
         if profile.get("tensorrt"):
             table = load_operators(str(profile["tensorrt"]))
             n_nodes = sum(lint_graph(path, table) for path in graphs.values())
@@ -114,26 +118,32 @@ def export_bundle(
             **parts,
         )
         max_batch = profile.get("max_batch") or 1
-        plain_request = engine_request(
-            exporter.engine_graphs(manifest, max_batch),
-            max_batch=max_batch,
-            precisions=profile.get("precisions") or ["fp32"],
-            tensorrt=str(profile.get("tensorrt") or "0"),
-            workspace_mib=profile.get("workspace_mib"),
+        request = (
+            None
+            if for_cpu
+            else engine_request(
+                exporter.engine_graphs(manifest, max_batch),
+                max_batch=max_batch,
+                precisions=profile.get("precisions") or ["fp32"],
+                tensorrt=str(profile.get("tensorrt") or "0"),
+                workspace_mib=profile.get("workspace_mib"),
+            )
         )
-        manifest = with_engine_request(manifest, plain_request if profile.get("tensorrt") else None)
+        manifest = with_engine_request(manifest, request if profile.get("tensorrt") else None)
         exporter.write_tables(folder, manifest)
         bundle = Bundle(temporary, manifest)
         runtime = open_runtime(bundle, "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = exporter.prove(bundle, runtime, [audio for audio, _ in clips[:n_parity]], progress)
-        if compile_check:
-            gate = compile_gate(folder, manifest, plain_request, profile.get("compute_capability"), progress)
+        if compile_check and request is not None:
+            gate = compile_gate(folder, manifest, request, profile.get("compute_capability"), progress)
             manifest["gates"].append(gate)
         verify_gates(manifest["gates"])
         if margins_s:
             margin = find_margin(bundle, runtime, margin_clips or clips, margins_s, least_words, progress)
             margin["n_shipped"] = n_shipped if margin_clips else len(clips[:n_eval])
             manifest["audio"]["margin"] = margin
+        if for_cpu and precision.asked != "fp32":
+            manifest = choose_precision(bundle, graphs, margin_clips or clips, precision, progress)
         progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
     return {

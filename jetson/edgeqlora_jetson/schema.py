@@ -83,7 +83,10 @@ if TYPE_CHECKING:
         normalise: bool
 
     class Decoder(TypedDict, total=False):
-        """Decoding rules. kind greedy: prompt_ids to max_new_tokens; kind ctc: blank_id to conv_stride."""
+        """Decoding rules. kind greedy: prompt_ids to max_new_tokens; kind ctc: blank_id to conv_stride.
+
+        kind greedy-buffered: as greedy, and n_candidates, if the graph gives the logits of so many tokens, not of all.
+        """
 
         kind: str
         detokenizer: str
@@ -94,11 +97,45 @@ if TYPE_CHECKING:
         suppress_ids: List[int]
         begin_suppress_ids: List[int]
         max_new_tokens: Dict[str, int]
+        n_candidates: Optional[int]
         blank_id: int
         word_delimiter: str
         uses_mask: bool
         conv_kernel: List[int]
         conv_stride: List[int]
+
+    class TriedMix(TypedDict):
+        """A mix of int8 and fp32: its int8 parts, and what it costs (see Precision)."""
+
+        int8: List[str]
+        bytes: int
+        wer: float
+        increase: float
+        low: float
+        high: float
+        n_collapsed: int
+        n_silent: int
+        n_endless: int
+        ms_per_clip: float
+        refused: Optional[str]
+
+    class Precision(TypedDict, total=False):
+        """Which parts of the graphs ("graph/part") are int8 and which stayed fp32, as found on n_clips clips with n_words words.
+
+        reason: why none was looked for. max_increase: points of the error rate that int8 may cost. tried: mixes, fp32 first, with
+        bytes of the graphs and the increase over fp32 (95 % interval of a paired bootstrap over clips). sensitivity: KL divergence of
+        the next token, in nats, with one part alone in int8. vocabulary: see n_candidates of the decoder.
+        """
+
+        int8: List[str]
+        fp32: List[str]
+        reason: str
+        max_increase: float
+        n_clips: int
+        n_words: int
+        tried: List[TriedMix]
+        sensitivity: Dict[str, float]
+        vocabulary: Dict[str, int]
 
     class EvalSet(TypedDict):
         """The clips that travel with a bundle."""
@@ -106,8 +143,11 @@ if TYPE_CHECKING:
         manifest: str
         n_clips: int
 
-    class Manifest(TypedDict):
-        """manifest.json of a bundle, schema edgeqlora.bundle/2."""
+    class _Manifest(TypedDict, total=False):
+        precision: Precision
+
+    class Manifest(_Manifest):
+        """manifest.json of a bundle, schema edgeqlora.bundle/2. precision: of bundles whose int8 was searched for."""
 
         schema: str
         name: str
@@ -126,4 +166,6 @@ if TYPE_CHECKING:
         eval: Optional[EvalSet]
         files: Dict[str, Dict[str, Any]]
 else:
-    Figure = Gate = Graph = Audio = Margin = Model = Features = Decoder = EvalSet = Manifest = dict
+    Figure = Gate = Graph = Audio = Margin = Model = Features = Decoder = Precision = TriedMix = EvalSet = Manifest = (
+        dict
+    )

@@ -59,6 +59,7 @@ class Transcriber(object):
         self._margin_s, self._least_s = margin.get("margin_s"), margin.get("least_s", 0.0)
         if not runtime.takes_any_length:
             self._margin_s = None
+        self._one_by_one = bundle.is_int8
         self._language = written_language(spec.get("language"), spec.get("task"))
 
     def choose_window(self, n_samples: int) -> float:
@@ -93,7 +94,12 @@ class Transcriber(object):
         )
 
     def transcribe_batch(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
-        """Transcribe several clips; those that are heard for one time go through the model together. Order is kept."""
+        """Transcribe several clips; those that are heard for one time go through the model together. Order is kept.
+
+        Int8 graphs take them one by one: they share one scale in a batch, and a text would depend on its neighbours.
+        """
+        if self._one_by_one:
+            return [self.transcribe(audio) for audio in clips]
         by_length: Dict[Tuple[float, float], List[int]] = {}
         transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):
@@ -101,12 +107,12 @@ class Transcriber(object):
                 transcripts[i] = self.transcribe(audio)
             else:
                 window_s = self.choose_window(len(audio))
-                by_length.setdefault((window_s, self._heard_s(len(audio), window_s)), []).append(i)
+                by_length.setdefault((window_s, self.heard_s(len(audio), window_s)), []).append(i)
         for (window_s, _), members in sorted(by_length.items()):
             transcripts.update(zip(members, self._transcribe_window([clips[i] for i in members], window_s)))
         return [transcripts[i] for i in range(len(clips))]
 
-    def _heard_s(self, n_samples: int, window_s: float) -> float:
+    def heard_s(self, n_samples: int, window_s: float) -> float:
         """Seconds of its window that the encoder hears of a clip: the same alone and in any batch, as is then its text."""
         if self._margin_s is None:
             return window_s
@@ -114,7 +120,7 @@ class Transcriber(object):
 
     def _transcribe_window(self, clips: Sequence[np.ndarray], window_s: float) -> List[Transcript]:
         """Clips of one window that are heard for one time."""
-        start_s, heard_s = time.perf_counter(), self._heard_s(len(clips[0]), window_s)
+        start_s, heard_s = time.perf_counter(), self.heard_s(len(clips[0]), window_s)
         result = self._decode(clips, window_s, heard_s, start_s)
         heard, complete = [heard_s] * len(clips), list(result.is_complete)
         # A text without an end may be for want of silence after the clip: then the whole window is heard.

@@ -27,7 +27,7 @@ from edgeqlora_export.whisper import exporter as whisper_exporter
 from edgeqlora_export.whisper.decoding import decoding_spec, torch_greedy
 from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
 from edgeqlora_export.whisper.graphs import export_whisper
-from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.graphs.modules import model_constants
 from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_jetson.audio.load import load_audio
 from edgeqlora_jetson.audio.wav import write_wav

@@ -18,7 +18,7 @@ from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
-from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.graphs.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.engines.request import OptimizationProfile, optimization_profiles
 from edgeqlora_jetson.errors import UserError
@@ -116,7 +116,13 @@ def test_from_opset_17_on_a_layer_norm_is_one_layer(trt, exported):
 
 def test_the_check_is_a_gate_of_the_bundle(trt, merged, clips, tmp_path):
     export_bundle(
-        merged, tmp_path / "bundle", opset=13, windows_s=[1.0], profile={"name": "cpu"}, clips=clips, compile_check=True
+        merged,
+        tmp_path / "bundle",
+        opset=13,
+        windows_s=[1.0],
+        profile={"name": "nano", "tensorrt": "8.2"},
+        clips=clips,
+        compile_check=True,
     )
     gate = Bundle.load(tmp_path / "bundle").manifest["gates"][-1]
     assert (gate["name"], gate["passed"], gate["measured"]) == ("compile", True, 0.0)

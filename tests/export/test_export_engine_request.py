@@ -11,7 +11,7 @@ from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
-from edgeqlora_export.whisper.modules import model_constants
+from edgeqlora_export.whisper.graphs.modules import model_constants
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.bundle.manifest import check_manifest
 from edgeqlora_jetson.engines.request import check_request, optimization_profiles

@@ -52,7 +52,12 @@ class Wav2Vec2Exporter:
         return sorted({float(window_s) for window_s in windows_s})
 
     def describe(
-        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+        self,
+        windows_s: Sequence[float],
+        language: str | None,
+        task: str | None,
+        tokens_per_s: float | None = None,
+        for_cpu: bool = False,
     ) -> dict[str, Any]:
         check_task(task)
         return {
@@ -71,7 +76,7 @@ class Wav2Vec2Exporter:
             },
         }
 
-    def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
+    def export_graphs(self, folder: Path, opset: int, for_cpu: bool = False) -> dict[str, Path]:
         path = folder / "ctc.onnx"
         export_ctc(self.base_model, path, attention_mask=self._uses_mask, opset=opset)
         return {"ctc": path}

@@ -76,7 +76,7 @@ class _EncoderLayer(nn.Module):
 
     def attend(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         keys, values = self.attention.keys_values(x)
-        return self.attention.attend(x, keys.transpose(2, 3), values, mask)
+        return self.attention(x, keys.transpose(2, 3), values, mask)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """x (batch, n, hidden_size); mask None or (batch, 1, 1, n), added to the scores."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeqlora_export.whisper.modules import cache_names
+from edgeqlora_export.whisper.graphs.modules import cache_names
 from edgeqlora_export.whisper.windowed import window_frames
 from edgeqlora_jetson.errors import UserError
 

@@ -19,8 +19,8 @@ from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.frames import frame_parts
 from edgeqlora_export.whisper.graphs import export_whisper
+from edgeqlora_export.whisper.graphs.modules import model_constants
 from edgeqlora_export.whisper.languages import is_multilingual
-from edgeqlora_export.whisper.modules import model_constants
 from edgeqlora_export.whisper.parity import measure_parity
 from edgeqlora_export.whisper.windowed import model_window_s, window_frames
 from edgeqlora_jetson.audio.logmel import LogMel
@@ -50,7 +50,12 @@ class WhisperExporter:
         return sorted({float(window_s) for window_s in windows_s})
 
     def describe(
-        self, windows_s: Sequence[float], language: str | None, task: str | None, tokens_per_s: float | None = None
+        self,
+        windows_s: Sequence[float],
+        language: str | None,
+        task: str | None,
+        tokens_per_s: float | None = None,
+        for_cpu: bool = False,
     ) -> dict[str, Any]:
         spec = decoding_spec(
             self.base_model, self.tokenizer, self.generation, list(windows_s), language, task, tokens_per_s
@@ -68,11 +73,11 @@ class WhisperExporter:
                 "n_mels": self._filters.shape[1],
                 "mel_filters": "mel_filters.npy",
             },
-            "decoder": {"kind": "greedy", **spec},
+            "decoder": {"kind": "greedy-buffered" if for_cpu else "greedy", **spec},
         }
 
-    def export_graphs(self, folder: Path, opset: int) -> dict[str, Path]:
-        return export_whisper(self.base_model, folder, opset)
+    def export_graphs(self, folder: Path, opset: int, for_cpu: bool = False) -> dict[str, Path]:
+        return export_whisper(self.base_model, folder, opset, buffered=for_cpu)
 
     def engine_graphs(self, manifest: Manifest, max_batch: int) -> dict[str, Any]:
         return engine_graphs(

@@ -16,7 +16,7 @@ from edgeqlora_export.family import Progress, difference_gate, text_gate, token_
 from edgeqlora_export.onnx_graph import evaluating
 from edgeqlora_export.whisper.decoding import torch_greedy
 from edgeqlora_export.whisper.windowed import base_whisper, windowed
-from edgeqlora_jetson.decoders import KeyValueDecoder
+from edgeqlora_jetson.decoders import DECODERS, KeyValueDecoder
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Decoder, Gate, Manifest
 
@@ -63,7 +63,7 @@ def measure_parity(
     texts of free-running greedy decoding of every clip, which must all be equal.
     """
     base, spec = base_whisper(model), manifest["decoder"]
-    decoder = KeyValueDecoder(runtime, manifest)
+    decoder: KeyValueDecoder = DECODERS[spec["kind"]](runtime, manifest)
     gates: list[Gate] = []
     with evaluating(base):
         for window_s, clips in sorted(mels.items()):

@@ -70,6 +70,11 @@ class Bundle(object):
         return DECODERS[self.manifest["decoder"]["kind"]].graphs
 
     @property
+    def is_int8(self) -> bool:
+        """Whether a graph of it multiplies integers."""
+        return any(entry.get("precision") == "int8" for entry in self.manifest["graphs"].values())
+
+    @property
     def windows_s(self) -> List[float]:
         """Audio seconds the encoder can see, ascending."""
         return sorted(float(window_s) for window_s in self.manifest["audio"]["windows_s"])

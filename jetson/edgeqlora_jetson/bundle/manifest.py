@@ -42,12 +42,17 @@ _OPTIONAL: Dict[str, Any] = {
     "audio.margin.margin_s": ((int, float), "a number of seconds"),
     "created_utc": _TEXT,
     "decoder.language": _TEXT,
+    "decoder.n_candidates": _NUMBER,
     "decoder.task": _TEXT,
     "gates": ((list,), "a list of gates"),
     "model.base_model": _TEXT,
     "model.family": _TEXT,
     "normaliser": _TEXT,
     "parents": ((dict,), "an object of name -> sha256"),
+    "precision": ((dict,), "an object with int8, fp32 and tried"),
+    "precision.int8": _TEXTS,
+    "precision.fp32": _TEXTS,
+    "precision.tried": ((list,), "a list of mixes"),
     "profile": ((dict,), "an object"),
     "profile.compatible": _TEXTS,
     "profile.energy_scope": _TEXT,
@@ -220,6 +225,21 @@ def _check_greedy(manifest: Any, name: Any) -> None:
             )
 
 
+def _check_buffered(manifest: Any, name: Any) -> None:
+    """No engine is asked for: the graphs take buffers of any length, made for onnxruntime. n_candidates: see BufferedDecoder."""
+    _check_greedy(manifest, name)
+    if manifest.get("engine_request") is not None:
+        raise UserError("{}: engine_request is not null, and decoder.kind greedy-buffered has no engines".format(name))
+    n, decoder = manifest["decoder"].get("n_candidates"), manifest["decoder"]
+    n_hidden = len(set(decoder["suppress_ids"]) | set(decoder["begin_suppress_ids"]))
+    if n is not None and not n_hidden < n <= manifest["model"]["vocab_size"]:
+        raise UserError(
+            "{}: decoder.n_candidates is {}, allowed: more than the {} suppressed tokens, at most vocab_size".format(
+                name, n, n_hidden
+            )
+        )
+
+
 def _greedy_shapes(manifest: Manifest) -> Needed:
     """Every window, and the longest transcript."""
     decoder, model = manifest["decoder"], manifest["model"]
@@ -287,23 +307,25 @@ def _named_files(manifest: Manifest) -> List[Tuple[str, str]]:
     return named
 
 
+_GREEDY = DecoderKind(
+    ["encoder", "decoder"],
+    {
+        "model.n_layers": _NUMBER,
+        "model.n_heads": _NUMBER,
+        "model.head_dim": _NUMBER,
+        "model.max_target_positions": _NUMBER,
+        "decoder.prompt_ids": _TOKENS,
+        "decoder.eos_ids": _TOKENS,
+        "decoder.suppress_ids": _TOKENS,
+        "decoder.begin_suppress_ids": _TOKENS,
+        "decoder.max_new_tokens": ((dict,), "an object of window -> tokens"),
+    },
+    _check_greedy,
+    _greedy_shapes,
+)
 DECODERS = {
-    "greedy": DecoderKind(
-        ["encoder", "decoder"],
-        {
-            "model.n_layers": _NUMBER,
-            "model.n_heads": _NUMBER,
-            "model.head_dim": _NUMBER,
-            "model.max_target_positions": _NUMBER,
-            "decoder.prompt_ids": _TOKENS,
-            "decoder.eos_ids": _TOKENS,
-            "decoder.suppress_ids": _TOKENS,
-            "decoder.begin_suppress_ids": _TOKENS,
-            "decoder.max_new_tokens": ((dict,), "an object of window -> tokens"),
-        },
-        _check_greedy,
-        _greedy_shapes,
-    ),
+    "greedy": _GREEDY,
+    "greedy-buffered": _GREEDY._replace(check=_check_buffered),
     "ctc": DecoderKind(
         ["ctc"],
         {

@@ -62,6 +62,14 @@ def format_info(bundle: Bundle) -> str:
         lines.append(
             "Silence     not cut here, but was in training: error rates of training are not those of this runner"
         )
+    found = manifest.get("precision") or {}
+    if found.get("int8"):
+        chosen = next(row for row in found["tried"] if row["int8"] == found["int8"])
+        lines.append(
+            "Precision   int8, {} of {} parts; error rate {:+.2f} points over fp32 on {} clips, one clip at a time".format(
+                len(found["int8"]), len(found["int8"]) + len(found["fp32"]), chosen["increase"], found["n_clips"]
+            )
+        )
     for graph, entry in sorted(manifest["graphs"].items()):
         size = manifest["files"][entry["file"]]["bytes"]
         lines.append(

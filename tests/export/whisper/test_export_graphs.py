@@ -10,7 +10,7 @@ from export_tiny import tiny_whisper
 
 from edgeqlora_export import onnx_graph
 from edgeqlora_export.whisper.graphs import export_whisper
-from edgeqlora_export.whisper.modules import WhisperDecoderExport, WhisperEncoderExport, model_constants
+from edgeqlora_export.whisper.graphs.modules import WhisperDecoderExport, WhisperEncoderExport, model_constants
 from edgeqlora_jetson.errors import UserError
 
 FORBIDDEN = {"If", "Loop", "Scan", "Einsum", "Trilu", "LayerNormalization", "Gelu", "ScatterND"}

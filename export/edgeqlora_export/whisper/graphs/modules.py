@@ -15,7 +15,7 @@ from edgeqlora_export.gates import frames_of
 from edgeqlora_export.layers import MASKED, Attention, as_conv2d, split_heads
 
 
-class _VocabularyProjection(torch.autograd.Function):
+class VocabularyProjection(torch.autograd.Function):
     """x (batch, d_model) times the transposed vocabulary matrix (vocab, d_model), as one Gemm with transB.
 
     x @ w.T would be folded into a second, transposed copy of the embedding: 80 MB for whisper-tiny.
@@ -42,7 +42,7 @@ class _EncoderLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_values(normed)
-        x = x + self.attention.attend(normed, keys.transpose(2, 3), values)
+        x = x + self.attention(normed, keys.transpose(2, 3), values)
         return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
 
 
@@ -59,7 +59,7 @@ class WhisperEncoderExport(nn.Module):
         self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
         self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
         self.norm = encoder.layer_norm
-        self.cross = nn.ModuleList(_CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
+        self.cross = nn.ModuleList(CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
         self.frames = frames_of(model)
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -79,7 +79,7 @@ class WhisperEncoderExport(nn.Module):
         return tuple(tensor for cross in self.cross for tensor in cross(x))
 
 
-class _CrossProjection(nn.Module):
+class CrossProjection(nn.Module):
     """Keys, transposed for the product, and values of one decoder layer's cross-attention."""
 
     def __init__(self, attention: Any) -> None:
@@ -114,8 +114,8 @@ class _DecoderLayer(nn.Module):
         keys, values = self.attention.keys_values(normed)
         keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         # A cache of transposed keys is not faster: onnxruntime fuses this Transpose into the MatMul.
-        x = x + self.attention.attend(normed, keys.transpose(2, 3), values, mask)
-        x = x + self.cross.attend(self.cross_norm(x), cross[0], cross[1])
+        x = x + self.attention(normed, keys.transpose(2, 3), values, mask)
+        x = x + self.cross(self.cross_norm(x), cross[0], cross[1])
         return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x)))), keys, values
 
 
@@ -125,10 +125,7 @@ class WhisperDecoderExport(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         decoder = model.model.decoder
-        self.embedding = decoder.embed_tokens.weight
-        tied = model.proj_out.weight.data_ptr() == self.embedding.data_ptr()
-        # One Parameter object for both uses, so that the exporter stores one initializer.
-        self.vocabulary = self.embedding if tied else model.proj_out.weight
+        self.embedding, self.vocabulary = vocabulary_of(model)
         self.positions = decoder.embed_positions.weight
         self.layers = nn.ModuleList(_DecoderLayer(layer) for layer in decoder.layers)
         self.norm = decoder.layer_norm
@@ -153,8 +150,15 @@ class WhisperDecoderExport(nn.Module):
             pair = slice(2 * i, 2 * i + 2)
             x, keys, values = layer(x, mask, past[pair], cross[pair])
             present += [keys, values]
-        logits = _VocabularyProjection.apply(self.norm(x[:, -1]), self.vocabulary)
+        logits = VocabularyProjection.apply(self.norm(x[:, -1]), self.vocabulary)
         return (logits, *present)
+
+
+def vocabulary_of(model: Any) -> tuple[Any, Any]:
+    """Embedding and vocabulary projection, each (vocab, d_model): one Parameter where they are tied, so that a graph stores it once."""
+    embedding = model.model.decoder.embed_tokens.weight
+    tied = model.proj_out.weight.data_ptr() == embedding.data_ptr()
+    return embedding, embedding if tied else model.proj_out.weight
 
 
 def cache_names(kind: str, n_layers: int) -> list[str]:
