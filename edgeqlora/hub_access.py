@@ -18,6 +18,14 @@ def hub_commit(name: str) -> str:
     return Path(cached_file(name, "config.json")).parent.name  # .../snapshots/<commit>/config.json
 
 
+def hub_config(name: str) -> Path:
+    """Folder of the cache with a hub model's config.json. Raises OSError where it cannot be reached."""
+    stay_offline_without_network()
+    from transformers.utils.hub import cached_file
+
+    return Path(cached_file(name, "config.json")).parent
+
+
 def hub_snapshot(name: str) -> Path:
     """Folder of a hub model in the cache, downloaded as far as it is not there. Raises OSError where it cannot be reached."""
     from huggingface_hub import snapshot_download

@@ -294,6 +294,40 @@ def export(
     done(f"bundle in {output}", command_line("edgeqlora", "bench", output))
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Folder with a config.json, or a hub name; weights are not read.", show_default=False)
+    ],
+    target: Annotated[str, typer.Option("--target", "-t", help="Hardware profile: a name, or a TOML file.")] = "cpu",
+    jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
+    window_s: Annotated[str | None, typer.Option(help="Windows in s; default: the model's own.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp16 or fp32 on a board, int8 or fp32 on a CPU; default: the profile's first.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Clips at a time, on a board.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="On a CPU; default: one per core.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+) -> None:
+    """What a model takes on a machine, before training or export: memory, work, time, and whether it fits."""
+    from edgeqlora.plan import format_plan
+    from edgeqlora.plan import plan as run
+
+    content = run(
+        model,
+        target=target,
+        jetpack=jetpack,
+        window_s=window_s,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        output=output,
+        say=say,
+    )
+    show(format_plan(content))
+    done(f"plan in {output}" if output else "nothing written", "edgeqlora train, or edgeqlora export")
+
+
 app.command()(cli_data.cache)
 cli_board.register(app)
 

@@ -108,6 +108,8 @@ class Profile(BaseModel):
     """System on chip, such as "tegra234"."""
     compute_capability: str | None = Field(None, pattern=r"^\d+\.\d$")
     """CUDA compute capability of the GPU, such as "8.7"."""
+    gpu_cores: int | None = Field(None, ge=1, le=100000)
+    """CUDA cores of the GPU, 1 to 100000."""
     memory_bandwidth_gbs: int | float | None = Field(None, ge=1, le=10000)
     """Peak memory bandwidth, 1 to 10000 GB/s."""
     memory_budget_mib: int | None = Field(None, ge=256, le=1048576)

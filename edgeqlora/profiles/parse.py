@@ -13,7 +13,7 @@ from edgeqlora.errors import UserError
 from edgeqlora.profiles.fields import JetpackRelease, Profile, ProfilePowerMode
 
 _GROUPS = {
-    "identification": ("soc", "compute_capability", "memory_bandwidth_gbs", "part_numbers", "compatible", "models"),
+    "identification": ("soc", "compute_capability", "gpu_cores", "memory_bandwidth_gbs", "part_numbers", "compatible", "models"),
     "power": (
         "default_power_mode", "default_power_mode_super", "total_rail", "sum_rails", "optional_rails", "rails",
         "energy_scope",

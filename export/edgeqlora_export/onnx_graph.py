@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import onnx
 import torch
 
 from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.schema import Graph
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 20
 """13: what TensorRT 8.2 reads. 20: the last one that torch's TorchScript exporter writes."""
@@ -99,6 +100,15 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
         data.chmod(path.stat().st_mode)
     else:
         onnx.save_model(graph, str(path))
+
+
+def graph_entries(graphs: Mapping[str, Path], opset: int) -> dict[str, Graph]:
+    """The manifest's `graphs` of these files, in fp32."""
+    return {
+        key: Graph(file=path.name, opset=opset, precision="fp32", inputs=inputs, outputs=outputs)
+        for key, path in graphs.items()
+        for inputs, outputs in [graph_names(path)]
+    }
 
 
 def graph_names(path: Path | str) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from edgeqlora_export.engine_request import engine_request
 from edgeqlora_export.family import Progress, load_exporter, verify_gates
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S, find_margin
-from edgeqlora_export.onnx_graph import graph_names
+from edgeqlora_export.onnx_graph import graph_entries
 from edgeqlora_export.precision import PrecisionSettings, choose_precision
 from edgeqlora_export.write_bundle import draft_manifest, with_engine_request, write_bundle
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
@@ -23,7 +23,6 @@ from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.files import atomic_folder
 from edgeqlora_jetson.runtimes import open_runtime
-from edgeqlora_jetson.schema import Graph
 
 Clip = tuple[np.ndarray, str]
 
@@ -107,11 +106,7 @@ def export_bundle(
                     else {}
                 ),
             },
-            graphs={
-                key: Graph(file=path.name, opset=opset, precision="fp32", inputs=inputs, outputs=outputs)
-                for key, path in graphs.items()
-                for inputs, outputs in [graph_names(path)]
-            },
+            graphs=graph_entries(graphs, opset),
             profile=profile,
             parents=parents or {},
             normaliser=normaliser,

@@ -26,11 +26,11 @@ TRAIN = ["--train", str(FSDD / "train.jsonl"), "--dev", str(FSDD / "dev.jsonl")]
 SETTINGS = ["--window-s", "2", "--batch-size", "16", "--steps", "200", "--learning-rate", "1e-3", "--seed", "42"]
 SETTINGS += ["--spec-augment", "--speed-perturb", "0.9,1.0,1.1"]
 PEER = r"""
-import json, sys, time
+import json, resource, sys, time
 import soundfile
 from faster_whisper import WhisperModel
-folder, manifest, limit, repeats = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=2)
+folder, manifest, limit, repeats, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
 from pathlib import Path
 rows = [json.loads(x) for x in open(manifest)][:limit] if limit else [json.loads(x) for x in open(manifest)]
 out = []
@@ -44,6 +44,7 @@ for i, row in enumerate(rows):
         text = " ".join(s.text.strip() for s in segments)
         times.append(time.perf_counter() - start)
     out.append({"reference": row["text"], "hypothesis": text, "seconds": times[-repeats:], "audio_s": len(audio) / rate})
+out[0]["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps(out))
 """
 
@@ -125,6 +126,8 @@ def bundle(out: Path) -> dict[str, Any]:
         str(FSDD / "dev.jsonl"),
         "--margin-s",
         "off",
+        "--precision",
+        "fp32",
         "-o",
         str(out / "bundle"),
         "--overwrite",
@@ -176,6 +179,8 @@ def native(out: Path) -> dict[str, Any]:
         str(LIBRISPEECH / "dev.jsonl"),
         "--margin-s",
         "off",
+        "--precision",
+        "fp32",
         "-o",
         str(out / "native"),
         "--overwrite",
@@ -199,7 +204,7 @@ def evaluate(source: str, data: Path, output: Path, *flags: str) -> dict[str, An
     return {**report, "wer": {name: figure["value"] for name, figure in report["wer"].items()}}
 
 
-def peer(out: Path, model: Path, manifest: Path, limit: int, repeats: int) -> list[dict[str, Any]]:
+def peer(out: Path, model: Path, manifest: Path, limit: int, repeats: int, threads: int = 2) -> list[dict[str, Any]]:
     """faster-whisper int8 on the same weights (its own converter), in its own environment."""
     venv = out / "peer-venv"
     python = venv / "bin" / "python"
@@ -211,8 +216,8 @@ def peer(out: Path, model: Path, manifest: Path, limit: int, repeats: int) -> li
         files = ["--copy_files", "tokenizer.json", "preprocessor_config.json", "--quantization", "int8"]
         subprocess.run([*convert, str(out / "peer-model"), *files, "--force"], check=True)
     done = subprocess.run(
-        [str(python), "-c", PEER, str(out / "peer-model"), str(manifest), str(limit), str(repeats)],
-        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"},
+        [str(python), "-c", PEER, str(out / "peer-model"), str(manifest), str(limit), str(repeats), str(threads)],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )  # fmt: skip
     return json.loads(done.stdout)
 

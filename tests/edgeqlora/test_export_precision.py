@@ -102,6 +102,17 @@ def test_int8_is_taken_where_it_costs_nothing_and_said_everywhere(command, known
     assert code == 0, said
     report = json.loads((tmp_path / "r.json").read_text())
     assert set(report["bundle"]["precision"].values()) == {"int8"}
+    code, said = command(
+        "bench", tmp_path / "b", "--scenario", "offline", "--repeats", 1, "-o", tmp_path / "offline.json"
+    )
+    assert code == 0, said
+    assert json.loads((tmp_path / "offline.json").read_text())["method"]["batch_size"] == 1
+    code, said = command("bench", tmp_path / "b", "--batch", 4, "-o", tmp_path / "r4.json")
+    assert code == 2
+    assert "batch_size=4: the int8 graphs of this bundle take clips one at a time, allowed is 1; export with" in said
+    code, said = command("evaluate", tmp_path / "b", "-d", few)
+    assert code == 0, said
+    assert "21 of 21 parts are int8: on 8 clips of the export that was " in said
     transcriber = Transcriber(bundle, open_runtime(bundle))
     clips = [load_audio(path) for path in sorted((tmp_path / "b" / "eval").glob("*.wav"))]
     alone = [transcriber.transcribe(clip).text for clip in clips]
@@ -148,3 +159,27 @@ def test_wrong_settings_are_refused_before_any_work(command, tmp_path, flags, me
     assert code == 2
     assert message in said
     assert "loading" not in said
+
+
+def test_a_ctc_model_is_int8_too(command, tmp_path):
+    """The embedded wav2vec2 is made of convolutions and linear layers, of which the latter are int8."""
+    code, said = command(
+        "export",
+        model_dir("wav2vec2"),
+        "-d",
+        speech_dir() / "dev.jsonl",
+        *WINDOW,
+        "-o",
+        tmp_path / "b",
+        "--max-wer-increase",
+        3,
+    )
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    found = bundle.manifest["precision"]
+    assert len(found["tried"]) >= 2
+    assert all(part.startswith("ctc/") for part in [*found["int8"], *found["fp32"]])
+    chosen = next(row for row in found["tried"] if row["int8"] == found["int8"])
+    assert chosen["refused"] is None
+    code, said = command("evaluate", tmp_path / "b", "-d", speech_dir() / "dev.jsonl", "--limit", 40)
+    assert code == 0, said

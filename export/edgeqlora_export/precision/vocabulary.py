@@ -21,6 +21,8 @@ LEAST_TOKENS = 4096
 LARGEST_REST = 127
 """Of the columns that take part in no product of integers."""
 STEP = 32
+CHUNK = 256
+"""States whose logits are in memory at a time."""
 SHARE_OF_BEST = 4
 """The likeliest token of every step that was looked at must be among the first n_best / 4 by the leading columns."""
 
@@ -73,19 +75,23 @@ def second_moment(states: np.ndarray) -> np.ndarray:
 
 
 def _lead_of(turned: Turned, states: np.ndarray, n_best: int) -> int:
-    a, x = turned.a.astype(np.float32), (states @ turned.b.T).astype(np.float32)
-    best = (x @ a.T).argmax(axis=1)
-    of_best = a[best]
-    for n_lead in range(STEP, a.shape[1], STEP):
-        logits = x[:, :n_lead] @ a[:, :n_lead].T
-        rank = (logits > (x[:, :n_lead] * of_best[:, :n_lead]).sum(axis=1, keepdims=True) + 1e-4).sum(axis=1)
-        if rank.max() < n_best // SHARE_OF_BEST:
-            return n_lead
-    return a.shape[1]
+    a = turned.a.astype(np.float32)
+    widths = list(range(STEP, a.shape[1], STEP))
+    worst = np.zeros(len(widths), dtype=int)
+    for start in range(0, len(states), CHUNK):
+        x = (states[start : start + CHUNK] @ turned.b.T).astype(np.float32)
+        rows, best = np.arange(len(x)), (x @ a.T).argmax(axis=1)
+        logits = np.zeros((len(x), len(a)), dtype=np.float32)
+        for i, width in enumerate(widths):
+            columns = slice(width - STEP, width)
+            logits += x[:, columns] @ a[:, columns].T
+            rank = (logits > logits[rows, best][:, None]).sum(axis=1)
+            worst[i] = max(worst[i], rank.max())
+    return next((w for w, rank in zip(widths, worst, strict=True) if rank < n_best // SHARE_OF_BEST), a.shape[1])
 
 
 def quantise_vocabulary(model: onnx.ModelProto, turned: Turned, n_lead: int, n_best: int) -> None:
-    """Put the turned vocabulary into a decoder's graph: logits become those of `candidates` int64 (batch, n_best), a new output."""
+    """Put the turned vocabulary into a decoder's graph: logits become those of `candidates` int32 (batch, n_best), a new output."""
     editor, make = Editor(model), onnx.helper.make_node
     at = next(i for i, node in enumerate(model.graph.node) if node.name == find_vocabulary(model))
     gemm = model.graph.node[at]
@@ -109,15 +115,17 @@ def quantise_vocabulary(model: onnx.ModelProto, turned: Turned, n_lead: int, n_b
             *editor.product(
                 "vocabulary/Lead", "turned_lead", "vocabulary_lead", "vocabulary_lead_scales", "lead_logits"
             ),
-            make("TopK", ["lead_logits", "n_best"], ["best_logits", "candidates"], name="vocabulary/TopK", sorted=0),
-            make("Gather", ["vocabulary_rest", "candidates"], ["rest_int8"], name="vocabulary/Rest"),
+            make("TopK", ["lead_logits", "n_best"], ["best_logits", "best"], name="vocabulary/TopK", sorted=0),
+            make("Gather", ["vocabulary_rest", "best"], ["rest_int8"], name="vocabulary/Rest"),
             make("Cast", ["rest_int8"], ["rest_float"], name="vocabulary/RestCast", to=onnx.TensorProto.FLOAT),
             make("Unsqueeze", ["turned_rest", "vocabulary_axis_2"], ["rest_column"], name="vocabulary/Column"),
             make("MatMul", ["rest_float", "rest_column"], ["rest_sums"], name="vocabulary/RestMatMul"),
             make("Squeeze", ["rest_sums", "vocabulary_axis_2"], ["rest_sum"], name="vocabulary/Row"),
-            make("Gather", ["vocabulary_rest_scales", "candidates"], ["rest_scale"], name="vocabulary/RestScale"),
+            make("Gather", ["vocabulary_rest_scales", "best"], ["rest_scale"], name="vocabulary/RestScale"),
             make("Mul", ["rest_sum", "rest_scale"], ["rest_logits"], name="vocabulary/RestMul"),
             make("Add", ["best_logits", "rest_logits"], [logits], name="vocabulary/Add"),
+            # onnxruntime 1.10 writes no int64 into an array of ours.
+            make("Cast", ["best"], ["candidates"], name="vocabulary/Candidates", to=onnx.TensorProto.INT32),
         ]
     }
     for i, node in enumerate(model.graph.node):
@@ -125,7 +133,7 @@ def quantise_vocabulary(model: onnx.ModelProto, turned: Turned, n_lead: int, n_b
             replaced[i] = _embedding(make, node.input[1], node.output[0])
     editor.replace(replaced)
     shape = ["batch", n_best]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("candidates", onnx.TensorProto.INT64, shape))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("candidates", onnx.TensorProto.INT32, shape))
     for output in model.graph.output:
         if output.name == logits:
             output.type.tensor_type.shape.dim[1].dim_value = n_best

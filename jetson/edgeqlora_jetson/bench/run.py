@@ -180,7 +180,14 @@ def choose_scenario(settings: Settings) -> str:
 
 
 def choose_batch(settings: Settings, bundle: Bundle) -> int:
-    """The batch asked for, else the profile's largest offline, else 1."""
+    """The batch asked for, else the profile's largest offline, else 1. UserError for a batch of int8 graphs."""
+    if bundle.is_int8:
+        if (settings.batch_size or 1) > 1:
+            raise UserError(
+                "batch_size={}: the int8 graphs of this bundle take clips one at a time, allowed is 1; export with --precision fp32 "
+                "for batches".format(settings.batch_size)
+            )
+        return 1
     if settings.batch_size is not None:
         return settings.batch_size
     if choose_scenario(settings) == "offline":

@@ -68,7 +68,7 @@ class _Bound(object):
     def __init__(self, decoder: BufferedDecoder, encoded: Encoded, cache: np.ndarray, n_new: int) -> None:
         batch, n_buffer = encoded.batch, cache.shape[3]
         self._tokens = np.zeros((batch, n_new), dtype=np.int32)
-        self._positions = np.zeros(n_new, dtype=np.int64)
+        self._positions = np.zeros(n_new, dtype=np.int32)
         self._mask = np.full((n_new, n_buffer + n_new), MASKED, dtype=np.float32)
         self._mask[:, n_buffer:] = np.triu(np.full((n_new, n_new), MASKED, dtype=np.float32), 1)
         self._new = np.zeros(cache.shape[:3] + (n_new, cache.shape[4]), dtype=np.float32)
@@ -79,7 +79,7 @@ class _Bound(object):
         inputs.update(encoded.tensors)
         outputs = dict(zip(decoder.new_names, self._new), logits=self.logits)
         if decoder.n_candidates:
-            self.candidates = outputs["candidates"] = np.zeros(self.logits.shape, dtype=np.int64)
+            self.candidates = outputs["candidates"] = np.zeros(self.logits.shape, dtype=np.int32)
         self._run = decoder._runtime.bind("decoder", inputs, outputs)
 
     def run(self, tokens: np.ndarray, n_past: int) -> np.ndarray:

@@ -156,7 +156,8 @@ class OnnxRuntime(object):
     def bind(self, graph: str, inputs: Dict[str, Any], outputs: Dict[str, np.ndarray]) -> Callable[[], None]:
         """A function that runs a graph on these arrays, and on what an earlier run kept, each time as they then are.
 
-        outputs: name -> array of the output's shape and type, which each run fills.
+        outputs: name -> array of the output's shape and type, which each run fills. float32 and int32 only: onnxruntime 1.10 takes no
+        int64 here.
         """
         session = self._sessions[graph]
         binding = session.io_binding()

@@ -162,7 +162,7 @@ class BufferedDecoder(nn.Module):
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, *cache: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """tokens int32 (batch, n_new), positions int64 (n_new,), mask float32 (n_new, n_buffer + n_new), then past_k_0,
+        """tokens int32 (batch, n_new), positions int32 (n_new,), mask float32 (n_new, n_buffer + n_new), then past_k_0,
         past_v_0, ..., cross_k_0, cross_v_0, ...
 
         past_*: (batch, n_heads, n_buffer, head_dim), of which the mask hides what is not written yet, with MASKED; n_buffer >= 1.

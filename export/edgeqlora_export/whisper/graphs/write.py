@@ -51,7 +51,7 @@ def _export_both(model: Any, out_dir: Path, opset: int, buffered: bool) -> dict[
     axes |= {name: {0: "batch", 3 if "_k_" in name else 2: "n_audio"} for name in cross}
     axes |= {name: {0: "batch", 2: "n_buffer" if buffered else "n_past"} for name in past}
     axes |= {name: {0: "batch", 2: "n_new" if buffered else "n_total"} for name in grown}
-    places = [torch.arange(2, 6), example_mask(4, 3, 2)] if buffered else []
+    places = [torch.arange(2, 6, dtype=torch.int32), example_mask(4, 3, 2)] if buffered else []
     paths = {"encoder": out_dir / "encoder.onnx", "decoder": out_dir / "decoder.onnx"}
     write_graph(encoder, (mel,), paths["encoder"], ["mel"], cross, axes, opset)
     del encoder

@@ -1,0 +1,139 @@
+"""whisper-tiny.en on a CPU, side by side in one run: this project's bundles (fp32 in whole windows; int8 with windows that follow the
+clip, as export finds them) and faster-whisper int8 of the same weights, greedy. Each in a process of its own, in turns.
+
+    python tests/benchmarks/cpu.py -o FOLDER [--threads 2] [--turns 2]
+
+Writes FOLDER/cpu.json and prints the table of docs/export.md. faster-whisper goes into a virtual environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from claims import LIBRISPEECH, MODEL, edgeqlora, peer, score
+
+SETS = {
+    "librispeech-sample test": LIBRISPEECH / "test.jsonl",
+    "misc-sentences": LIBRISPEECH.parent / "misc-sentences" / "manifest.jsonl",
+}
+BUNDLES = {"fp32, whole windows": ("--precision", "fp32", "--margin-s", "off"), "as export finds it": ()}
+RUN = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+print(json.dumps([done.returncode, done.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
+"""
+
+GROWTH = """
+import sys, time
+import numpy as np
+from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.decoders import open_decoder
+from edgeqlora_jetson.runtimes import open_runtime
+bundle = Bundle.load(sys.argv[1])
+decoder = open_decoder(bundle, open_runtime(bundle, threads=int(sys.argv[2])))
+draw = np.random.default_rng(0)
+ms = []
+for turn in range(12):
+    state = decoder.start(decoder.encode(draw.normal(0, 0.5, (1, bundle.manifest["model"]["n_mels"], 1000)).astype(np.float32)))
+    state.step(np.array([bundle.manifest["decoder"]["prompt_ids"]], dtype=np.int32))
+    row = []
+    for token in draw.integers(0, 40000, (210, 1, 1)).astype(np.int32):
+        start = time.perf_counter()
+        state.step(token)
+        row.append(1e3 * (time.perf_counter() - start))
+    ms.append(row)
+ms = np.median(np.array(ms)[2:], axis=0)
+print(np.median(ms[5:15]), np.median(ms[195:205]))
+"""
+
+
+def growth(bundle: Path, threads: int) -> tuple[float, float]:
+    """Milliseconds of a step near the 10th and near the 200th token, of 10 s of noise, tokens forced."""
+    line = [sys.executable, "-c", GROWTH, str(bundle), str(threads)]
+    first, last = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    return float(first), float(last)
+
+
+def ours(bundle: Path, data: Path, threads: int, report: Path) -> dict[str, Any]:
+    """`bench` of the bundle's own runner: WER, real-time factor over all clips, peak memory of its process in MiB."""
+    line = [sys.executable, str(bundle / "edgeqlora-jetson.pyz"), "bench", "--manifest", str(data), "--repeats", "1"]
+    line += ["--threads", str(threads), "-o", str(report)]
+    done = subprocess.run([sys.executable, "-c", RUN, *line], capture_output=True, text=True, check=True)
+    code, said, peak_mib = json.loads(done.stdout)
+    if code:
+        raise SystemExit(f"{' '.join(line)} failed:\n{said}")
+    rows = json.loads(report.read_text())["utterances"]
+    scores = score([{"reference": row["reference"], "hypothesis": row["hypothesis"]} for row in rows])
+    seconds = sum(statistics.median(row["latency_ms"]) for row in rows) / 1e3
+    return {"wer": scores["basic-unicode"], "rtf": seconds / sum(row["audio_s"] for row in rows), "peak_mib": peak_mib}
+
+
+def theirs(out: Path, data: Path, threads: int) -> dict[str, Any]:
+    rows = peer(out, MODEL, data, 0, 1, threads)
+    seconds = sum(row["seconds"][0] for row in rows)
+    return {
+        "wer": score(rows)["basic-unicode"],
+        "rtf": seconds / sum(row["audio_s"] for row in rows),
+        "peak_mib": rows[0]["peak_mib"],
+    }
+
+
+def size_mb(folder: Path, ending: str) -> float:
+    return sum(path.stat().st_size for path in folder.glob(ending)) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=2)
+    asked = parser.parse_args()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    for i, flags in enumerate(BUNDLES.values()):
+        if not (asked.output / f"bundle-{i}").exists():
+            edgeqlora(
+                "export",
+                str(MODEL),
+                "-d",
+                str(LIBRISPEECH / "dev.jsonl"),
+                "-o",
+                str(asked.output / f"bundle-{i}"),
+                *flags,
+            )
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for _ in range(asked.turns):
+        for name, data in SETS.items():
+            of_set = found.setdefault(name, {})
+            of_set.setdefault("faster-whisper int8", []).append(theirs(asked.output, data, asked.threads))
+            for i, what in enumerate(BUNDLES):
+                bundle = asked.output / f"bundle-{i}"
+                of_set.setdefault(what, []).append(ours(bundle, data, asked.threads, asked.output / f"bench-{i}.json"))
+    sizes = {what: round(size_mb(asked.output / f"bundle-{i}", "*.onnx"), 1) for i, what in enumerate(BUNDLES)}
+    sizes["faster-whisper int8"] = round(size_mb(asked.output / "peer-model", "model.bin"), 1)
+    steps = {what: growth(asked.output / f"bundle-{i}", asked.threads) for i, what in enumerate(BUNDLES)}
+    content = {"threads": asked.threads, "megabytes": sizes, "runs": found, "ms_of_step_10_and_200": steps}
+    (asked.output / "cpu.json").write_text(json.dumps(content, indent=1))
+    for what, (first, last) in steps.items():
+        print(
+            f"{what}: a step takes {first:.2f} ms at token 10 and {last:.2f} ms at token 200 ({last / first - 1:+.0%})"
+        )
+    for name, of_set in found.items():
+        print(
+            f"\n{name}, {asked.threads} threads, {asked.turns} turns\n\n| | WER, % | real-time factor | peak memory, MiB | weights, MB |\n|---|---|---|---|---|"
+        )
+        for what, rows in of_set.items():
+            factors = ", ".join(f"{row['rtf']:.4f}" for row in rows)
+            print(
+                f"| {what} | {rows[0]['wer']:.2f} | {factors} | {max(row['peak_mib'] for row in rows):.0f} | {sizes[what]} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
