@@ -44,6 +44,10 @@ def plan(
         raise UserError(f"batch={batch}: {profile.name} is asked for 1 to {profile.max_batch} clips at a time")
     if for_cpu and batch > 1:
         raise UserError(f"batch={batch}: on a CPU clips are measured one at a time; leave --batch away")
+    if threads is not None and not for_cpu:
+        raise UserError(f"threads={threads}: {profile.name} is planned for by its GPU; leave --threads away")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"threads={threads}: allowed are 1 to 1024; default: one for each core")
     if output is not None and output.exists() and not output.is_file():
         raise UserError(f"{output} is no file: give --output the name of a JSON file")
     from edgeqlora.models.family import cannot_load
@@ -55,10 +59,12 @@ def plan(
     except (OSError, ValueError) as error:
         raise cannot_load(model, "the config", error) from error
     sizes = read_sizes(folder_of_config)
-    windows_s = (parse_windows(window_s) if window_s else None) or [sizes.longest_window_s]
     longest_s = min(sizes.longest_window_s, profile.max_window_s)
+    windows_s = (parse_windows(window_s) if window_s else None) or [longest_s]
     if max(windows_s) > longest_s:
-        raise UserError(f"window_s={max(windows_s):g}: {model} on {profile.name} takes at most {longest_s:g} s")
+        raise UserError(
+            f"window_s={max(windows_s):g}: {model} on {profile.name} takes more than 0 and at most {longest_s:g} s; pass a shorter --window-s"
+        )
     with tempfile.TemporaryDirectory(prefix="edgeqlora-plan-") as folder:
         found = look_at(
             sizes, Path(folder), opset=profile.opset, for_cpu=for_cpu, int8=precision == "int8", windows_s=sorted(windows_s),

@@ -259,7 +259,10 @@ def export(
         typer.Option(help="Silence after a clip that is heard, in s: auto (found on the clips), off (whole windows)."),
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of graphs for a CPU: auto (int8 where it costs no accuracy on the clips), int8, fp32.")
+        str,
+        typer.Option(
+            help="Of graphs for a CPU: auto (int8 as far as --max-wer-increase allows on the clips), int8, fp32."
+        ),
     ] = "auto",
     max_wer_increase: Annotated[float, typer.Option(help="Points of the error rate that int8 may cost.")] = 0.5,
     compile_check: Annotated[

@@ -69,7 +69,7 @@ def export_bundle(
     margins_s: seconds after a clip of which the first that costs no accuracy on margin_clips (default: `clips`) is what the
     encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows. n_shipped: how many
     of margin_clips travel with the bundle.
-    precision: of graphs for a CPU: int8 where it costs no accuracy on margin_clips (see precision/).
+    precision: of graphs for a CPU: int8 as far as it costs no more than the limit on margin_clips (see precision/).
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed; not those for a CPU.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.

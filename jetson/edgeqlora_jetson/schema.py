@@ -134,7 +134,7 @@ if TYPE_CHECKING:
         n_clips: int
         n_words: int
         tried: List[TriedMix]
-        sensitivity: Dict[str, float]
+        sensitivity: Dict[str, Optional[float]]
         vocabulary: Dict[str, int]
 
     class EvalSet(TypedDict):

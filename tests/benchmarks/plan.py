@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from claims import LIBRISPEECH, MODEL, ROOT, edgeqlora, read_lines  # noqa: E402
-from cpu import ours  # noqa: E402
+from claims import LIBRISPEECH, MODEL, ROOT, edgeqlora, read_lines
+from cpu import ours
 
 CASES = {
     "whisper-tiny.en, 30 s, int8": (MODEL, "30", "int8"),
@@ -71,9 +71,9 @@ def main() -> None:
         planned = json.loads((out / f"plan-{i}.json").read_text())["windows"][0]
         measured = ours(bundle, clip, asked.threads, out / f"bench-{i}.json")
         report = json.loads((out / f"bench-{i}.json").read_text())
-        n_steps = report["utterances"][0]["n_tokens"] + 1
-        phases = report["latency_ms"]["phases"]
-        real_ms = phases["encoder"]["p50"]["value"] + phases["decoder"]["p50"]["value"]
+        phases = {name: report["latency_ms"][name]["p50"]["value"] for name in ("encoder", "decoder", "decoder_step")}
+        real_ms = phases["encoder"] + phases["decoder"]
+        n_steps = round(phases["decoder"] / phases["decoder_step"])
         planned_ms = planned["encoder_ms"] + n_steps * planned["token_ms"]
         found[name] = {
             "planned_ms": planned_ms, "measured_ms": real_ms, "n_steps": n_steps,

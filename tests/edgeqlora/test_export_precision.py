@@ -177,7 +177,7 @@ def test_a_ctc_model_is_int8_too(command, tmp_path):
     assert code == 0, said
     bundle = Bundle.load(tmp_path / "b")
     found = bundle.manifest["precision"]
-    assert len(found["tried"]) >= 2
+    assert found["int8"], "some of it"
     assert all(part.startswith("ctc/") for part in [*found["int8"], *found["fp32"]])
     chosen = next(row for row in found["tried"] if row["int8"] == found["int8"])
     assert chosen["refused"] is None

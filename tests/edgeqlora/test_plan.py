@@ -61,6 +61,11 @@ def test_a_board_that_is_too_small_says_what_would_fit(command, tmp_path):
         (("--batch", "2"), "batch=2: on a CPU clips are measured one at a time; leave --batch away"),
         (("--batch", "9", "-t", "jetson-nano"), "batch=9: jetson-nano is asked for 1 to 4 clips at a time"),
         (("--window-s", "31"), "31"),
+        (("--threads", "0"), "threads=0: allowed are 1 to 1024; default: one for each core"),
+        (
+            ("--threads", "2", "-t", "jetson-nano"),
+            "threads=2: jetson-nano is planned for by its GPU; leave --threads away",
+        ),
         (("-o", "."), ". is no file: give --output the name of a JSON file"),
         (("-t", "jetson-nan"), "did you mean 'jetson-nano'"),
     ],

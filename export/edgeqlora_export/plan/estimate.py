@@ -29,7 +29,7 @@ def estimate(
     if found.peak_mib is not None:
         answer |= _measured_here(found)
     else:
-        answer |= _on_a_board(sizes, found, profile, precision, batch, answer["reasons"])
+        answer |= _on_a_board(sizes, found, profile, window_s, precision, batch, answer["reasons"])
     n_tokens = round(TOKENS_PER_S * window_s) if sizes.decoder_layers else 0
     answer["n_tokens"] = n_tokens
     if answer["encoder_ms"] is not None:
@@ -74,13 +74,19 @@ def _measured_here(found: Found) -> dict[str, Any]:
 
 
 def _on_a_board(
-    sizes: Sizes, found: Found, profile: Mapping[str, Any], precision: str, batch: int, reasons: dict[str, str]
+    sizes: Sizes,
+    found: Found,
+    profile: Mapping[str, Any],
+    window_s: float,
+    precision: str,
+    batch: int,
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
     share = BYTES[precision] / 4  # the graphs are counted in fp32
     largest = max(work.largest_bytes for work in found.work.values())
     memory = {
         "weights": found.weight_bytes * share / MIB,
-        "keys and values": _cache_bytes(sizes, found) * share * batch / MIB,
+        "keys and values": _cache_bytes(sizes, window_s) * share * batch / MIB,
         "activations (twice the largest step of a graph)": 2 * largest * share * batch / MIB,
         "workspace (the profile's cap)": float(profile.get("workspace_mib") or 0),
         "runtime (assumed)": float(RUNTIME_MIB),
@@ -121,12 +127,12 @@ def _on_a_board(
     return answer
 
 
-def _cache_bytes(sizes: Sizes, found: Found) -> float:
-    """Keys and values, in fp32: of the audio, and of the longest text."""
+def _cache_bytes(sizes: Sizes, window_s: float) -> float:
+    """Keys and values, in fp32: of the window's audio, 50 positions a second, and of the longest text."""
     if not sizes.decoder_layers:
         return 0.0
     config = sizes.config
-    return 4.0 * 2 * sizes.decoder_layers * config.d_model * (config.max_source_positions + config.max_target_positions)
+    return 4.0 * 2 * sizes.decoder_layers * config.d_model * (round(50 * window_s) + config.max_target_positions)
 
 
 def clock_mhz(profile: Mapping[str, Any]) -> float | None:

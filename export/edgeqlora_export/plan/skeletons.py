@@ -104,7 +104,8 @@ def _in_int8(bundle: Bundle) -> Bundle:
     if "n_heads" in model and model["vocab_size"] >= LEAST_TOKENS:
         d = model["n_heads"] * model["head_dim"]
         weight = np.random.default_rng(0).normal(0, 1, (model["vocab_size"], d)).astype(np.float32)
-        vocabulary = Vocabulary(turn(weight, np.eye(d)), max(32, round(LEAD_SHARE * d / 32) * 32), 192)
+        if d > 32:
+            vocabulary = Vocabulary(turn(weight, np.eye(d)), max(32, round(LEAD_SHARE * d / 32) * 32), 192)
     parts = [part for part in parts_of(graphs) if vocabulary is not None or not part.endswith("/vocabulary")]
     return write_mix(bundle, graphs, parts, vocabulary, "int8")
 

@@ -59,6 +59,15 @@ def choose_precision(
         f"{record['tried'][0]['bytes'] / 1e6:.1f} MB"
     )
     manifest = {**chosen.manifest, "precision": record}
+    if record["int8"]:
+        n_all = len(record["int8"]) + len(record["fp32"])
+        note = f"{len(record['int8'])} of {n_all} parts of the graphs are int8"
+        manifest["profile"] = {
+            **manifest["profile"],
+            "note": manifest["profile"]["note"].replace("the graphs are fp32", note),
+        }
+        for gate in manifest["gates"]:
+            gate["detail"] += "; of the fp32 graphs that those in int8 were made of"
     for graph, path in graphs.items():
         made = Path(chosen.graph_path(graph))
         if made != path:

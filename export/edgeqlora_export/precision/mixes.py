@@ -25,7 +25,7 @@ class Vocabulary(NamedTuple):
 
 
 def part_of(linear: str) -> str:
-    """The part that a linear belongs to: "/layers.0/attention/all/MatMul" -> "layers.0/attention"."""
+    """The part that a linear belongs to: "/layers.0/attention/together/MatMul" -> "layers.0/attention"."""
     names = linear.strip("/").split("/")
     return "/".join(names[:-2] or names[:1])
 

@@ -9,12 +9,13 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from edgeqlora_export.precision.judge import Clip, Heard, choices, cost, divergence, hear
+from edgeqlora_export.precision.judge import Clip, Heard, choices, cost, divergence, hear, nothing_heard
 from edgeqlora_export.precision.listen import hear_with_states
 from edgeqlora_export.precision.mixes import VOCABULARY, Vocabulary, bytes_of, parts_of, write_mix
 from edgeqlora_export.precision.vocabulary import choose_lead, find_vocabulary, second_moment, turn
+from edgeqlora_jetson.audio.windows import window_samples
 from edgeqlora_jetson.bundle import Bundle
-from edgeqlora_jetson.errors import UserError
+from edgeqlora_jetson.errors import NotFiniteError, UserError
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.schema import Precision, TriedMix
 from edgeqlora_jetson.transcribe import Transcriber
@@ -42,7 +43,7 @@ class Search:
         self.parts = parts_of(graphs)
         self.vocabulary: Vocabulary | None = None
         self.rows: list[TriedMix] = []
-        self.sensitivity: dict[str, float] = {}
+        self.sensitivity: dict[str, float | None] = {}
         self._plain: Heard | None = None
 
     def run(self, only_int8: bool) -> tuple[Bundle, Precision]:
@@ -50,6 +51,10 @@ class Search:
 
         only_int8: raise UserError, with the reason, where not everything can be int8.
         """
+        if only_int8 and not self.parts:
+            raise UserError(
+                "precision int8 was asked for, and the graphs have no linear layer of at least 32 by 32: pass --precision auto"
+            )
         self.progress(f"fp32: {len(self.clips)} clips")
         if f"decoder/{VOCABULARY}" in self.parts:
             self._plain, states = hear_with_states(self.bundle, self.clips, self.threads)
@@ -57,6 +62,10 @@ class Search:
         else:
             self._plain = hear(self._transcriber(self.bundle), self.clips)
         self._add(self.bundle, [], self._plain)
+        if not self._plain.words.sum():
+            raise UserError(
+                f"the {len(self.clips)} clips of --data have no words to count errors of: give clips with texts, or pass --precision fp32"
+            )
         chosen, row = self._try(self.parts)
         if row["refused"] and only_int8:
             raise UserError(
@@ -85,7 +94,12 @@ class Search:
 
     def _try(self, int8: Sequence[str]) -> tuple[Bundle, TriedMix]:
         bundle = write_mix(self.bundle, self.graphs, int8, self.vocabulary, f"mix{len(self.rows)}")
-        return bundle, self._add(bundle, int8, hear(self._transcriber(bundle), self.clips))
+        try:
+            heard = hear(self._transcriber(bundle), self.clips)
+        except NotFiniteError:
+            assert self._plain is not None
+            heard = nothing_heard(self._plain)
+        return bundle, self._add(bundle, int8, heard)
 
     def _add(self, bundle: Bundle, int8: Sequence[str], heard: Heard) -> TriedMix:
         assert self._plain is not None
@@ -108,22 +122,31 @@ class Search:
         hidden = len(set(decoder["suppress_ids"]) | set(decoder["begin_suppress_ids"]))
         n_best = min(len(weight), max(N_BEST, 2 * hidden))
         n_lead = choose_lead(weight, states, n_best)
+        if n_lead >= weight.shape[1]:
+            self.progress(
+                f"the vocabulary stays in fp32: no part of its {weight.shape[1]} columns tells likely tokens from others"
+            )
+            self.parts.remove(f"decoder/{VOCABULARY}")
+            return
         self.vocabulary = Vocabulary(turn(weight, second_moment(states)), n_lead, n_best)
 
     def _measure_parts(self) -> None:
         """How far the choices are from fp32's with each part alone in int8."""
         plain = self._transcriber(self.bundle)
-        audios = [audio for audio, _ in self.clips[:N_SENSITIVITY]]
+        longest = window_samples(max(self.bundle.windows_s), self.bundle.sample_rate_hz)
+        audios = [audio[:longest] for audio, _ in self.clips[:N_SENSITIVITY]]
         texts = [plain.transcribe(audio).tokens for audio in audios]
         wanted = choices(plain, audios, texts)
         for i, part in enumerate(self.parts):
             self.progress(f"measuring part {i + 1} of {len(self.parts)} alone in int8: {part}")
             bundle = write_mix(self.bundle, self.graphs, [part], self.vocabulary, "part")
-            self.sensitivity[part] = round(divergence(wanted, choices(self._transcriber(bundle), audios, texts)), 6)
+            far = divergence(wanted, choices(self._transcriber(bundle), audios, texts))
+            self.sensitivity[part] = round(far, 6) if np.isfinite(far) else None
 
     def _fall_back(self) -> tuple[Bundle, TriedMix]:
         """The mix with the fewest parts in fp32, the most sensitive first, that is allowed; else fp32."""
-        worst = sorted(self.parts, key=lambda part: -np.nan_to_num(self.sensitivity[part], nan=np.inf))
+        far = self.sensitivity
+        worst = sorted(self.parts, key=lambda part: -np.inf if (one := far[part]) is None else -one)
         n_bad, n_good = 0, len(worst)
         found: tuple[Bundle, TriedMix] = self.bundle, self.rows[0]
         while n_good - n_bad > 1:

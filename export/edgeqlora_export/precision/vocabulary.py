@@ -38,15 +38,16 @@ class Turned(NamedTuple):
 
 def turn(weight: np.ndarray, moment: np.ndarray) -> Turned:
     """weight W (V, d), moment C (d, d), symmetric and not negative: A and B in float64."""
-    d = len(moment)
-    ridge = 1e-6 * np.trace(moment) / d + 1e-12
-    root = np.linalg.cholesky(moment.astype(np.float64) + ridge * np.eye(d))
+    of_states, directions = np.linalg.eigh(moment.astype(np.float64))
+    # Directions that no state has still count a little: other speech may have them.
+    spread = np.sqrt(np.maximum(of_states, 1e-6 * max(np.trace(moment), 0.0) / len(moment) + 1e-12))
+    root = directions * spread
     # Singular vectors of W L from those of (W L)^T W L: (d, d), and V is large.
     product = weight.astype(np.float64) @ root
     squares, vectors = np.linalg.eigh(product.T @ product)
     vectors, values = vectors[:, ::-1], np.sqrt(np.maximum(squares[::-1], squares[-1] * 1e-12))
     scale = np.sqrt(values)
-    return Turned(product @ vectors / scale, (vectors * scale).T @ np.linalg.inv(root))
+    return Turned(product @ vectors / scale, (vectors * scale).T @ (directions / spread).T)
 
 
 def find_vocabulary(model: onnx.ModelProto) -> str | None:
@@ -70,7 +71,8 @@ def choose_lead(weight: np.ndarray, states: np.ndarray, n_best: int) -> int:
 
 def second_moment(states: np.ndarray) -> np.ndarray:
     """states (n, d) -> (d, d)"""
-    product: np.ndarray = states.T @ states / max(1, len(states))
+    wide = states.astype(np.float64)
+    product: np.ndarray = wide.T @ wide / max(1, len(states))
     return product
 
 
@@ -104,7 +106,7 @@ def quantise_vocabulary(model: onnx.ModelProto, turned: Turned, n_lead: int, n_b
     editor.add_constant("vocabulary_rest_scales", rest_scales)
     editor.add_constant("vocabulary_basis", turned.b.astype(np.float32))
     editor.add_constant("n_best", np.array([n_best]))
-    for name, value in {"axis_1": [1], "axis_2": [2], "split": [n_lead, turned.b.shape[0] - n_lead]}.items():
+    for name, value in {"axis_2": [2], "split": [n_lead, turned.b.shape[0] - n_lead]}.items():
         editor.add_constant(f"vocabulary_{name}", np.array(value))
     replaced = {
         at: [

@@ -75,6 +75,11 @@ class Bundle(object):
         return any(entry.get("precision") == "int8" for entry in self.manifest["graphs"].values())
 
     @property
+    def is_for_cpu(self) -> bool:
+        """Whether its graphs run on a CPU alone: int8, or buffers of the runner that a GPU would not see change."""
+        return self.is_int8 or self.manifest["decoder"]["kind"] == "greedy-buffered"
+
+    @property
     def windows_s(self) -> List[float]:
         """Audio seconds the encoder can see, ascending."""
         return sorted(float(window_s) for window_s in self.manifest["audio"]["windows_s"])

@@ -125,6 +125,7 @@ def check_manifest(manifest: Any, name: Any) -> None:
     _check_graphs(manifest, decoder.graphs, name)
     _check_audio(manifest, name)
     decoder.check(manifest, name)
+    _check_precision(manifest, name)
     if manifest.get("engine_request") is not None:
         check_request(manifest["engine_request"], name, manifest["graphs"])
         for graph, shapes, what in decoder.needed_shapes(cast(Manifest, manifest)):
@@ -187,6 +188,24 @@ def _check_audio(manifest: Any, name: Any) -> None:
                 raise UserError("{}: {}.{} is {}, allowed 1 to 65536".format(name, part, key, values[key]))
 
 
+def _check_precision(manifest: Any, name: Any) -> None:
+    """What is int8 comes with the row of the mix that ships."""
+    found = manifest.get("precision") or {}
+    if not found.get("int8"):
+        return
+    rows = [row for row in found.get("tried") or [] if isinstance(row, dict) and row.get("int8") == found["int8"]]
+    if (
+        not rows
+        or not _is_number(rows[0].get("increase"))
+        or not _is_number(found.get("n_clips"))
+        or found.get("fp32") is None
+    ):
+        raise UserError(
+            "{}: precision.int8 needs fp32, n_clips, and a row of tried with the same int8 and its increase: export the bundle "
+            "again".format(name)
+        )
+
+
 def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:
     vocab_size, decoder = manifest["model"]["vocab_size"], manifest["decoder"]
     for field in fields:
@@ -234,9 +253,8 @@ def _check_buffered(manifest: Any, name: Any) -> None:
     n_hidden = len(set(decoder["suppress_ids"]) | set(decoder["begin_suppress_ids"]))
     if n is not None and not n_hidden < n <= manifest["model"]["vocab_size"]:
         raise UserError(
-            "{}: decoder.n_candidates is {}, allowed: more than the {} suppressed tokens, at most vocab_size".format(
-                name, n, n_hidden
-            )
+            "{}: decoder.n_candidates is {}, allowed: {} (more than the suppressed tokens) to {} (all tokens): export the "
+            "bundle again".format(name, n, n_hidden + 1, manifest["model"]["vocab_size"])
         )
 
 

@@ -52,13 +52,11 @@ class OnnxRuntime(object):
         self.precision = "int8" if bundle.is_int8 else "fp32"
         options: Dict[str, Dict[str, str]] = {graph: {} for graph in bundle.graphs}
         wanted = choose_providers(providers, onnxruntime.get_available_providers())
-        if self.precision == "int8" and wanted != [CPU]:
+        if bundle.is_for_cpu and wanted != [CPU]:
             if list(providers or ()) != [AUTO]:
                 raise UserError(
-                    "providers {}: this bundle has int8 graphs, which onnxruntime runs on a CPU only (on a GPU it copies each product "
-                    "there and back): pass --providers cpu, or export again with --precision fp32".format(
-                        ", ".join(wanted)
-                    )
+                    "providers {}: the graphs of this bundle are made for a CPU ({}), allowed: cpu. For a GPU export again, such "
+                    "as with --target workstation-gpu".format(", ".join(wanted), self.precision)
                 )
             wanted = [CPU]
         if TENSORRT in wanted:
@@ -67,8 +65,13 @@ class OnnxRuntime(object):
             options = {graph: tensorrt_options(bundle, graph, *place) for graph in bundle.graphs}
         elif precision not in (None, self.precision):
             raise UserError(
-                "precision {!r} is for TensorRT only: the graphs are {}. Ask for the tensorrt provider or "
-                "runtime".format(precision, self.precision)
+                "precision {!r} is for TensorRT only: the graphs are {}. {}".format(
+                    precision,
+                    self.precision,
+                    "Leave it away, or export again with another --precision"
+                    if bundle.is_for_cpu
+                    else "Ask for the tensorrt provider or runtime",
+                )
             )
         accelerators = [name for name in wanted if name != CPU]
         if accelerators:

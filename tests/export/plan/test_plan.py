@@ -115,6 +115,8 @@ def test_a_boards_time_is_that_of_the_nearer_limit():
     assert row["memory_mib"] == pytest.approx(sum(row["memory"].values()))
     assert (row["fits"], row["n_tokens"]) == (True, 12)
     assert row["real_time_factor"] == pytest.approx((row["encoder_ms"] + 12 * row["token_ms"]) / 4000)
+    short = estimate(*sized(), PROFILE, 1.0, "fp16", 1)
+    assert short["memory"]["keys and values"] == pytest.approx(2 * 2 * 2 * 64 * (50 + 40) / 2**20)
     single = estimate(*sized(), PROFILE, 4.0, "fp32", 1)
     assert single["encoder_ms"] == pytest.approx(2 * row["encoder_ms"])
 

@@ -53,6 +53,15 @@ def test_the_turned_table_is_the_table(speech, rank):
     assert np.abs(still.a @ still.b - weight).max() < 1e-3 * np.abs(weight).max(), "of states that say nothing, too"
 
 
+@pytest.mark.parametrize("n", [3, 40])
+def test_fewer_states_than_columns_are_no_trouble(speech, n):
+    weight, states = speech
+    few = states[:n] + np.float32(50) * states[:1]  # one direction is far larger than all others
+    turned = turn(weight, second_moment(few))
+    assert np.abs(turned.a @ turned.b - weight).max() < 1e-3 * np.abs(weight).max()
+    assert 32 <= choose_lead(weight, few, 192) <= D
+
+
 def test_few_columns_lead_where_states_live_in_few_directions(speech):
     weight, states = speech
     assert choose_lead(weight, states, 192) == 32
