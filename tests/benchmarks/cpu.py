@@ -2,8 +2,10 @@
 clip, as export finds them) and faster-whisper int8 of the same weights, greedy. Each in a process of its own, in turns.
 
     python tests/benchmarks/cpu.py -o FOLDER [--threads 2] [--turns 2]
+    python tests/benchmarks/cpu.py -o FOLDER --planted
 
-Writes FOLDER/cpu.json and prints the table of docs/export.md. faster-whisper goes into a virtual environment of its own.
+Writes FOLDER/cpu.json and prints the table of docs/export.md. --planted: exports a copy of the model in which two layers have outlier
+channels, the same function in fp32, and prints what the search tried (docs/pictures/precision.png is its picture). faster-whisper goes into a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -85,6 +87,30 @@ def theirs(out: Path, data: Path, threads: int) -> dict[str, Any]:
     }
 
 
+def planted(out: Path) -> None:
+    """Channels 3 and 11 of two layers' inputs 3000 times as large, and the weights that read them as much smaller."""
+    import shutil
+
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    folder = out / "planted"
+    if not folder.exists():
+        model = WhisperForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32)
+        shutil.copytree(MODEL, folder)
+        with torch.no_grad():
+            for layer in (model.model.encoder.layers[0], model.model.decoder.layers[0]):
+                for channel in (3, 11):
+                    for part in (layer.final_layer_norm.weight, layer.final_layer_norm.bias):
+                        part[channel] *= 3000
+                    layer.fc1.weight[:, channel] /= 3000
+        model.save_pretrained(folder)
+    flags = ["-d", str(LIBRISPEECH / "dev.jsonl"), "--margin-s", "2", "--overwrite", "-o", str(out / "bundle-planted")]
+    print(edgeqlora("export", str(folder), *flags)[0])
+    found = json.loads((out / "bundle-planted" / "manifest.json").read_text())["precision"]
+    print(f"in fp32: {', '.join(found['fp32'])}")
+
+
 def size_mb(folder: Path, ending: str) -> float:
     return sum(path.stat().st_size for path in folder.glob(ending)) / 1e6
 
@@ -94,8 +120,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--planted", action="store_true")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
+    if asked.planted:
+        planted(asked.output)
+        return
     for i, flags in enumerate(BUNDLES.values()):
         if not (asked.output / f"bundle-{i}").exists():
             edgeqlora(
