@@ -33,7 +33,9 @@ def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, n_parts: int, pat
             axis.plot(*place, "x" if row["refused"] else "o", color=colour, markersize=7)
             if i == chosen:
                 axis.plot(*place, "o", markersize=14, fillstyle="none", color="black")
-            axis.annotate(chr(ord("A") + i), place, xytext=(-3, 9), textcoords="offset points", fontsize=10)
+            axis.annotate(
+                chr(ord("A") + i), place, xytext=(-3, 9 + 11 * (i % 3)), textcoords="offset points", fontsize=10
+            )
         axis.set_xlabel(label, fontsize=11)
         axis.margins(0.15, 0.3)
         axis.set_xlim(left=0)
