@@ -63,7 +63,7 @@ def plan(
     windows_s = (parse_windows(window_s) if window_s else None) or [longest_s]
     if max(windows_s) > longest_s:
         raise UserError(
-            f"window_s={max(windows_s):g}: {model} on {profile.name} takes more than 0 and at most {longest_s:g} s; pass a shorter --window-s"
+            f"window_s={max(windows_s):g}: {model} on {profile.name} takes at most {longest_s:g} s; pass a shorter --window-s"
         )
     with tempfile.TemporaryDirectory(prefix="edgeqlora-plan-") as folder:
         found = look_at(

@@ -53,6 +53,18 @@ def test_a_board_that_is_too_small_says_what_would_fit(command, tmp_path):
     )
 
 
+def test_the_default_window_is_one_that_the_profile_takes_and_a_longer_one_is_refused(command, tmp_path):
+    text = (profiles_dir() / "cpu.toml").read_text(encoding="utf-8").replace('name = "cpu"', 'name = "own"', 1)
+    own = tmp_path / "own.toml"
+    own.write_text(text.replace("max_window_s = 30.0", "max_window_s = 2.0"), encoding="utf-8")
+    code, said = command("plan", model_dir(), "-t", own, "--threads", 1)
+    assert code == 0, said
+    assert "window of 2 s" in said
+    code, said = command("plan", model_dir(), "-t", own, "--window-s", "11")
+    assert code == 2
+    assert f"window_s=11: {model_dir()} on own takes at most 2 s; pass a shorter --window-s" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -60,7 +72,7 @@ def test_a_board_that_is_too_small_says_what_would_fit(command, tmp_path):
         (("--precision", "fp16"), "precision='fp16': cpu is planned for in int8, fp32"),
         (("--batch", "2"), "batch=2: on a CPU clips are measured one at a time; leave --batch away"),
         (("--batch", "9", "-t", "jetson-nano"), "batch=9: jetson-nano is asked for 1 to 4 clips at a time"),
-        (("--window-s", "31"), "31"),
+        (("--window-s", "31"), "window_s=31.0: allowed is 0.5 to 30 s in steps of 0.02 s"),
         (("--threads", "0"), "threads=0: allowed are 1 to 1024; default: one for each core"),
         (
             ("--threads", "2", "-t", "jetson-nano"),

@@ -59,8 +59,9 @@ def operators(path):
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
+@pytest.mark.parametrize("buffered", [False, True], ids=["for TensorRT", "for a CPU"])
 @pytest.mark.parametrize("n_gates", [1, 3])
-def test_whispers_encoder_graph_weighs_as_torch_does(n_gates, tmp_path):
+def test_whispers_encoder_graph_weighs_as_torch_does(n_gates, buffered, tmp_path):
     plain = tiny_whisper()
     encoder = [
         f"model.encoder.layers.{i}.{part}"
@@ -69,7 +70,7 @@ def test_whispers_encoder_graph_weighs_as_torch_does(n_gates, tmp_path):
     ]
     cross = [f"model.decoder.layers.{i}.encoder_attn.{part}_proj" for i in (0, 1) for part in "kv"]
     model = gated(tiny_whisper(), [*encoder, *cross], tmp_path, n_gates)
-    graphs = export_whisper(model, tmp_path, opset=13)
+    graphs = export_whisper(model, tmp_path, opset=13, buffered=buffered)
     assert not FORBIDDEN & set(operators(graphs["encoder"]))
     assert operators(graphs["encoder"])["Sigmoid"] == 12
     lint_graph(graphs["encoder"], load_operators("8.2"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.bundle.manifest import check_manifest
 from edgeqlora_jetson.decoders import open_decoder
 from edgeqlora_jetson.decoders.buffered import BLOCK
 from edgeqlora_jetson.errors import UserError
@@ -121,4 +122,20 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path, field, value, message
         json.dump(manifest, file)
     with pytest.raises(UserError) as error:
         Bundle.load(folder)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"precision": {"int8": ["decoder/x"], "fp32": [], "n_clips": 4, "tried": [{"int8": [], "increase": 0.1}]}},
+            "precision.int8 needs fp32, n_clips, and a row of tried with the same int8 and its increase: export the bundle again",
+        ),
+        ({"engine_request": {}}, "engine_request is not null, and decoder.kind greedy-buffered has no engines"),
+    ],
+)
+def test_what_a_manifest_says_of_int8_and_engines_belongs_together(bundle, changed, message):
+    with pytest.raises(UserError) as error:
+        check_manifest(dict(bundle.manifest, **changed), "manifest.json")
     assert message in str(error.value)

@@ -12,9 +12,11 @@ import torch
 from edgeqlora_export.margin import LEAST_WORDS, count_words
 from edgeqlora_export.onnx_graph import save_graph
 from edgeqlora_export.precision.judge import Clip
+from edgeqlora_export.precision.mixes import parts_of
 from edgeqlora_export.precision.picture import FILE, draw_front
 from edgeqlora_export.precision.search import Search
 from edgeqlora_jetson.bundle import Bundle
+from edgeqlora_jetson.errors import UserError
 from edgeqlora_jetson.schema import Manifest
 
 ASKED = ("auto", "int8", "fp32")
@@ -42,11 +44,19 @@ def choose_precision(
     """
     manifest = bundle.manifest
     n_words = count_words(manifest["decoder"], [reference for _, reference in clips])
-    if precision.asked == "auto" and n_words < LEAST_WORDS:
+    reason = None
+    if not n_words:
+        reason = f"the {len(clips)} clips of --data have no words to count errors of: give clips with texts"
+    elif precision.asked == "auto" and n_words < LEAST_WORDS:
         reason = (
             f"{len(clips)} clips with {n_words} words are too few to see what int8 costs, {LEAST_WORDS} are needed: give more "
             "clips with --data, or pass --precision int8"
         )
+    elif not parts_of(graphs):
+        reason = "the graphs have no linear layer of at least 32 by 32: they run in fp32"
+    if reason is not None and precision.asked == "int8":
+        raise UserError(f"precision int8 was asked for, and {reason}, or pass --precision fp32")
+    if reason is not None:
         progress(f"the graphs stay in fp32: {reason}")
         manifest["precision"] = {"int8": [], "reason": reason}
         return manifest

@@ -148,10 +148,15 @@ def test_weights_beside_a_graph_go_with_it(bundle, clips, monkeypatch):
 
 
 def test_clips_without_words_or_graphs_without_layers_are_said(bundle, clips, monkeypatch):
+    asked = "precision int8 was asked for, and the "
     with pytest.raises(
-        UserError, match="the 4 clips of --data have no words to count errors of: give clips with texts"
+        UserError, match=f"{asked}4 clips of --data have no words to count errors of: .* or pass --precision fp32"
     ):
         choose(bundle, [(audio, "") for audio, _ in clips], asked="int8")
-    monkeypatch.setattr(module, "parts_of", lambda graphs: [])
-    with pytest.raises(UserError, match="the graphs have no linear layer of at least 32 by 32: pass --precision auto"):
+    monkeypatch.setattr("edgeqlora_export.precision.choose.parts_of", lambda graphs: [])
+    with pytest.raises(
+        UserError, match=f"{asked}graphs have no linear layer of at least 32 by 32: .* or pass --precision fp32"
+    ):
         choose(bundle, clips, asked="int8")
+    manifest = choose(bundle, [(audio, "a " * 300) for audio, _ in clips])
+    assert manifest["precision"]["reason"].startswith("the graphs have no linear layer")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeqlora_export.gates import frames_of, scaled
+from edgeqlora_export.gates import scaled
 from edgeqlora_export.layers import MASKED, Attention, Reshape, merge_heads
-from edgeqlora_export.whisper.graphs.modules import CrossProjection, VocabularyProjection, vocabulary_of
+from edgeqlora_export.whisper.graphs.modules import VocabularyProjection, WhisperEncoderExport, vocabulary_of
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -103,30 +103,14 @@ class _EncoderLayer(nn.Module):
         return out
 
 
-class BufferedEncoder(nn.Module):
-    """WhisperEncoderExport, with the same input and outputs."""
+class BufferedEncoder(WhisperEncoderExport):
+    """WhisperEncoderExport of other parts, with the same input and outputs."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        encoder = model.model.encoder
-        self.conv1, self.conv2 = _Convolution(encoder.conv1), _Convolution(encoder.conv2)
-        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
-        self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
-        self.norm = encoder.layer_norm
-        self.cross = nn.ModuleList(CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
-        self.frames = frames_of(model)
+    layer, convolution = _EncoderLayer, _Convolution
 
-    def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """mel (batch, n_mels, n_frames), n_frames even -> cross_k_0, cross_v_0, ... (see WhisperEncoderExport)"""
-        if self.frames is not None:
-            self.frames.hear(mel)
+    def convolve(self, mel: torch.Tensor) -> torch.Tensor:
         gelu = nn.functional.gelu
-        x = gelu(self.conv2(gelu(self.conv1(mel.transpose(1, 2)))))
-        x = x + self.positions[: x.shape[1]]
-        for layer in self.layers:
-            x = layer(x)
-        x = self.norm(x)
-        return tuple(tensor for cross in self.cross for tensor in cross(x))
+        return gelu(self.conv2(gelu(self.conv1(mel.transpose(1, 2)))))
 
 
 class _DecoderLayer(nn.Module):

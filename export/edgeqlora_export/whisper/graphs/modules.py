@@ -6,6 +6,7 @@ takes at opset 13 (2-D convolutions, no Trilu, no Einsum), no If, no Loop. Measu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,14 +53,17 @@ class WhisperEncoderExport(nn.Module):
     The encoder's own output never leaves the graph: each decoder step would have to project it again.
     """
 
+    layer: Callable[[Any], nn.Module] = _EncoderLayer
+    convolution: Callable[[nn.Conv1d], nn.Module] = staticmethod(as_conv2d)
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         encoder = model.model.encoder
-        self.conv1, self.conv2 = as_conv2d(encoder.conv1), as_conv2d(encoder.conv2)
+        self.conv1, self.conv2 = self.convolution(encoder.conv1), self.convolution(encoder.conv2)
         self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
-        self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
+        self.layers = nn.ModuleList(self.layer(layer) for layer in encoder.layers)
         self.norm = encoder.layer_norm
-        self.cross = nn.ModuleList(CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
+        self.cross = nn.ModuleList(_CrossProjection(layer.encoder_attn) for layer in model.model.decoder.layers)
         self.frames = frames_of(model)
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -70,16 +74,20 @@ class WhisperEncoderExport(nn.Module):
         """
         if self.frames is not None:
             self.frames.hear(mel)
-        gelu = nn.functional.gelu
-        x = gelu(self.conv2(gelu(self.conv1(mel.unsqueeze(2))))).squeeze(2).transpose(1, 2)
+        x = self.convolve(mel)
         x = x + self.positions[: x.shape[1]]
         for layer in self.layers:
             x = layer(x)
         x = self.norm(x)
         return tuple(tensor for cross in self.cross for tensor in cross(x))
 
+    def convolve(self, mel: torch.Tensor) -> torch.Tensor:
+        """(batch, n_mels, n_frames) -> (batch, n_frames / 2, d_model)"""
+        gelu = nn.functional.gelu
+        return gelu(self.conv2(gelu(self.conv1(mel.unsqueeze(2))))).squeeze(2).transpose(1, 2)
 
-class CrossProjection(nn.Module):
+
+class _CrossProjection(nn.Module):
     """Keys, transposed for the product, and values of one decoder layer's cross-attention."""
 
     def __init__(self, attention: Any) -> None:
