@@ -277,6 +277,7 @@ def _with_bundle(
     from edgeqlora.data.audio import load_audio
     from edgeqlora.evaluation.silence_gain import Spent, compare
     from edgeqlora_jetson.bundle import Bundle
+    from edgeqlora_jetson.bundle.manifest import describe_mix
     from edgeqlora_jetson.runtimes import open_runtime
     from edgeqlora_jetson.transcribe import Transcriber
 
@@ -304,13 +305,8 @@ def _with_bundle(
         remarks.append(
             f"windows followed the clips and ended {margin_s:g} s after them: {heard_s:.1f} s were computed, {n_again} clips heard again"
         )
-    found = bundle.manifest.get("precision")
-    if found and found["int8"]:
-        chosen = next(row for row in found["tried"] if row["int8"] == found["int8"])
-        remarks.append(
-            f"{len(found['int8'])} of {len(found['int8']) + len(found['fp32'])} parts are int8: on {found['n_clips']} clips of the export "
-            f"that was {chosen['increase']:+.2f} points of the error rate against fp32"
-        )
+    if mix := describe_mix(bundle.manifest):
+        remarks.append(f"parts of the graphs: {mix}")
     if bundle.manifest["audio"].get("cut_in_training") and not silence:
         remarks.append("the model learned from audio without silence, and the board hears it: see --skip-silence")
 

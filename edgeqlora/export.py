@@ -49,8 +49,8 @@ def export(
     Values of the profile that no public document confirms are said where they are used, and recorded.
     margin_s: seconds of silence after a clip that the encoder hears of its window: auto (the least that costs no accuracy on
     the clips), a number (taken if it costs none), or off (whole windows).
-    precision: of graphs for a CPU: auto (int8 as far as it costs at most max_wer_increase points of the error rate on the clips),
-    int8 (all of it, or an error), or fp32.
+    precision: of the graphs: auto (int8 on a CPU, fp16 on a board with TensorRT, as far as it costs at most max_wer_increase points of the
+    error rate on the clips), int8 (on a CPU all of it, or an error; on a board as far as allowed), fp16, or fp32.
     with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
@@ -72,14 +72,11 @@ def export(
         raise UserError(
             f"{merged} is an adapter: merge it first (edgeqlora merge {command_line(merged)} -o merged){kept}"
         )
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision!r}: allowed are {', '.join(PRECISIONS)}")
     for_cpu = profile.kind == "cpu" and not profile.tensorrt
-    if precision == "int8" and not for_cpu:
-        raise UserError(
-            f"precision='int8': int8 graphs are for the CPU of a machine without TensorRT, and {profile.name} is another: pass "
-            "--precision auto"
-        )
+    possible = profile.precisions if profile.tensorrt else ("int8", "fp32") if for_cpu else ("fp32",)
+    offered = ["auto", *(name for name in PRECISIONS if name in possible)]
+    if precision not in offered:
+        raise UserError(f"precision={precision!r}: for {profile.name} allowed are {', '.join(offered)}")
     if compile_check and for_cpu:
         raise UserError(
             f"--compile-check compiles graphs for TensorRT, and those of {profile.name} are for onnxruntime on a CPU: leave it away, or "
@@ -125,7 +122,7 @@ def export(
         say(remark)
     clips = [(load_audio(row), row.text) for row in rows]
     shipped, spoken = rows[:n_eval], {"language": told, "task": task or card.get("task")}
-    is_searched = margins_s != [] or (precision != "fp32" and for_cpu)
+    is_searched = margins_s != [] or precision != "fp32"
     tried = clips_of_margin(every, shipped, spoken) if is_searched else []
 
     plain = _plain_profile(profile, say)
@@ -188,7 +185,7 @@ def parse_margin(text: str) -> list[float] | None:
     return [margin_s]
 
 
-PRECISIONS = ("auto", "int8", "fp32")
+PRECISIONS = ("int8", "fp16", "fp32")
 
 N_MARGIN = 32
 """Clips, at least, on which a margin is looked for."""

@@ -261,10 +261,12 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="Of graphs for a CPU: auto (int8 as far as --max-wer-increase allows on the clips), int8, fp32."
+            help="auto (int8 on a CPU, fp16 on a board, as far as --max-wer-increase allows on the clips), int8, fp16, fp32."
         ),
     ] = "auto",
-    max_wer_increase: Annotated[float, typer.Option(help="Points of the error rate that int8 may cost.")] = 0.5,
+    max_wer_increase: Annotated[
+        float, typer.Option(help="Points of the error rate that a lower precision may cost.")
+    ] = 0.5,
     compile_check: Annotated[
         bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
     ] = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -31,10 +32,11 @@ DEFAULT_TARGET = "SM86"
 """Where a profile names no GPU."""
 
 
-def target_of(compute_capability: str | None) -> str:
+def target_of(compute_capability: str | None, precision: str = "fp16") -> str:
     """The GPU to compile for that is nearest to a board's: its own architecture, or the oldest that the compiler knows.
 
-    Orin (8.7) is an Ampere, Thor (11.0) a Blackwell; Maxwell, Pascal and Volta are older than all of them.
+    Orin (8.7) is an Ampere, Thor (11.0) a Blackwell; Maxwell, Pascal and Volta are older than all of them. The compiler makes no
+    products of fp32 for Turing (7.5): graphs of fp32 are compiled for Ampere then.
     """
     if compute_capability is None:
         return DEFAULT_TARGET
@@ -42,7 +44,8 @@ def target_of(compute_capability: str | None) -> str:
     if wanted[0] >= 10:
         return TARGETS["12.0"]
     known = [name for name in sorted(TARGETS, key=_key) if _key(name) <= wanted]
-    return TARGETS[known[-1] if known else "7.5"]
+    target = TARGETS[known[-1] if known else "7.5"]
+    return DEFAULT_TARGET if target == "SM75" and precision == "fp32" else target
 
 
 def import_compiler() -> Any:
@@ -66,35 +69,40 @@ def compile_gate(
     """Compile the graphs of a bundle folder with every shape that an engine request names: a gate of the manifest.
 
     compute_capability: of the board's GPU; compiled for is the nearest one (see target_of). Engines are thrown away: they
-    hold for another GPU. The gate has `graphs`: for each its seconds, peak memory in MiB, optimization profiles, and the
-    size of the engine in bytes. Raises UserError with the compiler's words when a graph is refused.
+    hold for another GPU. The gate has `graphs`: for each the GPU, seconds, peak memory in MiB, optimization profiles, the size of the
+    engine in bytes, and `products`: how many of the engine's matrix products and convolutions take int8, fp16 and fp32 (None: not said). Raises UserError with the compiler's words when a graph is refused.
     """
-    target = target_of(compute_capability)
-    compiler = f"TensorRT-RTX {import_compiler().__version__} for {target}"
+    version = import_compiler().__version__
     graphs = {}
     for graph in sorted(manifest["graphs"]):
-        path = Path(folder) / manifest["graphs"][graph]["file"]
+        entry = manifest["graphs"][graph]
+        target = target_of(compute_capability, entry["precision"])
         profiles = optimization_profiles(dict(request), graph)
-        found = graphs[graph] = _compile_apart(path, profiles, target)
+        found = _compile_apart(Path(folder) / entry["file"], profiles, target, entry["precision"])
+        graphs[graph] = {"target": target, **found}
+        products = found["products"]
+        kinds = f", products: {', '.join(f'{n} {kind}' for kind, n in products.items())}" if products else ""
         say(
-            f"{graph}: {compiler} compiles it, optimization profiles: {len(profiles)}, {found['seconds']:.1f} s, "
-            f"{found['peak_rss_mib']:.0f} MiB"
+            f"{graph}: TensorRT-RTX {version} for {target} compiles it, optimization profiles: {len(profiles)}{kinds}, "
+            f"{found['seconds']:.1f} s, {found['peak_rss_mib']:.0f} MiB"
         )
+    targets = " and ".join(sorted({found["target"] for found in graphs.values()}))
     n_profiles = sum(found["n_profiles"] for found in graphs.values())
     return {
         "name": "compile",
         "passed": True,
         "measured": 0.0,
         "limit": 0.0,
-        "detail": f"graphs refused by {compiler}, {n_profiles} optimization profiles; "
+        "detail": f"graphs refused by TensorRT-RTX {version} for {targets}, {n_profiles} optimization profiles; "
         "it is not the board's TensorRT, and nothing was run on hardware",
         "graphs": graphs,
     }
 
 
-def _compile_apart(path: Path, profiles: list[OptimizationProfile], target: str) -> dict[str, Any]:
+def _compile_apart(path: Path, profiles: list[OptimizationProfile], target: str, precision: str) -> dict[str, Any]:
     """One graph in a process of its own."""
-    asked = {"path": str(path), "target": target, "profiles": [profile._asdict() for profile in profiles]}
+    shapes = [profile._asdict() for profile in profiles]
+    asked = {"path": str(path), "target": target, "precision": precision, "profiles": shapes}
     done = subprocess.run(
         [sys.executable, "-c", "from edgeqlora_export.compile_check import work; work()"],
         input=json.dumps(asked), capture_output=True, text=True, check=False,
@@ -126,11 +134,12 @@ def work() -> None:
         )
         for profile in asked["profiles"]
     ]
-    start_s = time.perf_counter()
+    start_s, heard = time.perf_counter(), list[str]()
     try:
         built = build_plan(
-            trt, asked["path"], profiles, configure=lambda config: set_target(trt, config, asked["target"])
-        )
+            trt, asked["path"], profiles, configure=lambda config: set_target(trt, config, asked["target"]),
+            graph_precision=asked["precision"], hear=heard.append,
+        )  # fmt: skip
     except UserError as error:
         print(json.dumps({"refused": str(error)}))
         return
@@ -139,6 +148,7 @@ def work() -> None:
         "peak_rss_mib": round(measure_peak_rss_mib(), 1),
         "n_profiles": len(profiles),
         "plan_bytes": memoryview(built.plan).nbytes,
+        "products": count_products("\n".join(heard)),
     }
     print(json.dumps(figures))
 
@@ -147,6 +157,23 @@ def set_target(trt: Any, config: Any, target: str = DEFAULT_TARGET) -> None:
     """Tell the builder's configuration which GPU to compile for."""
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # it then says what each layer of the engine takes
+
+
+_LAYER = re.compile(
+    r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[ \{ Name: .+?, Datatype: (?P<type>\w+)", re.MULTILINE
+)
+_TYPES = {"Int8": "int8", "Half": "fp16", "Float": "fp32"}
+
+
+def count_products(said: str) -> dict[str, int] | None:
+    """Matrix products and convolutions of an engine by the type that they take, from what the compiler said; None: it named none."""
+    found = [
+        _TYPES.get(layer["type"], layer["type"])
+        for layer in _LAYER.finditer(said)
+        if layer["kind"].startswith(("gemm", "runtime")) or "gemm" in layer["name"]
+    ]
+    return {kind: found.count(kind) for kind in ("int8", "fp16", "fp32") if kind in found} or None
 
 
 def _key(version: str) -> list[int]:

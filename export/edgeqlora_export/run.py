@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from edgeqlora_export.compile_check import compile_gate
-from edgeqlora_export.engine_request import engine_request
+from edgeqlora_export.engine_request import engine_precisions, engine_request
 from edgeqlora_export.family import Progress, load_exporter, verify_gates
 from edgeqlora_export.lint import lint_graph, load_operators
 from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S, find_margin
 from edgeqlora_export.onnx_graph import graph_entries
-from edgeqlora_export.precision import PrecisionSettings, choose_precision
+from edgeqlora_export.precision import PrecisionSettings, choose_for_board, choose_for_cpu
 from edgeqlora_export.write_bundle import draft_manifest, with_engine_request, write_bundle
 from edgeqlora_jetson.audio.windows import SAMPLE_RATE_HZ
 from edgeqlora_jetson.bundle import Bundle
@@ -69,7 +69,7 @@ def export_bundle(
     margins_s: seconds after a clip of which the first that costs no accuracy on margin_clips (default: `clips`) is what the
     encoder hears of its window, if they have least_words (see margin.py); empty: it hears whole windows. n_shipped: how many
     of margin_clips travel with the bundle.
-    precision: of graphs for a CPU: int8 as far as it costs no more than the limit on margin_clips (see precision/).
+    precision: int8 on a CPU, fp16 or int8 for TensorRT, as far as it costs no more than the limit on margin_clips (see precision/).
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed; not those for a CPU.
 
     Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
@@ -91,9 +91,7 @@ def export_bundle(
         progress(f"exporting the graphs at opset {opset}")
         graphs = exporter.export_graphs(folder, opset, for_cpu)
         if profile.get("tensorrt"):
-            table = load_operators(str(profile["tensorrt"]))
-            n_nodes = sum(lint_graph(path, table) for path in graphs.values())
-            progress(f"all {n_nodes} nodes are in TensorRT {table.version}'s operator table")
+            _lint(graphs, str(profile["tensorrt"]), progress)
         manifest = draft_manifest(
             name=name,
             audio={
@@ -113,32 +111,38 @@ def export_bundle(
             **parts,
         )
         max_batch = profile.get("max_batch") or 1
-        request = (
-            None
-            if for_cpu
-            else engine_request(
-                exporter.engine_graphs(manifest, max_batch),
-                max_batch=max_batch,
-                precisions=profile.get("precisions") or ["fp32"],
-                tensorrt=str(profile.get("tensorrt") or "0"),
-                workspace_mib=profile.get("workspace_mib"),
-            )
-        )
-        manifest = with_engine_request(manifest, request if profile.get("tensorrt") else None)
+        engine_graphs = None if for_cpu else exporter.engine_graphs(manifest, max_batch)
         exporter.write_tables(folder, manifest)
         bundle = Bundle(temporary, manifest)
         runtime = open_runtime(bundle, "onnxruntime", threads=torch.get_num_threads())
         manifest["gates"] = exporter.prove(bundle, runtime, [audio for audio, _ in clips[:n_parity]], progress)
-        if compile_check and request is not None:
-            gate = compile_gate(folder, manifest, request, profile.get("compute_capability"), progress)
-            manifest["gates"].append(gate)
         verify_gates(manifest["gates"])
         if margins_s:
             margin = find_margin(bundle, runtime, margin_clips or clips, margins_s, least_words, progress)
             margin["n_shipped"] = n_shipped if margin_clips else len(clips[:n_eval])
             manifest["audio"]["margin"] = margin
         if for_cpu and precision.asked != "fp32":
-            manifest = choose_precision(bundle, graphs, margin_clips or clips, precision, progress)
+            manifest = choose_for_cpu(bundle, graphs, margin_clips or clips, precision, progress)
+        request, tensorrt = None, str(profile.get("tensorrt") or "")
+        if engine_graphs is not None:
+            offered = profile.get("precisions") or ["fp32"]
+            if tensorrt and precision.asked != "fp32" and "fp16" in offered:
+                on_device = {graph: asked["on_device"] for graph, asked in engine_graphs.items()}
+                manifest = choose_for_board(
+                    bundle, graphs, margin_clips or clips, precision, progress, on_device, tensorrt
+                )
+                _lint(graphs, tensorrt, progress)
+            request = engine_request(
+                engine_graphs,
+                max_batch=max_batch,
+                precisions=engine_precisions(manifest, offered),
+                tensorrt=tensorrt or "0",
+                workspace_mib=profile.get("workspace_mib"),
+            )
+            if compile_check:
+                gate = compile_gate(folder, manifest, request, profile.get("compute_capability"), progress)
+                manifest["gates"].append(gate)
+        manifest = with_engine_request(manifest, request if tensorrt else None)
         progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
     return {
@@ -151,6 +155,12 @@ def export_bundle(
         "n_eval": len(clips[:n_eval]),
         "seconds": time.monotonic() - start_s,
     }
+
+
+def _lint(graphs: Mapping[str, Path], tensorrt: str, progress: Progress) -> None:
+    table = load_operators(tensorrt)
+    n_nodes = sum(lint_graph(path, table) for path in graphs.values())
+    progress(f"all {n_nodes} nodes are in TensorRT {table.version}'s operator table")
 
 
 def _public_name(base_model: str) -> str:

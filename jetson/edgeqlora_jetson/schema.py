@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
         graphs: Dict[str, Dict[str, Any]]
 
-    class Graph(TypedDict):
-        """An ONNX file of a bundle."""
+    class _Graph(TypedDict, total=False):
+        fp32_nodes: List[str]
+
+    class Graph(_Graph):
+        """An ONNX file of a bundle. precision: fp32, or the lowest of its parts. fp32_nodes: what stays fp32 in it, beside softmax and norms."""
 
         file: str
         opset: int
@@ -104,10 +107,11 @@ if TYPE_CHECKING:
         conv_kernel: List[int]
         conv_stride: List[int]
 
-    class TriedMix(TypedDict):
-        """A mix of int8 and fp32: its int8 parts, and what it costs (see Precision)."""
+    class TriedMix(TypedDict, total=False):
+        """A mix of precisions: its int8 and fp16 parts, and what it costs (see Precision). ms_per_clip: None where it runs on another machine."""
 
         int8: List[str]
+        fp16: List[str]
         bytes: int
         wer: float
         increase: float
@@ -116,19 +120,22 @@ if TYPE_CHECKING:
         n_collapsed: int
         n_silent: int
         n_endless: int
-        ms_per_clip: float
+        ms_per_clip: Optional[float]
         refused: Optional[str]
 
     class Precision(TypedDict, total=False):
-        """Which parts of the graphs ("graph/part") are int8 and which stayed fp32, as found on n_clips clips with n_words words.
+        """Which parts of the graphs ("graph/part") are int8, fp16 and fp32, as found on n_clips clips with n_words words.
 
-        reason: why none was looked for. max_increase: points of the error rate that int8 may cost. tried: mixes, fp32 first, with
+        reason: why none was looked for. max_increase: points of the error rate that a mix may cost. tried: mixes, fp32 first, with
         bytes of the graphs and the increase over fp32 (95 % interval of a paired bootstrap over clips). sensitivity: KL divergence of
-        the next token, in nats, with one part alone in int8. vocabulary: see n_candidates of the decoder.
+        the next token, in nats, with one part alone in the lower precision. vocabulary: see n_candidates of the decoder. too_large:
+        magnitudes that fp16 does not hold with room to spare, of tensors and constants that are fp32 for it.
         """
 
         int8: List[str]
+        fp16: List[str]
         fp32: List[str]
+        too_large: Dict[str, float]
         reason: str
         max_increase: float
         n_clips: int
@@ -147,7 +154,7 @@ if TYPE_CHECKING:
         precision: Precision
 
     class Manifest(_Manifest):
-        """manifest.json of a bundle, schema edgeqlora.bundle/2. precision: of bundles whose int8 was searched for."""
+        """manifest.json of a bundle, schema edgeqlora.bundle/2. precision: of bundles whose precision was searched for."""
 
         schema: str
         name: str

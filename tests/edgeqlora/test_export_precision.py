@@ -97,7 +97,7 @@ def test_int8_is_taken_where_it_costs_nothing_and_said_everywhere(command, known
     assert {graph["precision"] for graph in bundle.manifest["graphs"].values()} == {"int8"}
     sizes = [row["bytes"] for row in bundle.manifest["precision"]["tried"]]
     assert sizes[1] < 0.6 * sizes[0]
-    assert "Precision   int8" in format_info(bundle)
+    assert "Precision   21 int8; error rate " in format_info(bundle)
     code, said = command("bench", tmp_path / "b", "--repeats", 1, "-o", tmp_path / "r.json")
     assert code == 0, said
     report = json.loads((tmp_path / "r.json").read_text())
@@ -112,7 +112,7 @@ def test_int8_is_taken_where_it_costs_nothing_and_said_everywhere(command, known
     assert "batch_size=4: the int8 graphs of this bundle take clips one at a time, allowed is 1; export with" in said
     code, said = command("evaluate", tmp_path / "b", "-d", few)
     assert code == 0, said
-    assert "21 of 21 parts are int8: on 8 clips of the export that was " in said
+    assert "parts of the graphs: 21 int8; error rate +" in said
     transcriber = Transcriber(bundle, open_runtime(bundle))
     clips = [load_audio(path) for path in sorted((tmp_path / "b" / "eval").glob("*.wav"))]
     alone = [transcriber.transcribe(clip).text for clip in clips]
@@ -139,14 +139,15 @@ def test_few_words_keep_fp32_and_say_why(command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--precision", "int4"), "precision='int4': allowed are auto, int8, fp32"),
+        (("--precision", "int4"), "precision='int4': for cpu allowed are auto, int8, fp32"),
+        (("--precision", "fp16"), "precision='fp16': for cpu allowed are auto, int8, fp32"),
         (
             ("--max-wer-increase", "-1"),
             "max_wer_increase=-1: allowed are 0 to 100 points of the error rate, such as 0.5",
         ),
         (
             ("--precision", "int8", "--target", "jetson-nano"),
-            "int8 graphs are for the CPU of a machine without TensorRT, and jetson-nano",
+            "precision='int8': for jetson-nano allowed are auto, fp16, fp32",
         ),
         (
             ("--compile-check",),

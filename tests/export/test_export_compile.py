@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,6 +15,9 @@ from transformers import WhisperForConditionalGeneration
 from edgeqlora_export import compile_check
 from edgeqlora_export.compile_check import TARGETS, compile_gate, import_compiler, target_of
 from edgeqlora_export.engine_request import engine_request
+from edgeqlora_export.precision.board.calibrate import Rounding
+from edgeqlora_export.precision.board.static import inputs_of, quantise_static, weights_of
+from edgeqlora_export.precision.board.typed import to_types
 from edgeqlora_export.run import export_bundle
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
@@ -58,7 +62,7 @@ def exported(tokenizer, tmp_path_factory):
     for opset in (13, 17):
         folder = tmp_path_factory.mktemp(f"opset{opset}")
         paths = export_whisper(model, folder, opset)
-        manifest = {"graphs": {graph: {"file": path.name} for graph, path in paths.items()}}
+        manifest = {"graphs": {graph: {"file": path.name, "precision": "fp32"} for graph, path in paths.items()}}
         out[opset] = (folder, manifest, request)
     return out
 
@@ -69,7 +73,7 @@ def test_both_graphs_compile_with_every_shape_asked_for(trt, exported, opset):
     gate = compile_gate(*exported[opset], compute_capability="8.7", say=said.append)
     compiler = f"TensorRT-RTX {trt.__version__} for SM86"
     for line, graph in zip(said, ("decoder", "encoder"), strict=True):
-        assert line.startswith(f"{graph}: {compiler} compiles it, optimization profiles: 2, ")
+        assert line.startswith(f"{graph}: {compiler} compiles it, optimization profiles: 2, products: ")
         figures = gate["graphs"][graph]
         assert line.endswith(f"{figures['seconds']:.1f} s, {figures['peak_rss_mib']:.0f} MiB")
         assert 0 < figures["seconds"] < 600
@@ -95,7 +99,7 @@ def test_what_stays_fp32_is_every_layer_norm_and_softmax(trt, exported):
         builder = trt.Builder(logger)
         network, parser = trt_builder.parse_network(trt, builder, str(folder / f"{graph}.onnx"), logger)
         layers = [network.get_layer(i) for i in range(network.num_layers)]
-        chosen = trt_builder._sensitive(trt, layers)
+        chosen = trt_builder._sensitive(trt, layers, set())
         counts[graph] = len(chosen)
         assert all("norm" in layer.name.lower() or "softmax" in layer.name.lower() for layer in chosen)
         del parser
@@ -108,7 +112,7 @@ def test_from_opset_17_on_a_layer_norm_is_one_layer(trt, exported):
     logger = make_logger(trt)
     network, _parser = trt_builder.parse_network(trt, trt.Builder(logger), str(folder / "decoder.onnx"), logger)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    chosen = trt_builder._sensitive(trt, layers)
+    chosen = trt_builder._sensitive(trt, layers, set())
     kinds = [str(layer.type).removeprefix("LayerType.") for layer in chosen]
     assert sorted(set(kinds)) == ["NORMALIZATION", "SOFTMAX"]
     assert (kinds.count("NORMALIZATION"), kinds.count("SOFTMAX")) == (3 * 2 + 1, 4)
@@ -182,7 +186,7 @@ def test_a_graph_that_the_compiler_refuses_is_said_in_its_words(trt, exported, t
     node = next(node for node in graph.graph.node if node.op_type == "Erf")
     node.op_type = "DynamicQuantizeLinear"
     onnx.save(graph, str(tmp_path / "encoder.onnx"))
-    alone = {"graphs": {"encoder": {"file": "encoder.onnx"}}}
+    alone = {"graphs": {"encoder": {"file": "encoder.onnx", "precision": "fp32"}}}
     with pytest.raises(UserError, match=r"encoder.onnx: TensorRT .* cannot read this graph: .*DynamicQuantizeLinear"):
         compile_gate(tmp_path, alone, request)
 
@@ -194,6 +198,11 @@ def test_a_compiler_that_crashes_takes_nothing_with_it(trt, exported, monkeypatc
         match=r"decoder.onnx: the compiler of TensorRT-RTX crashed \(exit code 1\): it said nothing\. Export without --compile-check",
     ):
         compile_gate(*exported[13])
+
+
+def test_what_fp32_graphs_are_compiled_for():
+    """Its compiler has no products of fp32 for Turing."""
+    assert [target_of(cc, "fp32") for cc in ("5.3", "7.2", "8.7", "11.0")] == ["SM86", "SM86", "SM86", "SM120"]
 
 
 @pytest.mark.parametrize(
@@ -208,10 +217,32 @@ def test_the_compiler_knows_every_target(trt):
     assert all(hasattr(trt.ComputeCapability, name) for name in TARGETS.values())
 
 
-@pytest.mark.real
-def test_whisper_tiny_compiles(trt, shared, tmp_path):
+@pytest.fixture(scope="module")
+def tiny_en(shared, tmp_path_factory):
+    """The fp32 graphs of whisper-tiny.en at opset 13 and 17, and the request for 2 and 30 s."""
     model = WhisperForConditionalGeneration.from_pretrained(shared / "models" / "whisper-tiny.en", dtype=torch.float32)
-    paths = export_whisper(model, tmp_path, 13)
     spec = {"prompt_ids": [50257, 50362], "max_new_tokens": {"2.0": 60, "30.0": 224}}
-    manifest = {"graphs": {graph: {"file": path.name} for graph, path in paths.items()}}
-    assert compile_gate(tmp_path, manifest, _request(model, [2.0, 30.0], spec))["passed"]
+    paths = {opset: export_whisper(model, tmp_path_factory.mktemp(f"tiny{opset}"), opset) for opset in (13, 17)}
+    return paths, _request(model, [2.0, 30.0], spec)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(("compute_capability", "opset"), [("5.3", 13), ("7.2", 13), ("8.7", 17), ("11.0", 17)])
+def test_whisper_tiny_compiles(trt, tiny_en, tmp_path, precision, compute_capability, opset):
+    """For Nano, Xavier, Orin and Thor, with products of the type that the graph has."""
+    paths, request = tiny_en[0][opset], tiny_en[1]
+    for graph, path in paths.items():
+        model = onnx.load(str(path))
+        inputs, fp32 = inputs_of(model), set()
+        if precision == "int8":
+            widths = {x: len(weights) for x, weights in weights_of(model).items()}
+            roundings = {x: Rounding(np.ones(n, dtype=np.float32), 0.05) for x, n in widths.items()}
+            fp32 = quantise_static(model, set(inputs), roundings, from_fp32=opset == 13)
+        to_types(model, fp32, "fp16", request["graphs"][graph]["on_device"])
+        onnx.save(model, str(tmp_path / path.name))
+    manifest = {"graphs": {graph: {"file": path.name, "precision": precision} for graph, path in paths.items()}}
+    gate = compile_gate(tmp_path, manifest, request, compute_capability)
+    for figures in gate["graphs"].values():
+        assert figures["target"] == target_of(compute_capability)
+        assert set(figures["products"]) == ({"fp16"} if precision == "fp16" else {"int8", "fp16"})

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from export_tiny import tiny_generation_config
 
-from edgeqlora_export.engine_request import engine_request
+from edgeqlora_export.engine_request import engine_precisions, engine_request
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.engine_graphs import engine_graphs
 from edgeqlora_export.whisper.graphs import export_whisper
@@ -64,10 +64,9 @@ def test_every_input_of_the_graphs_is_asked_for(whisper, tokenizer, tmp_path):
         n_prompt=len(spec["prompt_ids"]),
         max_new_tokens=spec["max_new_tokens"],
         max_batch=8,
-        precisions=["int8", "fp16"],
+        precisions=["fp16"],
         tensorrt="10.3",
     )
-    assert request["precisions"] == ["fp16"]
     graphs = export_whisper(whisper, tmp_path)
     for graph in request["graphs"]:
         inputs = {node.name: node.type.tensor_type.shape.dim for node in onnx.load(graphs[graph]).graph.input}
@@ -96,8 +95,18 @@ def test_bad_values_are_named(changes, message):
         ask(**changes)
 
 
-def test_no_precision_that_can_be_asked_for_is_fp32():
-    assert ask(precisions=["int8"])["precisions"] == ["fp32"]
+@pytest.mark.parametrize(
+    ("graphs", "offered", "found"),
+    [
+        (["fp32", "fp32"], ["fp16", "bf16", "fp32", "int8"], ["fp32", "fp16"]),
+        (["fp32", "fp32"], ["fp32"], ["fp32"]),
+        (["fp32", "fp16"], ["fp16", "fp32"], ["fp16"]),
+        (["fp16", "int8"], ["fp16", "fp32", "int8"], ["int8"]),
+    ],
+)
+def test_engines_have_the_precision_of_graphs_with_types_and_of_fp32_what_the_board_offers(graphs, offered, found):
+    manifest = {"graphs": {name: {"precision": p} for name, p in zip("ab", graphs, strict=True)}}
+    assert engine_precisions(manifest, offered) == found
 
 
 def _set(*keys_and_value):
@@ -116,7 +125,10 @@ STEP = ("graphs", "decoder", "optimization_profiles", 1, "inputs")
     ("edit", "message"),
     [
         (_set("schema", "edgeqlora.engines/9"), "engine_request.schema is 'edgeqlora.engines/9'"),
-        (_set("precisions", ["int8"]), r"engine_request.precisions is \['int8'\], needed: a list out of fp32, fp16"),
+        (
+            _set("precisions", ["int4"]),
+            r"engine_request.precisions is \['int4'\], needed: a list out of fp32, fp16, int8",
+        ),
         (_set("precisions", []), "engine_request.precisions is"),
         (_set("workspace_mib", 0), "engine_request.workspace_mib is 0, needed: MiB of at least 1, or null"),
         (_set("max_batch", True), "engine_request.max_batch is True"),

@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from edgeqlora_export.family import families
 from edgeqlora_export.plan.work import Work, count_work
-from edgeqlora_export.precision.mixes import Vocabulary, bytes_of, parts_of, write_mix
-from edgeqlora_export.precision.vocabulary import LEAST_TOKENS, turn
+from edgeqlora_export.precision.cpu.mixes import Vocabulary, bytes_of, parts_of, write_mix
+from edgeqlora_export.precision.cpu.vocabulary import LEAST_TOKENS, turn
 from edgeqlora_jetson.audio.features import feature_shape
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError

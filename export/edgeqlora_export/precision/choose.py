@@ -1,49 +1,59 @@
-"""The precision of a bundle for a CPU: searched for on real clips, recorded, drawn; fp32 where nothing can be known."""
+"""The precision of a bundle: searched for on real clips, recorded, drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import onnx
 import torch
 
 from edgeqlora_export.margin import LEAST_WORDS, count_words
 from edgeqlora_export.onnx_graph import save_graph
-from edgeqlora_export.precision.judge import Clip
-from edgeqlora_export.precision.mixes import parts_of
+from edgeqlora_export.precision.board.form import Fp16Form, Int8Form
+from edgeqlora_export.precision.cpu.form import CpuForm
+from edgeqlora_export.precision.judge import Clip, Heard, cost, hear
 from edgeqlora_export.precision.picture import FILE, draw_front
 from edgeqlora_export.precision.search import Search
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.schema import Manifest
+from edgeqlora_jetson.runtimes import open_runtime
+from edgeqlora_jetson.schema import Manifest, Precision, TriedMix
+from edgeqlora_jetson.transcribe import Transcriber
 
-ASKED = ("auto", "int8", "fp32")
 MAX_INCREASE = 0.5
 """Points of the error rate that int8 may cost."""
 
+N_SHIPPED = 4
+"""Clips that the graphs of a board are run on as they ship."""
+N_CALIBRATION = 4
+"""One clip of so many shows the ranges of what int8 layers multiply, the others what it costs."""
+
 
 class PrecisionSettings(NamedTuple):
-    """What was asked for. asked: auto (int8 as far as it costs no more than max_increase points), int8 (all of it, or an error), fp32."""
+    """What was asked for. asked: auto (int8 on a CPU, fp16 on a board, as far as it costs no more than max_increase points), int8 (on a
+    CPU all of it, or an error; on a board as far as it is allowed, fp16 beside it), fp16, fp32."""
 
     asked: str = "auto"
     max_increase: float = MAX_INCREASE
 
 
-def choose_precision(
+def choose_for_cpu(
     bundle: Bundle,
     graphs: Mapping[str, Path],
     clips: Sequence[Clip],
     precision: PrecisionSettings,
     progress: Callable[[str], None],
 ) -> Manifest:
-    """Put the graphs of the best mix in place of the fp32 ones, draw what was tried; returns the manifest with `precision`.
+    """Put the graphs of the best mix of int8 and fp32 in place of the fp32 ones, draw what was tried; returns the manifest with `precision`.
 
     clips: (audio float32 (n_samples,) at 16 kHz, reference). Raises UserError where int8 was asked for and cannot be.
     """
     manifest = bundle.manifest
     n_words = count_words(manifest["decoder"], [reference for _, reference in clips])
+    threads = torch.get_num_threads()
+    form = CpuForm(bundle, graphs, threads, progress)
     reason = None
     if not n_words:
         reason = f"the {len(clips)} clips of --data have no words to count errors of: give clips with texts"
@@ -52,7 +62,7 @@ def choose_precision(
             f"{len(clips)} clips with {n_words} words are too few to see what int8 costs, {LEAST_WORDS} are needed: give more "
             "clips with --data, or pass --precision int8"
         )
-    elif not parts_of(graphs):
+    elif not form.parts:
         reason = "the graphs have no linear layer of at least 32 by 32: they run in fp32"
     if reason is not None and precision.asked == "int8":
         raise UserError(f"precision int8 was asked for, and {reason}, or pass --precision fp32")
@@ -60,29 +70,105 @@ def choose_precision(
         progress(f"the graphs stay in fp32: {reason}")
         manifest["precision"] = {"int8": [], "reason": reason}
         return manifest
-    search = Search(bundle, graphs, clips, precision.max_increase, torch.get_num_threads(), progress)
-    chosen, record = search.run(only_int8=precision.asked == "int8")
-    number = next(i for i, row in enumerate(record["tried"]) if row["int8"] == record["int8"])
-    draw_front(record["tried"], number, len(search.parts), Path(bundle.folder) / FILE)
-    progress(
-        f"{len(record['int8'])} of {len(search.parts)} parts are int8: {record['tried'][number]['bytes'] / 1e6:.1f} of "
-        f"{record['tried'][0]['bytes'] / 1e6:.1f} MB"
-    )
-    manifest = {**chosen.manifest, "precision": record}
-    if record["int8"]:
-        n_all = len(record["int8"]) + len(record["fp32"])
-        note = f"{len(record['int8'])} of {n_all} parts of the graphs are int8"
-        manifest["profile"] = {
-            **manifest["profile"],
-            "note": manifest["profile"]["note"].replace("the graphs are fp32", note),
-        }
+    search = Search(form, clips, precision.max_increase, threads, progress)
+    low, row = search.run(only_low=precision.asked == "int8")
+    return _finish(bundle, graphs, search, low, row)
+
+
+def choose_for_board(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    clips: Sequence[Clip],
+    precision: PrecisionSettings,
+    progress: Callable[[str], None],
+    io: Mapping[str, Collection[str]],
+    tensorrt: str,
+) -> Manifest:
+    """The same for TensorRT: fp16 with fp32 where that is needed, and int8 in it where that was asked for.
+
+    io: inputs and outputs of each graph that stay on the device: they have the type of the graph. tensorrt: version of the board's.
+    With fewer words than an error rate can be told from, only collapse refuses a mix. Raises UserError where int8 cannot be.
+    """
+    threads, allowed = torch.get_num_threads(), precision.max_increase
+    n_words = count_words(bundle.manifest["decoder"], [reference for _, reference in clips])
+    calibration: Sequence[Clip] = []
+    reason = None
+    if precision.asked == "int8":
+        if n_words < LEAST_WORDS:
+            raise UserError(
+                f"precision int8 was asked for, and {len(clips)} clips with {n_words} words are too few to see what it costs, {LEAST_WORDS} "
+                "are needed: give more clips with --data, or pass --precision fp16"
+            )
+        calibration = clips[::N_CALIBRATION]
+        clips = [clip for i, clip in enumerate(clips) if i % N_CALIBRATION]
+    elif n_words < LEAST_WORDS:
+        reason = f"{len(clips)} clips with {n_words} words tell no error rate, so only texts that collapse would have refused fp16"
+        allowed = 100.0
+    form: Any = Fp16Form(bundle, graphs, threads, progress, io)
+    search = Search(form, clips, allowed, threads, progress)
+    low, row = search.run(only_low=False)
+    if precision.asked == "int8":
+        form = Int8Form(form, low, from_fp32=int(tensorrt.split(".")[0]) < 10)
+        progress(f"ranges of {len(form.parts)} parts on {len(calibration)} clips")
+        form.calibrate(calibration)
+        known = [one for one in search.rows if one is not row]
+        search = Search(form, clips, allowed, threads, progress, known=(search.plain, [*known, row]))
+        low, row = search.run(only_low=False)
+    manifest = _finish(bundle, graphs, search, low, row, reason)
+    _try_as_shipped(form, clips[:N_SHIPPED], search.plain, threads, manifest)
+    return manifest
+
+
+def _try_as_shipped(form: Fp16Form, clips: Sequence[Clip], plain: Heard, threads: int, manifest: Manifest) -> None:
+    """The graphs themselves, not those with roundings, in onnxruntime. Raises UserError where a clip collapses in them."""
+    ships = Bundle(form.bundle.folder, {**manifest, "audio": form.bundle.manifest["audio"]})
+    n = len(clips)
+    first = plain._replace(errors=plain.errors[:n], words=plain.words[:n], texts=plain.texts[:n])
+    heard = hear(Transcriber(ships, open_runtime(ships, "onnxruntime", threads=threads)), clips)
+    if refused := cost(first, heard, 100.0)["refused"]:
+        raise UserError(
+            f"the {form.low} graphs as they would ship do not answer as those with the same roundings: {refused}. No bundle was written; "
+            "please report this with the model's config.json, or pass --precision fp32"
+        )
+
+
+def _finish(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    search: Search,
+    low: Sequence[str],
+    row: TriedMix,
+    reason: str | None = None,
+) -> Manifest:
+    """Put the graphs of a mix in place of those of fp32; returns the manifest, which says what was tried."""
+    form, manifest = search.form, bundle.manifest
+    mix = form.names(low)
+    record: dict[str, Any] = {
+        **mix,
+        "fp32": [part for part in form.all_parts if not any(part in parts for parts in mix.values())],
+        "max_increase": search.allowed,
+        "n_clips": len(search.plain.words),
+        "n_words": int(search.plain.words.sum()),
+        "tried": search.rows,
+        **form.record(),
+        **({"sensitivity": search.sensitivity} if search.sensitivity else {}),
+        **({"reason": reason} if reason else {}),
+    }
+    draw_front(search.rows, search.rows.index(row), Path(bundle.folder) / FILE)
+    said = ", ".join(f"{len(parts)} {name}" for name, parts in [*mix.items(), ("fp32", record["fp32"])] if parts)
+    search.progress(f"parts: {said}; {row['bytes'] / 1e6:.1f} of {search.rows[0]['bytes'] / 1e6:.1f} MB")
+    if any(mix.values()):
+        ships = form.ship(low)
+        for name, entry in ships.manifest["graphs"].items():
+            save_graph(
+                onnx.load(ships.graph_path(name)), graphs[name]
+            )  # not renamed: a graph names the file of its weights
+            manifest["graphs"][name] = {**entry, "file": graphs[name].name}
+        manifest["decoder"] = ships.manifest["decoder"]
         for gate in manifest["gates"]:
-            gate["detail"] += "; of the fp32 graphs that those in int8 were made of"
-    for graph, path in graphs.items():
-        made = Path(chosen.graph_path(graph))
-        if made != path:
-            save_graph(onnx.load(str(made)), path)  # not renamed: a graph names the file of its weights
-            manifest["graphs"][graph]["file"] = path.name
-    for leftover in [*Path(bundle.folder).glob("*-mix*.onnx*"), *Path(bundle.folder).glob("*-part.onnx*")]:
-        leftover.unlink()
+            gate["detail"] += f"; of the fp32 graphs that those in {form.low} were made of"
+    for ending in ("mix*", "part", "plain"):
+        for leftover in Path(bundle.folder).glob(f"*-{ending}.onnx*"):
+            leftover.unlink()
+    manifest["precision"] = cast(Precision, record)
     return manifest

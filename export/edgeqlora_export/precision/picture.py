@@ -13,7 +13,7 @@ OPEN, BEST, REFUSED = "#0072B2", "#009E73", "#D55E00"
 """Okabe and Ito's, which colour-blind readers tell apart."""
 
 
-def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, n_parts: int, path: Path) -> None:
+def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, path: Path) -> None:
     """Draw `tried` of a manifest's `precision` as a PNG of 800 px width. chosen: number of the row that ships."""
     import matplotlib
 
@@ -21,10 +21,12 @@ def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, n_parts: int, pat
     import matplotlib.pyplot as plt
 
     best = set(front(rows))
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4 + 0.17 * len(rows)), layout="constrained", sharey=True)
-    for axis, key, scale, label in zip(
-        axes, ("bytes", "ms_per_clip"), (1e6, 1), ("graphs, MB", "a clip on this machine, ms"), strict=True
-    ):
+    panels = [("bytes", 1e6, "graphs, MB"), ("ms_per_clip", 1, "a clip on this machine, ms")]
+    panels = panels[: 1 if rows[0]["ms_per_clip"] is None else 2]
+    size = 8, 3.4 + 0.17 * len(rows)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    axes = grid[0]
+    for axis, (key, scale, label) in zip(axes, panels, strict=True):
         line = sorted((rows[i][key] / scale, rows[i]["wer"]) for i in best)
         axis.plot(*zip(*line, strict=True), color=BEST, linewidth=1, alpha=0.6)
         for i, row in enumerate(rows):
@@ -46,8 +48,10 @@ def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, n_parts: int, pat
     figure.suptitle("Ring: ships. Cross: refused. Line: mixes that no other beats.", fontsize=11)
     names = []
     for i, row in enumerate(rows):
-        mix = f"{len(row['int8'])} of {n_parts} parts in int8" if row["int8"] else "fp32"
-        figures = f"{row['wer']:.2f} %, {row['bytes'] / 1e6:.1f} MB, {row['ms_per_clip']:.0f} ms"
+        counts = [f"{len(row[name])} {name}" for name in ("int8", "fp16") if row.get(name)]
+        mix = f"{' and '.join(counts)} parts" if counts else "fp32"
+        time = "" if row["ms_per_clip"] is None else f", {row['ms_per_clip']:.0f} ms"
+        figures = f"{row['wer']:.2f} %, {row['bytes'] / 1e6:.1f} MB{time}"
         names.append(f"{chr(ord('A') + i)}: {mix}, {figures}{', refused' if row['refused'] else ''}")
     figure.supxlabel("\n".join(names), fontsize=9, x=0.02, ha="left")
     figure.savefig(path, dpi=100)

@@ -140,8 +140,8 @@ def _precision(runtime: Any, manifest: Manifest) -> Dict[str, Any]:
     """What each graph really runs in: as its engine was built, else as it was exported."""
     engines = getattr(runtime, "engines", None) or {}
     whole = getattr(runtime, "precision", None)  # of onnxruntime's TensorRT provider, whose engines have no records
-    if whole == "int8":
-        whole = None  # each graph says for itself whether a part of it is
+    if whole != "fp16" or any(entry.get("precision") != "fp32" for entry in manifest["graphs"].values()):
+        whole = None  # each graph says for itself what it has
     return {
         graph: (engines.get(graph) or {}).get("precision") or whole or entry.get("precision")
         for graph, entry in manifest["graphs"].items()

@@ -70,9 +70,15 @@ class Bundle(object):
         return DECODERS[self.manifest["decoder"]["kind"]].graphs
 
     @property
+    def precision(self) -> str:
+        """The lowest precision of its graphs: int8, fp16 or fp32."""
+        found = [entry.get("precision") for entry in self.manifest["graphs"].values()]
+        return next((name for name in ("int8", "fp16") if name in found), "fp32")
+
+    @property
     def is_int8(self) -> bool:
-        """Whether a graph of it multiplies integers."""
-        return any(entry.get("precision") == "int8" for entry in self.manifest["graphs"].values())
+        """Whether a graph of it multiplies integers that are made of its inputs as they come, as graphs for a CPU do."""
+        return self.precision == "int8" and not self.manifest.get("engine_request")
 
     @property
     def is_for_cpu(self) -> bool:

@@ -1,7 +1,7 @@
 """The manifest of a bundle: what must be in it, in every bundle and by kind, checked before anything runs."""
 
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 from ..audio.features import feature_shape
 from ..engines.request import check_covers, check_request
@@ -49,8 +49,9 @@ _OPTIONAL: Dict[str, Any] = {
     "model.family": _TEXT,
     "normaliser": _TEXT,
     "parents": ((dict,), "an object of name -> sha256"),
-    "precision": ((dict,), "an object with int8, fp32 and tried"),
+    "precision": ((dict,), "an object with the parts of each precision and tried"),
     "precision.int8": _TEXTS,
+    "precision.fp16": _TEXTS,
     "precision.fp32": _TEXTS,
     "precision.tried": ((list,), "a list of mixes"),
     "profile": ((dict,), "an object"),
@@ -189,11 +190,11 @@ def _check_audio(manifest: Any, name: Any) -> None:
 
 
 def _check_precision(manifest: Any, name: Any) -> None:
-    """What is int8 comes with the row of the mix that ships."""
+    """What is lower than fp32 comes with the row of the mix that ships."""
     found = manifest.get("precision") or {}
-    if not found.get("int8"):
+    if not found.get("int8") and not found.get("fp16"):
         return
-    rows = [row for row in found.get("tried") or [] if isinstance(row, dict) and row.get("int8") == found["int8"]]
+    rows = [row for row in found.get("tried") or [] if isinstance(row, dict) and _is_mix(row, found)]
     if (
         not rows
         or not _is_number(rows[0].get("increase"))
@@ -201,9 +202,29 @@ def _check_precision(manifest: Any, name: Any) -> None:
         or found.get("fp32") is None
     ):
         raise UserError(
-            "{}: precision.int8 needs fp32, n_clips, and a row of tried with the same int8 and its increase: export the bundle "
+            "{}: precision needs fp32, n_clips, and a row of tried with the same int8 and fp16 and its increase: export the bundle "
             "again".format(name)
         )
+
+
+def _is_mix(row: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a row of `tried` is the mix that ships."""
+    return all((row.get(name) or []) == (found.get(name) or []) for name in ("int8", "fp16"))
+
+
+def describe_mix(manifest: Manifest) -> Optional[str]:
+    """How many parts of the graphs have which precision, and what that cost at the export; None: all are fp32."""
+    found: Any = manifest.get("precision") or {}
+    if not found.get("int8") and not found.get("fp16"):
+        return None
+    parts = [("int8", found.get("int8")), ("fp16", found.get("fp16")), ("fp32", found.get("fp32"))]
+    row = next(row for row in found["tried"] if _is_mix(row, found))
+    return "{}; error rate {:+.2f} points over fp32 on {} clips of the export{}".format(
+        ", ".join("{} {}".format(len(names), name) for name, names in parts if names),
+        row["increase"],
+        found["n_clips"],
+        ", computed with the same roundings there" if manifest.get("engine_request") else "",
+    )
 
 
 def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:

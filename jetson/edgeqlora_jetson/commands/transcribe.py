@@ -8,6 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 from ..audio.windows import untuned_windows
 from ..board.machine import read_machine
 from ..bundle import Bundle
+from ..bundle.manifest import describe_mix
 from ..errors import UserError
 from ..pyz import command_name, find_pyz
 from ..screen import command_line, show
@@ -62,14 +63,9 @@ def format_info(bundle: Bundle) -> str:
         lines.append(
             "Silence     not cut here, but was in training: error rates of training are not those of this runner"
         )
-    found = manifest.get("precision") or {}
-    if found.get("int8"):
-        chosen = next(row for row in found["tried"] if row["int8"] == found["int8"])
-        lines.append(
-            "Precision   int8, {} of {} parts; error rate {:+.2f} points over fp32 on {} clips, one clip at a time".format(
-                len(found["int8"]), len(found["int8"]) + len(found["fp32"]), chosen["increase"], found["n_clips"]
-            )
-        )
+    mix = describe_mix(manifest)
+    if mix is not None:
+        lines.append("Precision   {}{}".format(mix, ", one clip at a time" if bundle.is_int8 else ""))
     for graph, entry in sorted(manifest["graphs"].items()):
         size = manifest["files"][entry["file"]]["bytes"]
         lines.append(

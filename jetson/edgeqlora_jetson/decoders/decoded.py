@@ -21,8 +21,8 @@ def verify_finite(logits: np.ndarray, graph: str, runtime: Any) -> None:
     """Raise NotFiniteError where a graph answers NaN or infinity: seen of transformers in fp16 (NVIDIA/TensorRT#1500)."""
     if not np.isfinite(logits).all():
         raise NotFiniteError(
-            "the {} {} in {} {} answers NaN or infinity on this audio: run it in fp32 (TensorRT: build --precision fp32, "
-            "then --precision fp32), and if it is fp32 already, train or export again".format(
+            "the {} {} in {} {} answers NaN or infinity on this audio: run it in fp32 (export it again with "
+            "--precision fp32; of graphs in fp32 build --precision fp32), and if it is fp32 already, train again".format(
                 getattr(runtime, "precision", "fp32"), graph, runtime.name, runtime.version
             )
         )

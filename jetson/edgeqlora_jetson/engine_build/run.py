@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from ..board.machine import parse_meminfo_mib
 from ..engines.cache import Place, default_cache_dir, engine_key, engine_path, look_up, write_record
-from ..engines.request import PRECISIONS
+from ..engines.request import choose_precision
 from ..errors import UserError
 from ..files import check_writable, read_json, write_json
 from .worker import USER_ERROR, worker_command
@@ -51,8 +51,8 @@ def build_engines(
 ) -> List[Dict[str, Any]]:
     """Build what is missing of a bundle's engines and return the records of all (see engine_cache).
 
-    cache_dir: where engines are kept, default ~/.cache/edgeqlora/engines. precision: one of fp32, fp16; None: the
-    bundle's first preference. workspace_mib: cap on scratch memory, None: the bundle's. force: build again what is
+    cache_dir: where engines are kept, default ~/.cache/edgeqlora/engines. precision: one of the request's; None: the
+    first of them. workspace_mib: cap on scratch memory, None: the bundle's. force: build again what is
     there. Each record says in "is_new" whether it was built now.
     Raises UserError when there is no TensorRT or GPU, too little memory, when the build was killed or refused.
     """
@@ -62,8 +62,9 @@ def build_engines(
             "{}: this bundle asks for no TensorRT engines (engine_request is null): export it for a board whose "
             "profile names a TensorRT version, or use the onnxruntime runtime".format(bundle.folder)
         )
-    _check_settings(precision, workspace_mib)
-    precision = precision or request["precisions"][0]
+    precision = choose_precision(request, precision)
+    if workspace_mib is not None and not 1 <= workspace_mib <= 65536:
+        raise UserError("workspace_mib={}, allowed 1 to 65536".format(workspace_mib))
     workspace = workspace_mib or request["workspace_mib"]
     cache_dir = cache_dir or default_cache_dir()
     check_writable(os.path.join(cache_dir, "engine"))
@@ -86,6 +87,8 @@ def build_engines(
                 "onnx": os.path.abspath(bundle.graph_path(graph)),
                 "optimization_profiles": key["optimization_profiles"],
                 "precision": precision,
+                "graph_precision": bundle.manifest["graphs"][graph].get("precision") or "fp32",
+                "fp32_nodes": bundle.manifest["graphs"][graph].get("fp32_nodes") or [],
                 "workspace_mib": workspace,
                 "timing_cache": timing_cache_path(cache_dir, place),
                 "plan": engine_path(cache_dir, key),
@@ -234,13 +237,6 @@ def _advice(workspace_mib: Optional[int]) -> str:
         "swapon /swap); end the desktop (sudo systemctl isolate multi-user.target); {}export with a smaller "
         "batch".format("a smaller workspace (--workspace-mib {}); ".format(smaller) if smaller < workspace else "")
     )
-
-
-def _check_settings(precision: Optional[str], workspace_mib: Optional[int]) -> None:
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
-    if workspace_mib is not None and not 1 <= workspace_mib <= 65536:
-        raise UserError("workspace_mib={}, allowed 1 to 65536".format(workspace_mib))
 
 
 def _mib(value: Optional[float], unknown: str = "an unknown amount") -> str:

@@ -70,6 +70,8 @@ def build(job: Dict[str, Any]) -> Dict[str, Any]:
         precision=job["precision"],
         workspace_mib=job["workspace_mib"],
         timing_cache=_read(job["timing_cache"]),
+        graph_precision=job["graph_precision"],
+        fp32_nodes=job["fp32_nodes"],
     )
     write_bytes(job["plan"], built.plan)  # as it is: a copy could double what is held
     if built.timing_cache:

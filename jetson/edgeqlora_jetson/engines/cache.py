@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import read_json, sha256_file, user_cache_folder, write_json
 from ..pyz import command_name, find_pyz
 from ..screen import command_line
-from .request import PRECISIONS
+from .request import choose_precision
 
 SCHEMA = "edgeqlora.engine/1"
 _RECORD = ".json"
@@ -119,9 +119,8 @@ def find_engine(
     precision: the one asked for at the build; None: the first of the bundle's preferences that was built.
     Raises UserError that says what differs in the engines there are, and the command that builds the right one.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
-    wanted = [precision] if precision else list(bundle.manifest["engine_request"]["precisions"])
+    request = bundle.manifest["engine_request"]
+    wanted = [choose_precision(request, precision)] if precision else list(request["precisions"])
     keys = [engine_key(bundle, graph, place, name) for name in wanted]
     for key in keys:
         record = look_up(cache_dir, key)

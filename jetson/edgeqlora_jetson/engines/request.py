@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 from ..errors import UserError
 
 SCHEMA = "edgeqlora.engines/2"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 BOUNDS = ("min", "opt", "max")
 
 
@@ -81,6 +81,21 @@ def check_request(request: Any, name: Any, graphs: Optional[Mapping[str, Any]] =
         _check_graph(
             asked[graph], "{}: engine_request.graphs.{}".format(name, graph), None if graphs is None else graphs[graph]
         )
+
+
+def choose_precision(request: Optional[Dict[str, Any]], precision: Optional[str]) -> str:
+    """The precision to build or run engines in: the one asked for, None: the request's first.
+
+    Raises UserError for one that engines of these graphs cannot have.
+    """
+    allowed = list(request["precisions"]) if request else ["fp32"]
+    if precision is not None and precision not in allowed:
+        raise UserError(
+            "precision {!r}: engines of this bundle can be {}; for another one export it again with --precision".format(
+                precision, " or ".join(allowed)
+            )
+        )
+    return precision or str(allowed[0])
 
 
 def check_covers(

@@ -3,14 +3,14 @@
 import os
 import sys
 import tempfile
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
 from ..audio.features import feature_shape
 from ..decoders import open_decoder
 from ..engines.cache import default_cache_dir
-from ..engines.request import PRECISIONS
+from ..engines.request import choose_precision
 from ..errors import UserError
 from .providers import (
     AUTO,
@@ -49,7 +49,7 @@ class OnnxRuntime(object):
         self._onnxruntime = onnxruntime
         self._placement: Optional[Dict[str, Dict[str, int]]] = None
         self.notes: List[str] = []
-        self.precision = "int8" if bundle.is_int8 else "fp32"
+        self.precision = bundle.precision
         options: Dict[str, Dict[str, str]] = {graph: {} for graph in bundle.graphs}
         wanted = choose_providers(providers, onnxruntime.get_available_providers())
         if bundle.is_for_cpu and wanted != [CPU]:
@@ -59,8 +59,15 @@ class OnnxRuntime(object):
                     "as with --target workstation-gpu".format(", ".join(wanted), self.precision)
                 )
             wanted = [CPU]
+        if self.precision == "int8" and CUDA in wanted and TENSORRT not in wanted:
+            if list(providers or ()) != [AUTO]:
+                raise UserError(
+                    "providers {}: onnxruntime's CUDA provider has no products of integers, and would be slower in int8 than in fp16; "
+                    "allowed: tensorrt, cpu. Or export again with --precision fp16".format(", ".join(wanted))
+                )
+            wanted = [CPU]
         if TENSORRT in wanted:
-            self.precision = _engine_precision(bundle, precision)
+            self.precision = choose_precision(bundle.manifest.get("engine_request"), precision)
             place = self.precision, self.version, cache_dir or default_cache_dir()
             options = {graph: tensorrt_options(bundle, graph, *place) for graph in bundle.graphs}
         elif precision not in (None, self.precision):
@@ -82,6 +89,10 @@ class OnnxRuntime(object):
                 raise UserError(idle)
             self.notes.append(idle)
         self._open_sessions(bundle, [CPU], options)
+        if bundle.precision == "fp16":
+            self.notes.append(
+                "onnxruntime's CPU provider has no fp16: it computes in fp32 and converts, which is slow; for a CPU export with --target cpu"
+            )
 
     def node_placement(self) -> Optional[Dict[str, Dict[str, int]]]:
         """Graph -> provider -> nodes it really ran, counted in a warm-up run; None where only the CPU was asked for."""
@@ -125,7 +136,9 @@ class OnnxRuntime(object):
         self.providers = list(next(iter(self._sessions.values())).get_providers())
         self.takes_any_length = self.providers == [CPU]
         self._device = "cuda" if CUDA in self.providers or TENSORRT in self.providers else "cpu"
+        self._halves: Dict[str, Set[str]] = {}
         for graph, session in self._sessions.items():
+            self._halves[graph] = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
             entry = bundle.manifest["graphs"][graph]
             _check_names(session, bundle.graph_path(graph), entry["inputs"], entry["outputs"])
 
@@ -142,6 +155,8 @@ class OnnxRuntime(object):
         session = self._sessions[graph]
         binding, alive = session.io_binding(), []  # the binding keeps no array alive
         for name, value in inputs.items():
+            if isinstance(value, np.ndarray) and name in self._halves[graph]:
+                value = value.astype(np.float16)
             if not isinstance(value, np.ndarray):
                 binding.bind_ortvalue_input(name, value)
             elif value.size:
@@ -154,7 +169,7 @@ class OnnxRuntime(object):
             binding.bind_output(name, self._device if name in keep else "cpu")
         session.run_with_iobinding(binding)
         outputs = dict(zip(shapes, binding.get_outputs()))
-        return {name: value if name in keep else value.numpy() for name, value in outputs.items()}
+        return {name: value if name in keep else _float32(value.numpy()) for name, value in outputs.items()}
 
     def bind(self, graph: str, inputs: Dict[str, Any], outputs: Dict[str, np.ndarray]) -> Callable[[], None]:
         """A function that runs a graph on these arrays, and on what an earlier run kept, each time as they then are.
@@ -180,6 +195,10 @@ class OnnxRuntime(object):
         return run
 
 
+def _float32(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
 def pip_line() -> str:
     """The pip command that brings onnxruntime for this Python."""
     if sys.version_info < (3, 7):
@@ -203,13 +222,6 @@ def _choose_threads(bundle: Any, threads: Optional[int]) -> int:
         threads = (bundle.manifest.get("profile") or {}).get("threads")
     n_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(threads) if threads else n_usable
-
-
-def _engine_precision(bundle: Any, precision: Optional[str]) -> str:
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError("precision {!r} is not known, allowed: {}".format(precision, ", ".join(PRECISIONS)))
-    request = bundle.manifest.get("engine_request")
-    return precision or (request["precisions"][0] if request else "fp32")
 
 
 def _open_graph(

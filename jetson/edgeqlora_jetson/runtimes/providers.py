@@ -59,8 +59,10 @@ def tensorrt_options(bundle: Any, graph: str, precision: str, version: str, cach
             "engine for every length. Export it for a board whose profile names a TensorRT version, or use "
             "cuda".format(bundle.folder)
         )
-    options = {"trt_engine_cache_enable": "True", "trt_fp16_enable": str(precision == "fp16")}
-    if precision == "fp16":
+    options = {"trt_engine_cache_enable": "True", "trt_fp16_enable": str(precision != "fp32")}
+    if precision == "int8":
+        options["trt_int8_enable"] = "True"
+    if precision != "fp32":
         # Squares of activations overflow in fp16 (known of Whisper's layer norms: microsoft/onnxruntime#31626).
         options["trt_layer_norm_fp32_fallback"] = "True"
     if request["workspace_mib"] is not None:

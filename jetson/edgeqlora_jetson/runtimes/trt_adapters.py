@@ -5,7 +5,7 @@ bindings at each release (NVIDIA/TensorRT, python/src/infer/pyCore.cpp) and tens
 """
 
 import collections
-from typing import TYPE_CHECKING, Any, Deque, Dict, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -35,8 +35,8 @@ class EngineTensor(NamedTuple):
     dtype: np.dtype
 
 
-def make_logger(trt: Any) -> Any:
-    """A logger for TensorRT that keeps its last 20 errors in `.errors` instead of printing them."""
+def make_logger(trt: Any, hear: Optional[Callable[[str], None]] = None) -> Any:
+    """A logger for TensorRT that keeps its last 20 errors in `.errors` instead of printing them. hear: called with all else."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -47,6 +47,8 @@ def make_logger(trt: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(str(msg).strip())
+            elif hear is not None:
+                hear(str(msg))
 
     return Logger()
 

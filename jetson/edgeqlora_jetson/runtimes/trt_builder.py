@@ -17,15 +17,12 @@ _DEFAULT_WORKSPACE_MIB = 256
 """Where the release has no memory pools (before 8.4) and the bundle names no cap: its own default of 16 MiB rules out
 the kernels that matter (NVIDIA/TensorRT#1666)."""
 
-_GRAPH_PRECISION = "fp32"
-"""Of the bundle's graphs: what an engine has where TensorRT takes precision from the graph alone (11 and newer)."""
-
 
 class Built(NamedTuple):
     """An engine, serialised, and how it came about."""
 
     plan: Any  # bytes-like
-    precision: str  # what it really has: fp16 (with fp32_layers) or fp32
+    precision: str  # what it really has: fp32, fp16 or int8 (with fp32_layers)
     fp32_layers: List[str]  # layers kept in fp32 inside an fp16 engine
     timing_cache: Optional[bytes]  # measured kernels, for the next build
     notes: List[str]  # what could not be done as asked, in sentences
@@ -40,35 +37,47 @@ def build_plan(
     workspace_mib: Optional[int] = None,
     timing_cache: Optional[bytes] = None,
     configure: Optional[Callable[[Any], None]] = None,
+    graph_precision: str = "fp32",
+    fp32_nodes: Sequence[str] = (),
+    hear: Optional[Callable[[str], None]] = None,
 ) -> Built:
     """Build the engine of a graph file; takes seconds to many minutes and far more memory than running it.
 
     timing_cache: kernels measured by an earlier build, b"" for none yet, None: keep none.
-    configure: called with the builder's configuration last (the compile check names its GPU there).
+    configure: called with the builder's configuration last (the compile check names its GPU there). graph_precision: fp16 and
+    int8 are types in the graph, which TensorRT from 10 on takes as they are; older ones choose, and are told of fp32_nodes to keep,
+    beside softmax and norms. hear: called with what TensorRT says that is no error.
     Raises UserError when the parser or the builder refuses, with TensorRT's own words.
     """
-    logger = make_logger(trt)
+    logger = make_logger(trt, hear)
     notes: List[str] = []
     builder: "tensorrt.Builder" = trt.Builder(logger)
     # The parser stays until the engine is built: it owns the weights that the network points to.
-    network, parser = parse_network(trt, builder, onnx_path, logger)
+    has_types = graph_precision != "fp32" and (
+        hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
+    )
+    network, parser = parse_network(trt, builder, onnx_path, logger, has_types)
     config = builder.create_builder_config()
     set_workspace(trt, config, workspace_mib)
     for profile in profiles:
         add_profile(builder, config, network, profile, logger)
     fp32_layers: List[str] = []
-    if precision == "fp16" and not hasattr(trt.BuilderFlag, "FP16"):
+    if has_types:
+        precision = graph_precision
+    elif precision != "fp32" and not hasattr(trt.BuilderFlag, "FP16"):
         notes.append(
             "TensorRT {} has no precision flags: the engine has the graph's own precision, {}".format(
-                trt.__version__, _GRAPH_PRECISION
+                trt.__version__, graph_precision
             )
         )
-        precision = _GRAPH_PRECISION
-    if precision == "fp16" and not getattr(builder, "platform_has_fast_fp16", True):
+        precision = graph_precision
+    if precision != "fp32" and not getattr(builder, "platform_has_fast_fp16", True):
         notes.append("this GPU has no fast fp16 according to TensorRT: the engine may be slower than in fp32")
-    if precision == "fp16":
+    if precision != "fp32" and not has_types:
         config.set_flag(trt.BuilderFlag.FP16)
-        fp32_layers = keep_fp32(trt, config, network)
+        if precision == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+        fp32_layers = keep_fp32(trt, config, network, fp32_nodes)
         if not fp32_layers:
             notes.append("no layer could be kept in fp32: compare the error rate with onnxruntime's")
     tf32 = allow_tf32(trt, config, precision != "fp32")
@@ -87,12 +96,14 @@ def build_plan(
 
 
 def parse_network(
-    trt: Any, builder: "tensorrt.Builder", onnx_path: str, logger: Any
+    trt: Any, builder: "tensorrt.Builder", onnx_path: str, logger: Any, has_types: bool = False
 ) -> "Tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]":
-    """The graph as TensorRT's network, and the parser. Raises UserError naming the nodes that the parser refuses."""
+    """The graph as TensorRT's network, and the parser. has_types: its types are kept. Raises UserError naming the nodes that the
+    parser refuses."""
+    # EXPLICIT_BATCH: needed up to 8.x, ignored by 10.x, gone in 11. STRONGLY_TYPED: from 10 on; in 11 every network is.
     flags = trt.NetworkDefinitionCreationFlag
-    # Needed up to 8.x, ignored by 10.x, gone in 11, where every network is of that kind.
-    network = builder.create_network(1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0)
+    names = ["EXPLICIT_BATCH"] + (["STRONGLY_TYPED"] if has_types else [])
+    network = builder.create_network(sum(1 << int(getattr(flags, name)) for name in names if hasattr(flags, name)))
     parser: "tensorrt.OnnxParser" = trt.OnnxParser(network, logger)
     # By path, not by content: weights beside the graph are found that way.
     if not parser.parse_from_file(onnx_path):
@@ -147,15 +158,17 @@ def add_profile(
         )
 
 
-def keep_fp32(trt: Any, config: "tensorrt.IBuilderConfig", network: "tensorrt.INetworkDefinition") -> List[str]:
-    """Keep what overflows or loses its digits in fp16 in fp32: softmax, layer norm and its parts; returns their names.
+def keep_fp32(
+    trt: Any, config: "tensorrt.IBuilderConfig", network: "tensorrt.INetworkDefinition", nodes: Sequence[str] = ()
+) -> List[str]:
+    """Keep what overflows or loses its digits in fp16 in fp32: softmax, layer norm and its parts, and nodes by name; returns the layers.
 
     A layer norm in plain operators is reduce, subtract, power, reduce, add epsilon, square root, divide. Squares of
     activations above 256 leave fp16's range, and an epsilon of 1e-5 is below its normal numbers: whole engines answer
     NaN or nonsense (NVIDIA/TensorRT#1500, #2564, #3101; microsoft/onnxruntime#31626).
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    sensitive = _sensitive(trt, layers)
+    sensitive = _sensitive(trt, layers, set(nodes))
     for layer in sensitive:
         layer.precision = trt.float32
         for i in range(layer.num_outputs):
@@ -195,8 +208,8 @@ def load_timing_cache(config: "tensorrt.IBuilderConfig", data: bytes) -> bool:
     return False
 
 
-def _sensitive(trt: Any, layers: "Sequence[tensorrt.ILayer]") -> "List[tensorrt.ILayer]":
-    """Layers to keep in fp32, in the network's order: by type, then the neighbours of each square root."""
+def _sensitive(trt: Any, layers: "Sequence[tensorrt.ILayer]", nodes: Set[str]) -> "List[tensorrt.ILayer]":
+    """Layers to keep in fp32, in the network's order: by type, the neighbours of each square root, and those of nodes by name."""
     producers: Dict[str, int] = {}
     consumers: Dict[str, List[int]] = {}
     for number, layer in enumerate(layers):
@@ -211,6 +224,9 @@ def _sensitive(trt: Any, layers: "Sequence[tensorrt.ILayer]") -> "List[tensorrt.
     for number, layer in enumerate(layers):
         if _is_integer(trt, layer):
             continue  # shape arithmetic has reduces too; it is not about activations
+        # The parser names a layer as its node, and more layers of the same node with something after it.
+        if layer.name in nodes or layer.name.rpartition("_")[0] in nodes:
+            chosen.add(number)
         if layer.type in always or _is_operation(trt, layer, "ELEMENTWISE", "POW"):
             chosen.add(number)
         if _is_operation(trt, layer, "UNARY", "SQRT"):

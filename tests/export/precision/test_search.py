@@ -1,14 +1,16 @@
 """The whole search on a tiny Whisper whose vocabulary is large enough to be turned, and what it does where int8 goes wrong."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from edgeqlora_export import onnx_graph
-from edgeqlora_export.precision import PrecisionSettings, choose_precision
+from edgeqlora_export.precision import PrecisionSettings, choose_for_cpu
 from edgeqlora_export.precision import search as module
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_export.whisper.skeleton import skeleton
@@ -48,12 +50,12 @@ def clips(bundle):
 
 
 def choose(bundle, clips, asked="auto", allowed=100.0, said=lambda text: None):
-    graphs = {graph: (module.Path(bundle.graph_path(graph))) for graph in bundle.graphs}
-    return choose_precision(bundle, graphs, clips, PrecisionSettings(asked, allowed), said)
+    graphs = {graph: (Path(bundle.graph_path(graph))) for graph in bundle.graphs}
+    return choose_for_cpu(bundle, graphs, clips, PrecisionSettings(asked, allowed), said)
 
 
 def files(bundle):
-    return sorted(path.name for path in module.Path(bundle.folder).iterdir())
+    return sorted(path.name for path in Path(bundle.folder).iterdir())
 
 
 def test_all_parts_are_int8_and_the_vocabulary_gives_its_best(bundle, clips, monkeypatch):
@@ -64,7 +66,6 @@ def test_all_parts_are_int8_and_the_vocabulary_gives_its_best(bundle, clips, mon
     assert manifest["decoder"]["n_candidates"] == 192
     assert manifest["precision"]["vocabulary"]["n_lead"] == 32
     assert manifest["graphs"]["decoder"]["outputs"][-1] == "candidates"
-    assert manifest["profile"]["note"].startswith("11 of 11 parts of the graphs are int8; engine_request")
     assert manifest["gates"][0]["detail"] == "all equal; of the fp32 graphs that those in int8 were made of"
     assert files(bundle) == ["decoder.onnx", "encoder.onnx", "mel.npy", "precision.png", "words.json"]
     json.dumps(manifest, allow_nan=False)
@@ -82,7 +83,7 @@ def test_a_mix_that_answers_nan_is_refused_and_its_part_stays_in_fp32(bundle, cl
 
     def broken(transcriber):
         file = transcriber.bundle.manifest["graphs"]["encoder"]["file"]
-        graph = module.onnx.load(str(module.Path(transcriber.bundle.folder) / file))
+        graph = onnx.load(str(Path(transcriber.bundle.folder) / file))
         return any(node.op_type == "MatMulInteger" and "mlp" in node.name for node in graph.graph.node)
 
     def hear_or_break(transcriber, some):
@@ -115,14 +116,14 @@ def test_a_mix_that_answers_nan_is_refused_and_its_part_stays_in_fp32(bundle, cl
 
 def test_nothing_is_int8_where_nothing_is_allowed(bundle, clips, monkeypatch):
     monkeypatch.setattr(module, "cost", lambda *args: {**cost(*args), "refused": "no"})
-    before = {graph: module.Path(bundle.graph_path(graph)).read_bytes() for graph in bundle.graphs}
+    before = {graph: Path(bundle.graph_path(graph)).read_bytes() for graph in bundle.graphs}
     said: list[str] = []
     manifest = choose(bundle, [(audio, "a " * 300) for audio, _ in clips], said=said.append)
     assert manifest["precision"]["int8"] == []
     assert "n_candidates" not in manifest["decoder"]
-    assert {graph: module.Path(bundle.graph_path(graph)).read_bytes() for graph in bundle.graphs} == before
+    assert {graph: Path(bundle.graph_path(graph)).read_bytes() for graph in bundle.graphs} == before
     assert files(bundle) == ["decoder.onnx", "encoder.onnx", "mel.npy", "precision.png", "words.json"]
-    assert said[-1].startswith("0 of 11 parts are int8")
+    assert said[-1].startswith("parts: 11 fp32; ")
 
 
 def test_weights_beside_a_graph_go_with_it(bundle, clips, monkeypatch):
@@ -153,7 +154,7 @@ def test_clips_without_words_or_graphs_without_layers_are_said(bundle, clips, mo
         UserError, match=f"{asked}4 clips of --data have no words to count errors of: .* or pass --precision fp32"
     ):
         choose(bundle, [(audio, "") for audio, _ in clips], asked="int8")
-    monkeypatch.setattr("edgeqlora_export.precision.choose.parts_of", lambda graphs: [])
+    monkeypatch.setattr("edgeqlora_export.precision.cpu.form.parts_of", lambda graphs: [])
     with pytest.raises(
         UserError, match=f"{asked}graphs have no linear layer of at least 32 by 32: .* or pass --precision fp32"
     ):

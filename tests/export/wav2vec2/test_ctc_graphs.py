@@ -288,5 +288,5 @@ def test_every_norm_and_softmax_would_stay_fp32_in_an_fp16_engine(trt, exported,
     _, path = exported(*variant)
     logger = make_logger(trt)
     network, _parser = trt_builder.parse_network(trt, trt.Builder(logger), str(path), logger)
-    chosen = trt_builder._sensitive(trt, [network.get_layer(i) for i in range(network.num_layers)])
+    chosen = trt_builder._sensitive(trt, [network.get_layer(i) for i in range(network.num_layers)], set())
     assert len(chosen) == 6 * n_norms + 2

@@ -225,7 +225,7 @@ def test_no_tensorrt_and_no_gpu(bundle, machine, library_folder, monkeypatch, tm
 def test_bad_settings(bundle, fixture_folder, machine):
     from edgeqlora_jetson.bundle import Bundle
 
-    with pytest.raises(UserError, match="precision 'int8' is not known, allowed: fp32, fp16"):
+    with pytest.raises(UserError, match="precision 'int8': engines of this bundle can be fp16 or fp32; for another"):
         build_engines(bundle, precision="int8", **machine)
     with pytest.raises(UserError, match="workspace_mib=0, allowed 1 to 65536"):
         build_engines(bundle, workspace_mib=0, **machine)

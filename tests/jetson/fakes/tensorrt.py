@@ -546,8 +546,6 @@ def add_builder(module, release, version):
         def create_network(self, flags=0):
             if release.startswith("8") and not flags & 1:
                 raise Misuse("without EXPLICIT_BATCH the ONNX parser refuses the network")
-            if release == "11" and flags & 1:
-                raise Misuse("bit 0 is not EXPLICIT_BATCH in this release")
             return Network(flags)
 
         def create_builder_config(self):
@@ -557,6 +555,12 @@ def add_builder(module, release, version):
             return Profile()
 
         def build_serialized_network(self, network, config):
+            typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+            if typed is not None and network.flags & (1 << int(typed)) and {"FP16", "INT8"} & set(config.flags_set):
+                raise Misuse("a strongly typed network takes no precision flags")
+            halves = [tensor.name for tensor in network.inputs if tensor.dtype == DataType.HALF]
+            if halves and release.startswith("8") and "FP16" not in config.flags_set:
+                raise Misuse("{} is fp16, and fp16 is not configured in the builder".format(halves[0]))
             for profile in config.profiles:
                 for tensor in network.inputs:
                     self._check(tensor, profile)

@@ -170,7 +170,7 @@ def test_precision_belongs_to_tensorrt(bundle, board):
     with pytest.raises(UserError, match="precision 'fp16' is for TensorRT only"):
         OnnxRuntime(bundle, providers=["cuda"], precision="fp16")
     board([TENSORRT])
-    with pytest.raises(UserError, match="precision 'int8' is not known, allowed: fp32, fp16"):
+    with pytest.raises(UserError, match="precision 'int8': engines of this bundle can be fp16 or fp32; for another"):
         OnnxRuntime(bundle, providers=["tensorrt"], precision="int8")
 
 

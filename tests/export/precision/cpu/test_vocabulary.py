@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_linears import run
 
-from edgeqlora_export.precision.vocabulary import (
+from edgeqlora_export.precision.cpu.vocabulary import (
     LEAST_TOKENS,
     choose_lead,
     find_vocabulary,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import onnx
 
 from edgeqlora_export.onnx_graph import save_graph
-from edgeqlora_export.precision.linears import halve_tables, linear_layers, quantise_linears
-from edgeqlora_export.precision.vocabulary import Turned, find_vocabulary, quantise_vocabulary
+from edgeqlora_export.precision.cpu.linears import halve_tables, linear_layers, quantise_linears
+from edgeqlora_export.precision.cpu.vocabulary import Turned, find_vocabulary, quantise_vocabulary
 from edgeqlora_jetson.bundle import Bundle
 
 VOCABULARY = "vocabulary"

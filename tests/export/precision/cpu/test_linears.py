@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeqlora_export.precision.linears import LARGEST, halve_tables, linear_layers, quantise_linears, round_rows
+from edgeqlora_export.precision.cpu.linears import LARGEST, halve_tables, linear_layers, quantise_linears, round_rows
 
 
 def graph_of(nodes, constants, inputs, outputs):

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from edgeqlora_export.onnx_graph import save_graph
+from edgeqlora_export.precision.cpu.vocabulary import find_vocabulary
 from edgeqlora_export.precision.judge import Clip, Heard, hear
-from edgeqlora_export.precision.vocabulary import find_vocabulary
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.transcribe import Transcriber

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from edgeqlora_export.precision.linears import Editor, round_rows
+from edgeqlora_export.precision.cpu.linears import Editor, round_rows
 
 LEAST_TOKENS = 4096
 """A smaller vocabulary costs little."""

@@ -1,0 +1,219 @@
+"""A graph in fp16 or bf16 with fp32 where that is needed, as types in the graph itself: every TensorRT reads those, and from 11 on nothing else.
+
+A float tensor has the type of the node that gives it; where a node needs another one, a Cast stands between. What overflows
+or loses its digits in fp16 is fp32: softmax, layer norms and their parts (squares of activations above 256 leave fp16's range and an
+epsilon of 1e-5 is below its normal numbers), and what a comparison on real audio names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+_NORMS = (
+    "LayerNormalization",
+    "InstanceNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "Pow",
+    "Sqrt",
+    "Softmax",
+    "LogSoftmax",
+)
+
+
+class Places(NamedTuple):
+    """Where a graph's float tensors come from and go to."""
+
+    floats: set[str]
+    """Names of all float tensors, constants included."""
+    givers: dict[str, onnx.NodeProto]
+    readers: dict[str, list[onnx.NodeProto]]
+
+
+def places(model: onnx.ModelProto) -> Places:
+    """Raises ValueError for a graph whose types cannot be inferred."""
+    known = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = [*known.input, *known.output, *known.value_info]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == FLOAT}
+    floats |= {tensor.name for tensor in known.initializer if tensor.data_type == FLOAT}
+    givers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return Places(floats, givers, readers)
+
+
+def always_fp32(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that are fp32 in any mix: softmax, layer norms and the parts of one in plain operators."""
+    where, found = places(model), set()
+    for node in model.graph.node:
+        if node.op_type not in _NORMS or not where.floats & set(node.output):
+            continue
+        found.add(node.name)
+        if node.op_type == "Pow":
+            found |= {where.givers[name].name for name in node.input if name in where.givers}
+        if node.op_type == "Sqrt":
+            found |= {where.givers[name].name for name in node.input if name in where.givers}
+            found |= {reader.name for reader in where.readers.get(node.output[0], [])}
+    return found
+
+
+class _Typing:
+    """One graph that gets its types."""
+
+    def __init__(self, model: onnx.ModelProto, fp32: Collection[str], low: str) -> None:
+        self.model, self.graph, self.low = model, model.graph, low
+        _constants_to_initializers(model)
+        self.where = places(model)
+        self.fp32 = set(fp32) | always_fp32(model)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def is_low(self, node: onnx.NodeProto) -> bool:
+        return node.name not in self.fp32 and bool(self.where.floats & {*node.input, *node.output})
+
+
+def to_types(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16", io: Collection[str] = ()) -> None:
+    """Give an fp32 graph its types, in place. fp32: names of nodes that stay, beside always_fp32. io: inputs and outputs in `low` too.
+
+    Raises ValueError for a graph whose types cannot be inferred.
+    """
+    typing = _Typing(model, fp32, low)
+    graph, floats, low_type = model.graph, typing.where.floats, TYPES[low]
+    given = {name: typing.is_low(node) for node in graph.node for name in node.output if name in floats}
+    given |= {value.name: value.name in io for value in graph.input if value.name in floats}
+    nodes: list[onnx.NodeProto] = []
+    casts: set[str] = set()
+    inside: dict[str, str] = {}
+    """An output's name -> that of the tensor which other nodes read, where the output has another type."""
+
+    def as_type(name: str, is_low: bool) -> str:
+        """Name of a float tensor in the type that its reader needs."""
+        ending = low if is_low else "fp32"
+        if name in typing.constants:
+            return _constant(typing, name, is_low)
+        if given[name] == is_low:
+            return inside.get(name, name)
+        cast = f"{name}_{ending}"
+        if cast not in casts:
+            casts.add(cast)
+            to = low_type if is_low else FLOAT
+            source = inside.get(name, name)
+            nodes.append(onnx.helper.make_node("Cast", [source], [cast], name=f"{cast}_Cast", to=to))
+        return cast
+
+    outputs = {value.name: value for value in graph.output if value.name in floats}
+    for node in list(graph.node):
+        is_low = typing.is_low(node)
+        for i, name in enumerate(node.input):
+            if name in floats:
+                node.input[i] = as_type(name, is_low)
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name in outputs and is_low != (name in io):
+                raw = inside[name] = f"{name}_inside"
+                node.output[i] = raw
+                to = low_type if name in io else FLOAT
+                nodes.append(onnx.helper.make_node("Cast", [raw], [name], name=f"{name}_Cast", to=to))
+    for value in [*graph.input, *graph.output]:
+        if value.name in io:
+            value.type.tensor_type.elem_type = low_type
+    _replace(model, nodes)
+
+
+def to_rounded(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16") -> None:
+    """The same types as roundings in a graph that stays fp32, in place: what a GPU with fp32 sums computes, on any machine."""
+    typing = _Typing(model, fp32, low)
+    graph, floats = model.graph, typing.where.floats
+    is_low_at = {name: typing.is_low(node) for node in graph.node for name in node.output if name in floats}
+    nodes: list[onnx.NodeProto] = []
+    done: set[str] = set()
+
+    def rounded(name: str, out: str) -> None:
+        short, make = f"{out}_{low}", onnx.helper.make_node
+        nodes.append(make("Cast", [name], [short], name=f"{out}_Round", to=TYPES[low]))
+        nodes.append(make("Cast", [short], [out], name=f"{out}_Widen", to=FLOAT))
+
+    for node in list(graph.node):
+        is_low = typing.is_low(node)
+        for i, name in enumerate(node.input):
+            if not is_low or name not in floats or is_low_at.get(name):
+                continue
+            if name in typing.constants:
+                node.input[i] = _constant(typing, name, True, widened=True)
+                continue
+            node.input[i] = f"{name}_rounded"
+            if name not in done:
+                done.add(name)
+                rounded(name, f"{name}_rounded")
+        nodes.append(node)
+        if is_low:
+            for i, name in enumerate(node.output):
+                if name in floats:
+                    node.output[i] = f"{name}_raw"
+                    rounded(f"{name}_raw", name)
+    _replace(model, nodes)
+
+
+def _constant(typing: _Typing, name: str, is_low: bool, widened: bool = False) -> str:
+    """A constant in a type: the fp32 one, or another one beside it."""
+    if not is_low:
+        return name
+    short = f"{name}_{typing.low}"
+    if short not in typing.constants:
+        with np.errstate(over="ignore"):
+            values = numpy_helper.to_array(typing.constants[name]).astype(NUMPY[typing.low])
+        if widened:
+            values = values.astype(np.float32)
+        typing.graph.initializer.append(numpy_helper.from_array(values, short))
+        typing.constants[short] = typing.graph.initializer[-1]
+        typing.where.floats.add(short)
+    return short
+
+
+def _constants_to_initializers(model: onnx.ModelProto) -> None:
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            model.graph.initializer.append(tensor)
+        else:
+            kept.append(node)
+    _replace(model, kept)
+
+
+def _replace(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Other nodes; constants that nothing reads any more go."""
+    nodes = [*nodes]
+    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
+
+
+def largest_constants(model: onnx.ModelProto) -> dict[str, float]:
+    """The largest magnitude of a float constant that each node reads, by the node's name."""
+    largest = {
+        tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+        for tensor in model.graph.initializer
+        if tensor.data_type == FLOAT
+    }
+    found: dict[str, float] = {}
+    for node in model.graph.node:
+        values = [largest[name] for name in node.input if name in largest]
+        if values:
+            found[node.name] = max(values)
+    return found

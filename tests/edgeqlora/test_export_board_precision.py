@@ -1,0 +1,141 @@
+"""`export --precision` for a board with TensorRT: fp16 and int8 as types in the graphs, judged with roundings, compiled for real."""
+
+import json
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from edgeqlora.demo import model_dir, speech_dir
+from edgeqlora_jetson.bundle import Bundle
+
+TYPED = ("-d", speech_dir() / "dev.jsonl", "--window-s", "3", "--eval-clips", 4, "--margin-s", "off")
+
+
+def graph_of(folder, graph):
+    return onnx.load(str(folder / f"{graph}.onnx")).graph
+
+
+def test_a_board_gets_fp16_with_norms_and_softmax_in_fp32(command, tmp_path):
+    code, said = command("export", model_dir(), "-t", "jetson-nano", *TYPED, "-o", tmp_path / "b")
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    found = bundle.manifest["precision"]
+    assert found["fp16"]
+    assert found["fp32"] == []
+    plain, chosen = found["tried"]
+    assert chosen["increase"] <= 0.5
+    assert chosen["ms_per_clip"] is None, "this machine's time says nothing of a board's"
+    assert chosen["bytes"] < 0.53 * plain["bytes"]
+    assert bundle.precision == "fp16"
+    assert bundle.manifest["engine_request"]["precisions"] == ["fp16"]
+    assert (
+        f"parts of the graphs: {len(found['fp16'])} fp16; engines are not in the bundle"
+        in bundle.manifest["profile"]["note"]
+    )
+    decoder = graph_of(tmp_path / "b", "decoder")
+    types = {v.name: v.type.tensor_type.elem_type for v in [*decoder.input, *decoder.output]}
+    assert types["logits"] == TensorProto.FLOAT
+    assert {types[name] for name in types if name[:4] in ("past", "cros", "pres")} == {TensorProto.FLOAT16}
+    assert sorted(path.name for path in (tmp_path / "b").glob("*.onnx*")) == ["decoder.onnx", "encoder.onnx"]
+    assert "; of the fp32 graphs that those in fp16 were made of" in bundle.manifest["gates"][0]["detail"]
+    code, said = command("bench", tmp_path / "b", "-o", tmp_path / "r.json", "--limit", 4)
+    assert code == 0, said
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["bundle"]["precision"] == {"encoder": "fp16", "decoder": "fp16"}
+    assert "onnxruntime's CPU provider has no fp16" in said
+
+
+@pytest.mark.parametrize(("precision", "kinds"), [("fp16", {"fp16"}), ("int8", {"int8", "fp16"})])
+@pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
+def test_engines_are_compiled_with_products_of_that_type(command, tmp_path, kind, precision, kinds):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu12)")
+    code, said = command(
+        "export", model_dir(kind), "-t", "jetson-orin-nano", *TYPED, "-o", tmp_path / "b", "--precision", precision, "--compile-check",
+        "--max-wer-increase", 5,
+    )  # fmt: skip
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    gate = bundle.manifest["gates"][-1]
+    assert gate["name"] == "compile"
+    for figures in gate["graphs"].values():
+        assert figures["target"] == "SM86"
+        assert set(figures["products"]) == kinds
+    assert bundle.manifest["engine_request"]["precisions"] == [precision]
+    assert bundle.manifest["precision"]["fp16"]
+    if precision == "int8":
+        assert bundle.manifest["precision"]["int8"]
+        n_calibration = len(bundle.manifest["precision"]["tried"])
+        assert n_calibration >= 3, "fp32, fp16, int8"
+        nodes = [node.op_type for name in bundle.graphs for node in graph_of(tmp_path / "b", name).node]
+        assert nodes.count("QuantizeLinear") > 3
+        assert "DynamicQuantizeLinear" not in nodes
+        assert not bundle.is_int8, "its steps are constants: clips may go in batches"
+    code, said = command("evaluate", tmp_path / "b", "-d", speech_dir() / "dev.jsonl", "--limit", 20)
+    assert code == 0, said
+
+
+def test_fp32_graphs_for_a_board_if_asked(command, tmp_path):
+    code, said = command(
+        "export", model_dir(), "-t", "jetson-nano", *TYPED, "-o", tmp_path / "b", "--precision", "fp32"
+    )
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    assert "precision" not in bundle.manifest
+    assert bundle.manifest["engine_request"]["precisions"] == ["fp32", "fp16"]
+    assert "the graphs are fp32; engines are not in the bundle" in bundle.manifest["profile"]["note"]
+
+
+def test_a_model_that_overflows_in_fp16_keeps_what_does_in_fp32(command, tmp_path):
+    """The same function in fp32: values above 65504 on the way, which fp16 makes infinite and a layer norm then zero, with no NaN."""
+    import torch
+
+    from edgeqlora.models.family import load_learner
+
+    learner = load_learner(str(model_dir()))
+    layer = learner.model.model.encoder.layers[0]
+    with torch.no_grad():
+        layer.self_attn.v_proj.weight *= 3e5
+        layer.self_attn.v_proj.bias *= 3e5
+        layer.self_attn.out_proj.weight /= 3e5
+    learner.model.save_pretrained(tmp_path / "m")
+    learner.processor.save(tmp_path / "m")
+    code, said = command("export", tmp_path / "m", "-t", "jetson-nano", *TYPED, "-o", tmp_path / "b")
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    found = bundle.manifest["precision"]
+    assert max(found["too_large"].values()) > 65504
+    assert all(name.startswith("encoder/") for name in found["too_large"])
+    assert len(found["tried"]) == 2, "they are kept before anything is tried"
+    assert found["tried"][1]["refused"] is None
+    kept = bundle.manifest["graphs"]["encoder"]["fp32_nodes"]
+    assert "/layers.0/attention/output/MatMul" in kept, "it reads what is too large"
+    assert "fp32_nodes" not in bundle.manifest["graphs"]["decoder"]
+
+
+def test_int8_for_a_board_needs_words_to_count(command, tmp_path):
+    few = tmp_path / "few.jsonl"
+    rows = [json.loads(line) for line in (speech_dir() / "dev.jsonl").read_text().splitlines()][:12]
+    few.write_text("".join(json.dumps({**row, "audio": str(speech_dir() / row["audio"])}) + "\n" for row in rows))
+    code, said = command(
+        "export",
+        model_dir(),
+        "-d",
+        few,
+        *TYPED[2:],
+        "-t",
+        "jetson-orin-nano",
+        "--precision",
+        "int8",
+        "-o",
+        tmp_path / "b",
+    )
+    assert code == 2
+    assert "precision int8 was asked for, and 12 clips with " in said
+    assert "words are too few to see what it costs, 250 are needed" in said
+    assert not (tmp_path / "b").exists()
+    code, said = command("export", model_dir(), "-d", few, *TYPED[2:], "-t", "jetson-orin-nano", "-o", tmp_path / "b")
+    assert code == 0, said
+    found = Bundle.load(tmp_path / "b").manifest["precision"]
+    assert found["fp16"]
+    assert "tell no error rate, so only texts that collapse would have refused fp16" in found["reason"]
