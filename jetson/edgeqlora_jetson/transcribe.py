@@ -1,6 +1,7 @@
 """Clips to text: window choice, features, decoding, detokenizing."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -44,11 +45,16 @@ class Transcript(NamedTuple):
 
 
 class Transcriber(object):
-    """A bundle ready to transcribe in an opened runtime."""
+    """A bundle ready to transcribe in an opened runtime.
 
-    def __init__(self, bundle: Bundle, runtime: Any) -> None:
+    streams: clips of a batch that are transcribed at one time where graphs take them one by one (int8 graphs for a CPU), each in a
+    thread of its own.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Any, streams: int = 1) -> None:
         self.bundle = bundle
         self.runtime = runtime
+        self.streams = streams
         self.sample_rate_hz = bundle.sample_rate_hz
         self.windows_s = bundle.windows_s
         self._features = FEATURES[bundle.manifest["features"]["kind"]](bundle)
@@ -96,10 +102,15 @@ class Transcriber(object):
     def transcribe_batch(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
         """Transcribe several clips; those that are heard for one time go through the model together. Order is kept.
 
-        Int8 graphs take them one by one: they share one scale in a batch, and a text would depend on its neighbours.
+        Int8 graphs take them one by one, in streams: they share one scale in a batch, and a text would depend on its neighbours.
         """
         if self._one_by_one:
-            return [self.transcribe(audio) for audio in clips]
+            if self.streams == 1:
+                return [self.transcribe(audio) for audio in clips]
+            longest_first = sorted(range(len(clips)), key=lambda i: -len(clips[i]))
+            with ThreadPoolExecutor(self.streams) as pool:
+                found = dict(zip(longest_first, pool.map(self.transcribe, [clips[i] for i in longest_first])))
+            return [found[i] for i in range(len(clips))]
         by_length: Dict[Tuple[float, float], List[int]] = {}
         transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):

@@ -106,10 +106,16 @@ def test_int8_is_taken_where_it_costs_nothing_and_said_everywhere(command, known
         "bench", tmp_path / "b", "--scenario", "offline", "--repeats", 1, "-o", tmp_path / "offline.json"
     )
     assert code == 0, said
-    assert json.loads((tmp_path / "offline.json").read_text())["method"]["batch_size"] == 1
-    code, said = command("bench", tmp_path / "b", "--batch", 4, "-o", tmp_path / "r4.json")
-    assert code == 2
-    assert "batch_size=4: the int8 graphs of this bundle take clips one at a time, allowed is 1; export with" in said
+    assert json.loads((tmp_path / "offline.json").read_text())["method"]["batch_size"] == 8
+    code, said = command(
+        "bench", tmp_path / "b", "--batch", 2, "--threads", 2, "--repeats", 1, "-o", tmp_path / "r2.json"
+    )
+    assert code == 0, said
+    assert ", batch 2, 2 streams of 1 threads; " in said
+    together = json.loads((tmp_path / "r2.json").read_text())
+    assert (together["method"]["streams"], together["method"]["threads"]) == (2, 1)
+    texts = [row["hypothesis"] for row in report["utterances"]]
+    assert [row["hypothesis"] for row in together["utterances"]] == texts, "a text does not depend on its neighbours"
     code, said = command("evaluate", tmp_path / "b", "-d", few)
     assert code == 0, said
     assert "parts of the graphs: 21 int8; error rate +" in said

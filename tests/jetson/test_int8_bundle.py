@@ -47,11 +47,13 @@ def test_tokens_equal_those_of_fp32_in_torch(bundle, runtime, sounds):
     assert max(map(len, found)) > BLOCK, "the buffers grew"
 
 
-def test_one_after_the_other_in_a_batch_since_they_would_share_a_scale(bundle, runtime, sounds):
-    transcriber = Transcriber(bundle, runtime)
-    together = transcriber.transcribe_batch(sounds)
-    assert [one.tokens for one in together] == expected()
-    assert len({one.total_ms for one in together}) == 3, "each has its own time"
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_one_after_the_other_in_a_stream_since_they_would_share_a_scale(bundle, runtime, sounds, streams):
+    transcriber = Transcriber(bundle, runtime, streams)
+    for _ in range(5):
+        together = transcriber.transcribe_batch(sounds * 4)
+        assert [one.tokens for one in together] == expected() * 4
+    assert len({one.total_ms for one in together}) == 12, "each has its own time"
 
 
 def test_steps_equal_running_from_scratch_across_the_growth_of_buffers(bundle, runtime, sounds):

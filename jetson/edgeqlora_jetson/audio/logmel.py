@@ -1,5 +1,6 @@
 """Whisper's log-mel spectrogram in numpy."""
 
+import threading
 from typing import Dict
 
 import numpy as np
@@ -16,7 +17,7 @@ class LogMel(object):
     """Audio to the encoder's input, equal to transformers' WhisperFeatureExtractor within 1e-4.
 
     `filters`: float32 (n_fft//2 + 1, n_mels), the bundle's mel_filters.npy.
-    Not for several threads at once: buffers are kept.
+    Several threads wait for each other: buffers are kept.
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", section 2.2.
     """
 
@@ -29,6 +30,7 @@ class LogMel(object):
         self.hop_length = hop_length
         self._filters = np.ascontiguousarray(filters.T, dtype=np.float64)
         self._buffers: Dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
         self._hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)
 
     def __call__(self, audio: np.ndarray, n_frames: int) -> np.ndarray:
@@ -36,6 +38,10 @@ class LogMel(object):
 
         Only the frames that touch audio are transformed: the others are zeros, whose value is known.
         """
+        with self._lock:
+            return self._compute(audio, n_frames)
+
+    def _compute(self, audio: np.ndarray, n_frames: int) -> np.ndarray:
         n_total = n_frames * self.hop_length
         half = self.n_fft // 2
         if n_total <= half:

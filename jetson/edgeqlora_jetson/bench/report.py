@@ -90,6 +90,7 @@ def build_report(
             "target_latency_ms": settings.target_latency_ms,
             "seed": settings.seed,
             "threads": runtime.threads,
+            "streams": run.streams,
             "clock": "time.perf_counter, window of the run on time.monotonic",
             "percentiles": "nearest-rank",
             "synchronisation": "each call returns with its result in host memory",

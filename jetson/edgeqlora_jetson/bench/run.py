@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..figures import figure
 from ..power import MAX_INTERVAL_S, MIN_INTERVAL_S
 from ..runtimes import open_runtime
+from ..runtimes.onnxruntime import choose_threads
 from ..schema import Figure
 from ..sensors.session import Sensors
 from ..transcribe import Transcriber, Transcript
@@ -89,6 +90,7 @@ class Run(NamedTuple):
     offered_per_s: Optional[float]  # the rate that was really drawn
     overhead: Optional[Figure]
     min_duration_s: float = 0.0  # as given, or the default for this machine
+    streams: int = 1  # clips of a batch at one time (see Transcriber)
 
 
 def run_bench(
@@ -114,8 +116,9 @@ def run_bench(
         say("loading the model")
         rss_before_mib = measure_rss_mib()
         start_s = time.perf_counter()
-        opened = open_model(bundle, **runtime_settings(settings))
-        transcriber = Transcriber(bundle, opened)
+        streams, threads = choose_streams(settings, bundle)
+        opened = open_model(bundle, **dict(runtime_settings(settings), threads=threads))
+        transcriber = Transcriber(bundle, opened, streams)
         loading = Loading((time.perf_counter() - start_s) * 1e3, rss_before_mib, measure_rss_mib())
         workload = load_workload(clips, transcriber, settings.seed)
         untimed = [
@@ -180,19 +183,22 @@ def choose_scenario(settings: Settings) -> str:
 
 
 def choose_batch(settings: Settings, bundle: Bundle) -> int:
-    """The batch asked for, else the profile's largest offline, else 1. UserError for a batch of int8 graphs."""
-    if bundle.is_int8:
-        if (settings.batch_size or 1) > 1:
-            raise UserError(
-                "batch_size={}: the int8 graphs of this bundle take clips one at a time, allowed is 1; export with --precision fp32 "
-                "for batches".format(settings.batch_size)
-            )
-        return 1
+    """The batch asked for, else the profile's largest offline, else 1."""
     if settings.batch_size is not None:
         return settings.batch_size
     if choose_scenario(settings) == "offline":
         return int((bundle.manifest.get("profile") or {}).get("max_batch") or 1)
     return 1
+
+
+def choose_streams(settings: Settings, bundle: Bundle) -> Tuple[int, Optional[int]]:
+    """Clips of a batch at one time where the graphs take them one by one, and threads for each; (1, as asked) where they do not."""
+    batch_size = choose_batch(settings, bundle)
+    if not bundle.is_int8 or batch_size == 1:
+        return 1, settings.threads
+    threads = choose_threads(bundle, settings.threads)
+    streams = min(threads, batch_size)
+    return streams, threads // streams
 
 
 def measure(
@@ -252,7 +258,19 @@ def measure(
         sensors.problems.append("cut short by Ctrl-C or a signal after {:,} clips".format(len(measurements)))
     end_s = time.monotonic()
     sensors.end_run(start_s, end_s)
-    return Run(start_s, end_s, measurements, warmed, scenario, batch_size, rate_per_s, offered_per_s, overhead, min_s)
+    return Run(
+        start_s,
+        end_s,
+        measurements,
+        warmed,
+        scenario,
+        batch_size,
+        rate_per_s,
+        offered_per_s,
+        overhead,
+        min_s,
+        transcriber.streams,
+    )
 
 
 def _kept(measurement: Measurement, first: Dict[int, Transcript]) -> Measurement:

@@ -45,7 +45,7 @@ class OnnxRuntime(object):
     ) -> None:
         onnxruntime = _import_onnxruntime()
         self.version = onnxruntime.__version__
-        self.threads = _choose_threads(bundle, threads)
+        self.threads = choose_threads(bundle, threads)
         self._onnxruntime = onnxruntime
         self._placement: Optional[Dict[str, Dict[str, int]]] = None
         self.notes: List[str] = []
@@ -217,7 +217,8 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _choose_threads(bundle: Any, threads: Optional[int]) -> int:
+def choose_threads(bundle: Any, threads: Optional[int]) -> int:
+    """The threads asked for, else the profile's, else one for each core that this process may use."""
     if threads is None:
         threads = (bundle.manifest.get("profile") or {}).get("threads")
     n_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
