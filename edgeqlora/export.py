@@ -39,6 +39,7 @@ def export(
     precision: str = "auto",
     max_wer_increase: float = 0.5,
     compile_check: bool = False,
+    also: Sequence[str] = (),
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def export(
     the clips), a number (taken if it costs none), or off (whole windows).
     precision: of the graphs: auto (int8 on a CPU, fp16 on a board with TensorRT, as far as it costs at most max_wer_increase points of the
     error rate on the clips), int8 (on a CPU all of it, or an error; on a board as far as allowed), fp16, or fp32.
+    also: formats of ALSO, each written beside the bundle as OUTPUT-NAME and heard by its runtime.
     with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
     """
@@ -114,6 +116,10 @@ def export(
             f"{f' ({data} is not here)' if data else ''}: pass --data with a manifest or folder"
         )
     check_output_folder(output, overwrite, [merged, data, target])
+    for kind in also:
+        if kind not in ALSO:
+            raise UserError(f"also={kind!r}: allowed are {', '.join(ALSO)}")
+        check_output_folder(output.with_name(f"{output.name}-{kind}"), overwrite, [merged, data, target])
     every = load_for(role, data, split)
     rows = evenly(every, max(n_eval, N_PARITY))
     check_output_folder(output, overwrite, {os.path.dirname(row.audio) for row in rows})
@@ -153,6 +159,7 @@ def export(
         n_shipped=sum(any(row is one for one in shipped) for row in tried),
         least_words=LEAST_WORDS if margins_s is None else 0,
         compile_check=compile_check,
+        also=list(dict.fromkeys(also)),
         overwrite=overwrite,
         progress=say,
     )
@@ -186,6 +193,9 @@ def parse_margin(text: str) -> list[float] | None:
 
 
 PRECISIONS = ("int8", "fp16", "fp32")
+
+ALSO = ("ct2", "ggml", "sherpa-onnx")
+"""Formats of other runtimes: CTranslate2 (faster-whisper), whisper.cpp, sherpa-onnx."""
 
 N_MARGIN = 32
 """Clips, at least, on which a margin is looked for."""

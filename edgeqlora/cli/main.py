@@ -270,6 +270,10 @@ def export(
     compile_check: Annotated[
         bool, typer.Option("--compile-check", help="Compile with TensorRT-RTX too; no GPU needed.")
     ] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Also write OUTPUT-NAME for another runtime: ct2, ggml, sherpa-onnx; may be repeated."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Export to ONNX for a board, prove parity with torch on real clips, write a self-contained bundle."""
@@ -292,6 +296,7 @@ def export(
         precision=precision,
         max_wer_increase=max_wer_increase,
         compile_check=compile_check,
+        also=also or (),
         overwrite=overwrite,
         say=say,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ class Exporter(Protocol):
 
     base_model: Any
     """The torch model in fp32 and eval mode."""
+    others: Mapping[str, Any]
+    """Formats of other runtimes that the family has, by name: modules (see whisper/also)."""
 
     def check_windows(self, windows_s: Sequence[float]) -> list[float]:
         """Windows ascending and without repeats. UserError for one that the model cannot take, or none."""

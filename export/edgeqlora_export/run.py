@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeqlora_export.also import check_also, write_also
 from edgeqlora_export.compile_check import compile_gate
 from edgeqlora_export.engine_request import engine_precisions, engine_request
 from edgeqlora_export.family import Progress, load_exporter, verify_gates
@@ -53,6 +54,7 @@ def export_bundle(
     precision: PrecisionSettings = PrecisionSettings("fp32"),
     overwrite: bool = False,
     compile_check: bool = False,
+    also: Sequence[str] = (),
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Make a bundle of a merged folder, proven against torch, or raise and leave nothing.
@@ -72,7 +74,9 @@ def export_bundle(
     precision: int8 on a CPU, fp16 or int8 for TensorRT, as far as it costs no more than the limit on margin_clips (see precision/).
     compile_check: also compile the graphs with TensorRT-RTX (see compile_check.py), which must be installed; not those for a CPU.
 
-    Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, seconds.
+    also: formats of other runtimes that are written beside the bundle (see also.py).
+
+    Returns a summary: bundle (path), name, windows_s, gates, bytes, graph_bytes, n_eval, also, seconds.
     Raises UserError for a wrong window, folder, language, existing `out_dir`, or a gate that failed.
     """
     start_s = time.monotonic()
@@ -83,6 +87,7 @@ def export_bundle(
         folder = Path(temporary)
         progress(f"loading {merged_dir}")
         exporter = load_exporter(merged_dir)
+        check_also(also, exporter)
         windows_s = exporter.check_windows(windows_s)
         for_cpu = not profile.get("tensorrt") and profile.get("kind", "cpu") == "cpu"
         parts = exporter.describe(windows_s, language, task, tokens_per_s, for_cpu)
@@ -145,6 +150,8 @@ def export_bundle(
         manifest = with_engine_request(manifest, request if tensorrt else None)
         progress("writing clips, runner and manifest")
         final = write_bundle(folder, manifest, eval_clips=clips[:n_eval])
+    parity = [audio for audio, _ in clips[:n_parity]]
+    others = write_also(also, exporter, out_dir, parity, torch.get_num_threads(), overwrite, progress) if also else {}
     return {
         "bundle": str(out_dir),
         "name": name,
@@ -153,6 +160,7 @@ def export_bundle(
         "bytes": sum(entry["bytes"] for entry in final["files"].values()),
         "graph_bytes": sum(e["bytes"] for file, e in final["files"].items() if ".onnx" in file),
         "n_eval": len(clips[:n_eval]),
+        "also": others,
         "seconds": time.monotonic() - start_s,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ BATCH_SIZES = (1, 2, 4)
 
 class Wav2Vec2Exporter:
     """A merged CTC model with its feature extractor and vocabulary."""
+
+    others: Mapping[str, Any] = {}
 
     def __init__(self, model: Any, extractor: Any, vocabulary: Vocabulary):
         self.base_model, self.extractor, self._vocabulary = model, extractor, vocabulary

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForCondi
 
 from edgeqlora_export.family import Progress, difference_gate, read_part
 from edgeqlora_export.gates import attach_gates
+from edgeqlora_export.whisper.also import WRITERS
 from edgeqlora_export.whisper.checks import HOP_LENGTH, N_FFT, check_parts, load_generation
 from edgeqlora_export.whisper.decoding import decoding_spec
 from edgeqlora_export.whisper.detokenizer import added_tokens_gate, detokenizer_table
@@ -37,7 +38,10 @@ MEL_LIMIT = 1e-4
 class WhisperExporter:
     """A merged Whisper with tokenizer, feature extractor and generation config."""
 
-    def __init__(self, model: Any, tokenizer: Any, extractor: Any, generation: Any):
+    others = WRITERS
+
+    def __init__(self, folder: Path, model: Any, tokenizer: Any, extractor: Any, generation: Any):
+        self.folder = folder
         self.base_model, self.tokenizer, self.extractor, self.generation = model, tokenizer, extractor, generation
         self._filters = np.asarray(extractor.mel_filters, dtype=np.float32)
 
@@ -90,7 +94,7 @@ class WhisperExporter:
 
     def write_tables(self, folder: Path, manifest: Manifest) -> None:
         np.save(folder / manifest["features"]["mel_filters"], self._filters, allow_pickle=False)
-        text = json.dumps(self._table(), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(self.token_table(), ensure_ascii=False, separators=(",", ":"))
         write_text(folder / manifest["decoder"]["detokenizer"], text + "\n")
         spelling = getattr(self.tokenizer, "english_spelling_normalizer", None)
         if spelling:  # so that `whisper-english` scores a bundle as it scores the folder
@@ -107,14 +111,15 @@ class WhisperExporter:
             for audio, mel in zip(audios, batch, strict=True)
         )
         detail = f"max abs difference from the model's extractor over {len(audios)} clips, {len(mels)} windows"
-        read_torch, read_board = Detokenizer(self._table()), Detokenizer(bundle.load_detokenizer())
+        read_torch, read_board = Detokenizer(self.token_table()), Detokenizer(bundle.load_detokenizer())
         return [
             difference_gate("log-mel", worst, MEL_LIMIT, detail),
             *measure_parity(self.base_model, runtime, mels, bundle.manifest, read_torch, read_board, progress),
             added_tokens_gate(self.tokenizer, read_board),
         ]
 
-    def _table(self) -> list[str | None]:
+    def token_table(self) -> list[str | None]:
+        """For each token id its bytes as a latin-1 string, or None for what is not text."""
         return detokenizer_table(self.tokenizer, self.base_model.config.vocab_size)
 
 
@@ -131,7 +136,7 @@ def load_exporter(folder: Path) -> WhisperExporter:
     generation = read_part(folder, "generation config", lambda: load_generation(folder, model.config))
     check_parts(folder, tokenizer, extractor, model.config, generation)
     attach_gates(model, folder, *frame_parts(model))
-    return WhisperExporter(model.eval(), tokenizer, extractor, generation)
+    return WhisperExporter(folder, model.eval(), tokenizer, extractor, generation)
 
 
 def extract_mel(extractor: Any, audios: Sequence[np.ndarray], n_frames: int) -> np.ndarray:
