@@ -51,7 +51,7 @@ def export(
     margin_s: seconds of silence after a clip that the encoder hears of its window: auto (the least that costs no accuracy on
     the clips), a number (taken if it costs none), or off (whole windows).
     precision: of the graphs: auto (int8 on a CPU, fp16 on a board with TensorRT, as far as it costs at most max_wer_increase points of the
-    error rate on the clips), int8 (on a CPU all of it, or an error; on a board as far as allowed), fp16, or fp32.
+    error rate on the clips), int8 (on a CPU all of it, or an error; on a board as far as allowed), fp16, bf16, or fp32.
     also: formats of ALSO, each written beside the bundle as OUTPUT-NAME and heard by its runtime.
     with_silence: that a model trained on audio without silence hears it on the board, which cuts none, is known.
     Returns the export room's summary. Raises UserError before any weights are loaded where input is bad.
@@ -192,7 +192,7 @@ def parse_margin(text: str) -> list[float] | None:
     return [margin_s]
 
 
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "fp16", "bf16", "fp32")
 
 ALSO = ("ct2", "ggml", "sherpa-onnx")
 """Formats of other runtimes: CTranslate2 (faster-whisper), whisper.cpp, sherpa-onnx."""

@@ -261,7 +261,7 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="auto (int8 on a CPU, fp16 on a board, as far as --max-wer-increase allows on the clips), int8, fp16, fp32."
+            help="auto (int8 on a CPU, fp16 on a board, as far as --max-wer-increase allows), int8, fp16, bf16, fp32."
         ),
     ] = "auto",
     max_wer_increase: Annotated[

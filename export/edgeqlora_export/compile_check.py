@@ -70,7 +70,7 @@ def compile_gate(
 
     compute_capability: of the board's GPU; compiled for is the nearest one (see target_of). Engines are thrown away: they
     hold for another GPU. The gate has `graphs`: for each the GPU, seconds, peak memory in MiB, optimization profiles, the size of the
-    engine in bytes, and `products`: how many of the engine's matrix products and convolutions take int8, fp16 and fp32 (None: not said). Raises UserError with the compiler's words when a graph is refused.
+    engine in bytes, and `products`: how many of the engine's matrix products and convolutions take int8, fp16, bf16 and fp32 (None: not said). Raises UserError with the compiler's words when a graph is refused.
     """
     version = import_compiler().__version__
     graphs = {}
@@ -163,7 +163,7 @@ def set_target(trt: Any, config: Any, target: str = DEFAULT_TARGET) -> None:
 _LAYER = re.compile(
     r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[ \{ Name: .+?, Datatype: (?P<type>\w+)", re.MULTILINE
 )
-_TYPES = {"Int8": "int8", "Half": "fp16", "Float": "fp32"}
+_TYPES = {"Int8": "int8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 
 
 def count_products(said: str) -> dict[str, int] | None:
@@ -173,7 +173,7 @@ def count_products(said: str) -> dict[str, int] | None:
         for layer in _LAYER.finditer(said)
         if layer["kind"].startswith(("gemm", "runtime")) or "gemm" in layer["name"]
     ]
-    return {kind: found.count(kind) for kind in ("int8", "fp16", "fp32") if kind in found} or None
+    return {kind: found.count(kind) for kind in ("int8", "fp16", "bf16", "fp32") if kind in found} or None
 
 
 def _key(version: str) -> list[int]:

@@ -41,7 +41,7 @@ def engine_request(
 def engine_precisions(manifest: Manifest, offered: Sequence[str]) -> list[str]:
     """What engines of these graphs can be built in: of graphs with types, those; of fp32, also fp16 where the board offers it."""
     of_graphs = {graph["precision"] for graph in manifest["graphs"].values()}
-    typed = next((name for name in ("int8", "fp16") if name in of_graphs), None)
+    typed = next((name for name in ("int8", "fp16", "bf16") if name in of_graphs), None)
     if typed is not None:
         return [typed]
     return ["fp32", *(name for name in offered if name == "fp16")]

@@ -87,7 +87,7 @@ def draft_manifest(
 def with_engine_request(manifest: Manifest, request: Mapping[str, Any] | None) -> Manifest:
     """The manifest with what its board is asked to build, and a note of it in the profile."""
     found: Mapping[str, Any] = manifest.get("precision") or {}
-    parts = [(name, found.get(name) or []) for name in ("int8", "fp16", "fp32")]
+    parts = [(name, found.get(name) or []) for name in ("int8", "fp16", "bf16", "fp32")]
     is_mixed = any(names for name, names in parts if name != "fp32")
     mix = ", ".join(f"{len(names)} {name}" for name, names in parts if names)
     note = f"parts of the graphs: {mix}" if is_mixed else "the graphs are fp32"

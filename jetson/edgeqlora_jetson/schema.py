@@ -112,6 +112,7 @@ if TYPE_CHECKING:
 
         int8: List[str]
         fp16: List[str]
+        bf16: List[str]
         bytes: int
         wer: float
         increase: float
@@ -124,7 +125,7 @@ if TYPE_CHECKING:
         refused: Optional[str]
 
     class Precision(TypedDict, total=False):
-        """Which parts of the graphs ("graph/part") are int8, fp16 and fp32, as found on n_clips clips with n_words words.
+        """Which parts of the graphs ("graph/part") are int8, fp16, bf16 and fp32, as found on n_clips clips with n_words words.
 
         reason: why none was looked for. max_increase: points of the error rate that a mix may cost. tried: mixes, fp32 first, with
         bytes of the graphs and the increase over fp32 (95 % interval of a paired bootstrap over clips). sensitivity: KL divergence of
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
 
         int8: List[str]
         fp16: List[str]
+        bf16: List[str]
         fp32: List[str]
         too_large: Dict[str, float]
         reason: str

@@ -127,7 +127,7 @@ STEP = ("graphs", "decoder", "optimization_profiles", 1, "inputs")
         (_set("schema", "edgeqlora.engines/9"), "engine_request.schema is 'edgeqlora.engines/9'"),
         (
             _set("precisions", ["int4"]),
-            r"engine_request.precisions is \['int4'\], needed: a list out of fp32, fp16, int8",
+            r"engine_request.precisions is \['int4'\], needed: a list out of fp32, fp16, bf16, int8",
         ),
         (_set("precisions", []), "engine_request.precisions is"),
         (_set("workspace_mib", 0), "engine_request.workspace_mib is 0, needed: MiB of at least 1, or null"),

@@ -72,6 +72,24 @@ def test_int8_sets_both_flags_of_an_old_tensorrt(bundle, tmp_path):
     assert built["encoder"].precision == "int8"
 
 
+@pytest.mark.parametrize("release", sorted(VERSIONS))
+def test_bf16_needs_a_tensorrt_that_keeps_types(bundle, tmp_path, release):
+    """The graphs are those of fp16: what is tested is the way they are built."""
+    for entry in bundle.manifest["graphs"].values():
+        entry["precision"] = "bf16"
+    bundle.manifest["engine_request"]["precisions"] = ["bf16"]
+    trt, cuda = make_tensorrt(release, FakeCuda()), FakeCuda()
+    if release.startswith("8"):
+        with pytest.raises(
+            UserError, match=r"TensorRT 8.* does not keep the types of a graph, which bf16 needs .*--precision fp16"
+        ):
+            build_all(bundle, str(tmp_path), trt, cuda, str(tmp_path), "bf16")
+        return
+    assert build_all(bundle, str(tmp_path), trt, cuda, str(tmp_path), "bf16")["encoder"].precision == "bf16"
+    with pytest.raises(UserError, match="onnxruntime computes no bf16 on a CPU: build this bundle's engines"):
+        open_runtime(bundle, threads=1)
+
+
 def test_onnxruntime_computes_nearly_the_same_and_says_that_it_converts(bundle, fixture_folder, clips, expected):
     plain = Bundle.load(fixture_folder)
     runtime = open_runtime(bundle, threads=1)
@@ -113,6 +131,6 @@ def test_a_mix_comes_with_its_row(bundle_copy):
     manifest["precision"]["tried"][0]["fp16"] = ["encoder/x"]
     write_json(path, manifest)
     with pytest.raises(
-        UserError, match="precision needs fp32, n_clips, and a row of tried with the same int8 and fp16"
+        UserError, match="precision needs fp32, n_clips, and a row of tried with the same int8, fp16 and bf16"
     ):
         Bundle.load(bundle_copy)

@@ -132,7 +132,7 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path, field, value, message
     [
         (
             {"precision": {"int8": ["decoder/x"], "fp32": [], "n_clips": 4, "tried": [{"int8": [], "increase": 0.1}]}},
-            "precision needs fp32, n_clips, and a row of tried with the same int8 and fp16 and its increase: export the bundle again",
+            "precision needs fp32, n_clips, and a row of tried with the same int8, fp16 and bf16 and its increase: export the bundle again",
         ),
         ({"engine_request": {}}, "engine_request is not null, and decoder.kind greedy-buffered has no engines"),
     ],

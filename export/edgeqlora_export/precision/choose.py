@@ -11,7 +11,7 @@ import torch
 
 from edgeqlora_export.margin import LEAST_WORDS, count_words
 from edgeqlora_export.onnx_graph import save_graph
-from edgeqlora_export.precision.board.form import Fp16Form, Int8Form
+from edgeqlora_export.precision.board.form import HalfForm, Int8Form
 from edgeqlora_export.precision.cpu.form import CpuForm
 from edgeqlora_export.precision.judge import Clip, Heard, cost, hear
 from edgeqlora_export.precision.picture import FILE, draw_front
@@ -33,7 +33,7 @@ N_CALIBRATION = 4
 
 class PrecisionSettings(NamedTuple):
     """What was asked for. asked: auto (int8 on a CPU, fp16 on a board, as far as it costs no more than max_increase points), int8 (on a
-    CPU all of it, or an error; on a board as far as it is allowed, fp16 beside it), fp16, fp32."""
+    CPU all of it, or an error; on a board as far as it is allowed, fp16 beside it), fp16, bf16, fp32."""
 
     asked: str = "auto"
     max_increase: float = MAX_INCREASE
@@ -92,6 +92,7 @@ def choose_for_board(
     threads, allowed = torch.get_num_threads(), precision.max_increase
     n_words = count_words(bundle.manifest["decoder"], [reference for _, reference in clips])
     calibration: Sequence[Clip] = []
+    form: Any = HalfForm(bundle, graphs, threads, progress, io, "bf16" if precision.asked == "bf16" else "fp16")
     reason = None
     if precision.asked == "int8":
         if n_words < LEAST_WORDS:
@@ -102,9 +103,8 @@ def choose_for_board(
         calibration = clips[::N_CALIBRATION]
         clips = [clip for i, clip in enumerate(clips) if i % N_CALIBRATION]
     elif n_words < LEAST_WORDS:
-        reason = f"{len(clips)} clips with {n_words} words tell no error rate, so only texts that collapse would have refused fp16"
+        reason = f"{len(clips)} clips with {n_words} words tell no error rate, so only texts that collapse would have refused {form.low}"
         allowed = 100.0
-    form: Any = Fp16Form(bundle, graphs, threads, progress, io)
     search = Search(form, clips, allowed, threads, progress)
     low, row = search.run(only_low=False)
     if precision.asked == "int8":
@@ -115,11 +115,12 @@ def choose_for_board(
         search = Search(form, clips, allowed, threads, progress, known=(search.plain, [*known, row]))
         low, row = search.run(only_low=False)
     manifest = _finish(bundle, graphs, search, low, row, reason)
-    _try_as_shipped(form, clips[:N_SHIPPED], search.plain, threads, manifest)
+    if form.half != "bf16":  # which onnxruntime does not compute on a CPU
+        _try_as_shipped(form, clips[:N_SHIPPED], search.plain, threads, manifest)
     return manifest
 
 
-def _try_as_shipped(form: Fp16Form, clips: Sequence[Clip], plain: Heard, threads: int, manifest: Manifest) -> None:
+def _try_as_shipped(form: HalfForm, clips: Sequence[Clip], plain: Heard, threads: int, manifest: Manifest) -> None:
     """The graphs themselves, not those with roundings, in onnxruntime. Raises UserError where a clip collapses in them."""
     ships = Bundle(form.bundle.folder, {**manifest, "audio": form.bundle.manifest["audio"]})
     n = len(clips)

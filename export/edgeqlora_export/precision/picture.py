@@ -48,7 +48,7 @@ def draw_front(rows: Sequence[Mapping[str, Any]], chosen: int, path: Path) -> No
     figure.suptitle("Ring: ships. Cross: refused. Line: mixes that no other beats.", fontsize=11)
     names = []
     for i, row in enumerate(rows):
-        counts = [f"{len(row[name])} {name}" for name in ("int8", "fp16") if row.get(name)]
+        counts = [f"{len(row[name])} {name}" for name in ("int8", "fp16", "bf16") if row.get(name)]
         mix = f"{' and '.join(counts)} parts" if counts else "fp32"
         time = "" if row["ms_per_clip"] is None else f", {row['ms_per_clip']:.0f} ms"
         figures = f"{row['wer']:.2f} %, {row['bytes'] / 1e6:.1f} MB{time}"

@@ -71,9 +71,9 @@ class Bundle(object):
 
     @property
     def precision(self) -> str:
-        """The lowest precision of its graphs: int8, fp16 or fp32."""
+        """The lowest precision of its graphs: int8, fp16, bf16 or fp32."""
         found = [entry.get("precision") for entry in self.manifest["graphs"].values()]
-        return next((name for name in ("int8", "fp16") if name in found), "fp32")
+        return next((name for name in ("int8", "fp16", "bf16") if name in found), "fp32")
 
     @property
     def is_int8(self) -> bool:

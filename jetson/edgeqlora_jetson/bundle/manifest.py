@@ -13,6 +13,8 @@ SCHEMA = "edgeqlora.bundle/2"
 Needed = List[Tuple[str, Dict[str, Sequence[int]], str]]
 """(graph, shapes of inputs, what for) that engines must take."""
 
+_LOW = ("int8", "fp16", "bf16")
+
 _TEXT = ((str,), "a text")
 _TEXTS = ((list,), "a list of texts")
 _FILE = ((str,), "a file name")
@@ -52,6 +54,7 @@ _OPTIONAL: Dict[str, Any] = {
     "precision": ((dict,), "an object with the parts of each precision and tried"),
     "precision.int8": _TEXTS,
     "precision.fp16": _TEXTS,
+    "precision.bf16": _TEXTS,
     "precision.fp32": _TEXTS,
     "precision.tried": ((list,), "a list of mixes"),
     "profile": ((dict,), "an object"),
@@ -192,7 +195,7 @@ def _check_audio(manifest: Any, name: Any) -> None:
 def _check_precision(manifest: Any, name: Any) -> None:
     """What is lower than fp32 comes with the row of the mix that ships."""
     found = manifest.get("precision") or {}
-    if not found.get("int8") and not found.get("fp16"):
+    if not any(found.get(name) for name in _LOW):
         return
     rows = [row for row in found.get("tried") or [] if isinstance(row, dict) and _is_mix(row, found)]
     if (
@@ -202,22 +205,22 @@ def _check_precision(manifest: Any, name: Any) -> None:
         or found.get("fp32") is None
     ):
         raise UserError(
-            "{}: precision needs fp32, n_clips, and a row of tried with the same int8 and fp16 and its increase: export the bundle "
+            "{}: precision needs fp32, n_clips, and a row of tried with the same int8, fp16 and bf16 and its increase: export the bundle "
             "again".format(name)
         )
 
 
 def _is_mix(row: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether a row of `tried` is the mix that ships."""
-    return all((row.get(name) or []) == (found.get(name) or []) for name in ("int8", "fp16"))
+    return all((row.get(name) or []) == (found.get(name) or []) for name in _LOW)
 
 
 def describe_mix(manifest: Manifest) -> Optional[str]:
     """How many parts of the graphs have which precision, and what that cost at the export; None: all are fp32."""
     found: Any = manifest.get("precision") or {}
-    if not found.get("int8") and not found.get("fp16"):
+    if not any(found.get(name) for name in _LOW):
         return None
-    parts = [("int8", found.get("int8")), ("fp16", found.get("fp16")), ("fp32", found.get("fp32"))]
+    parts = [(name, found.get(name)) for name in _LOW + ("fp32",)]
     row = next(row for row in found["tried"] if _is_mix(row, found))
     return "{}; error rate {:+.2f} points over fp32 on {} clips of the export{}".format(
         ", ".join("{} {}".format(len(names), name) for name, names in parts if names),

@@ -66,6 +66,11 @@ class OnnxRuntime(object):
                     "allowed: tensorrt, cpu. Or export again with --precision fp16".format(", ".join(wanted))
                 )
             wanted = [CPU]
+        if self.precision == "bf16" and TENSORRT not in wanted:
+            raise UserError(
+                "onnxruntime computes no bf16 on a CPU: build this bundle's engines and pass --runtime tensorrt, or export it again with "
+                "--precision fp16"
+            )
         if TENSORRT in wanted:
             self.precision = choose_precision(bundle.manifest.get("engine_request"), precision)
             place = self.precision, self.version, cache_dir or default_cache_dir()

@@ -22,7 +22,7 @@ class Built(NamedTuple):
     """An engine, serialised, and how it came about."""
 
     plan: Any  # bytes-like
-    precision: str  # what it really has: fp32, fp16 or int8 (with fp32_layers)
+    precision: str  # what it really has: fp32, fp16, bf16 or int8 (with fp32_layers)
     fp32_layers: List[str]  # layers kept in fp32 inside an fp16 engine
     timing_cache: Optional[bytes]  # measured kernels, for the next build
     notes: List[str]  # what could not be done as asked, in sentences
@@ -44,8 +44,8 @@ def build_plan(
     """Build the engine of a graph file; takes seconds to many minutes and far more memory than running it.
 
     timing_cache: kernels measured by an earlier build, b"" for none yet, None: keep none.
-    configure: called with the builder's configuration last (the compile check names its GPU there). graph_precision: fp16 and
-    int8 are types in the graph, which TensorRT from 10 on takes as they are; older ones choose, and are told of fp32_nodes to keep,
+    configure: called with the builder's configuration last (the compile check names its GPU there). graph_precision: fp16,
+    bf16 and int8 are types in the graph, which TensorRT from 10 on takes as they are; older ones choose, and are told of fp32_nodes to keep,
     beside softmax and norms. hear: called with what TensorRT says that is no error.
     Raises UserError when the parser or the builder refuses, with TensorRT's own words.
     """
@@ -56,6 +56,12 @@ def build_plan(
     has_types = graph_precision != "fp32" and (
         hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
     )
+    if graph_precision == "bf16" and not has_types:
+        raise UserError(
+            "{}: TensorRT {} does not keep the types of a graph, which bf16 needs (10 and newer do): export again with --precision fp16".format(
+                onnx_path, trt.__version__
+            )
+        )
     network, parser = parse_network(trt, builder, onnx_path, logger, has_types)
     config = builder.create_builder_config()
     set_workspace(trt, config, workspace_mib)

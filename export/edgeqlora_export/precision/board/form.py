@@ -28,10 +28,10 @@ HEADROOM = 4
 LARGEST_FP16 = 65504
 
 
-class Fp16Form:
-    """All that needs no fp32 in fp16."""
+class HalfForm:
+    """All that needs no fp32 in fp16, or bf16."""
 
-    low, rest, is_timed = "fp16", "fp32", False
+    rest, is_timed = "fp32", False
 
     def __init__(
         self,
@@ -40,7 +40,9 @@ class Fp16Form:
         threads: int,
         progress: Callable[[str], None],
         io: Mapping[str, Collection[str]],
+        low: str = "fp16",
     ) -> None:
+        self.low = self.half = low
         # A GPU computes whole windows.
         audio = {key: value for key, value in bundle.manifest["audio"].items() if key != "margin"}
         self.bundle = Bundle(bundle.folder, {**bundle.manifest, "audio": audio})  # type: ignore[typeddict-item]
@@ -103,9 +105,9 @@ class Fp16Form:
 
     def _change(self, model: onnx.ModelProto, graph: str, fp32: set[str], as_shipped: bool) -> None:
         if as_shipped:
-            to_types(model, fp32, "fp16", self.io.get(graph, ()))
+            to_types(model, fp32, self.half, self.io.get(graph, ()))
         else:
-            to_rounded(model, fp32)
+            to_rounded(model, fp32, self.half)
 
     def write(self, low: Sequence[str], ending: str) -> Bundle:
         return self._write(low, ending, as_shipped=False)
@@ -135,7 +137,7 @@ class Fp16Form:
         return low
 
     def precision_of(self, graph: str, low: Collection[str]) -> str:
-        return "fp16"
+        return self.half
 
     def bytes_of(self, low: Sequence[str], written: Bundle) -> int:
         paths = self.graphs.items()
@@ -147,21 +149,22 @@ class Fp16Form:
         )
 
     def names(self, low: Sequence[str]) -> dict[str, list[str]]:
-        return {"fp16": list(low)}
+        return {self.half: list(low)}
 
     def record(self) -> dict[str, Any]:
         large = {f"{graph}/{name}": value for graph, found in self.too_large.items() for name, value in found.items()}
         return {"too_large": large} if large else {}
 
 
-class Int8Form(Fp16Form):
+class Int8Form(HalfForm):
     """Linear layers in int8, in the graphs of a mix of fp16 and fp32."""
 
-    low, rest = "int8", "fp16"
+    rest = "fp16"
 
-    def __init__(self, base: Fp16Form, fp16: Collection[str], from_fp32: bool) -> None:
+    def __init__(self, base: HalfForm, fp16: Collection[str], from_fp32: bool) -> None:
         """from_fp32: see quantise_static."""
         self.__dict__.update(base.__dict__)
+        self.low = "int8"
         self.fp16, self.from_fp32 = list(fp16), from_fp32
         self.roundings: dict[tuple[str, str], Rounding] = {}
         self.linears: dict[str, dict[str, str]] = {}

@@ -7,6 +7,7 @@ epsilon of 1e-5 is below its normal numbers), and what a comparison on real audi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 FLOAT = TensorProto.FLOAT
-TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+TYPES = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 _NORMS = (
@@ -78,56 +79,68 @@ class _Typing:
         self.where = places(model)
         self.fp32 = set(fp32) | always_fp32(model)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._opset = next(entry.version for entry in model.opset_import if not entry.domain)
 
     def is_low(self, node: onnx.NodeProto) -> bool:
-        return node.name not in self.fp32 and bool(self.where.floats & {*node.input, *node.output})
+        touches = bool(self.where.floats & {*node.input, *node.output})
+        return node.name not in self.fp32 and touches and _takes(node.op_type, self._opset, self.low)
+
+    def type_of(self, node: onnx.NodeProto) -> str:
+        return self.low if self.is_low(node) else "fp32"
+
+
+@functools.cache
+def _takes(operator: str, opset: int, low: str) -> bool:
+    """Whether an operator is defined for a type (a convolution in bf16: from opset 22 on)."""
+    allowed = {name for one in onnx.defs.get_schema(operator, opset).type_constraints for name in one.allowed_type_strs}
+    return {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}[low] in allowed
 
 
 def to_types(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16", io: Collection[str] = ()) -> None:
-    """Give an fp32 graph its types, in place. fp32: names of nodes that stay, beside always_fp32. io: inputs and outputs in `low` too.
+    """Give an fp32 graph its types, in place. fp32: names of nodes that stay, beside always_fp32. io: inputs and outputs in fp16 (also of
+    a graph in bf16: numpy has no bf16).
 
     Raises ValueError for a graph whose types cannot be inferred.
     """
     typing = _Typing(model, fp32, low)
-    graph, floats, low_type = model.graph, typing.where.floats, TYPES[low]
-    given = {name: typing.is_low(node) for node in graph.node for name in node.output if name in floats}
-    given |= {value.name: value.name in io for value in graph.input if value.name in floats}
+    graph, floats = model.graph, typing.where.floats
+    given = {name: typing.type_of(node) for node in graph.node for name in node.output if name in floats}
+    given |= {value.name: "fp16" if value.name in io else "fp32" for value in graph.input if value.name in floats}
     nodes: list[onnx.NodeProto] = []
     casts: set[str] = set()
     inside: dict[str, str] = {}
     """An output's name -> that of the tensor which other nodes read, where the output has another type."""
 
-    def as_type(name: str, is_low: bool) -> str:
-        """Name of a float tensor in the type that its reader needs."""
-        ending = low if is_low else "fp32"
-        if name in typing.constants:
-            return _constant(typing, name, is_low)
-        if given[name] == is_low:
-            return inside.get(name, name)
-        cast = f"{name}_{ending}"
-        if cast not in casts:
-            casts.add(cast)
-            to = low_type if is_low else FLOAT
-            source = inside.get(name, name)
-            nodes.append(onnx.helper.make_node("Cast", [source], [cast], name=f"{cast}_Cast", to=to))
-        return cast
+    def cast(source: str, out: str, to: str) -> None:
+        nodes.append(onnx.helper.make_node("Cast", [source], [out], name=f"{out}_Cast", to=TYPES[to]))
 
-    outputs = {value.name: value for value in graph.output if value.name in floats}
+    def as_type(name: str, wanted: str) -> str:
+        """Name of a float tensor in the type that its reader needs."""
+        if name in typing.constants:
+            return _constant(typing, name, wanted != "fp32")
+        source = inside.get(name, name)
+        if given[name] == wanted:
+            return source
+        out = f"{name}_{wanted}"
+        if out not in casts:
+            casts.add(out)
+            cast(source, out, wanted)
+        return out
+
+    outputs = {value.name: "fp16" if value.name in io else "fp32" for value in graph.output if value.name in floats}
     for node in list(graph.node):
-        is_low = typing.is_low(node)
+        kind = typing.type_of(node)
         for i, name in enumerate(node.input):
             if name in floats:
-                node.input[i] = as_type(name, is_low)
+                node.input[i] = as_type(name, kind)
         nodes.append(node)
         for i, name in enumerate(node.output):
-            if name in outputs and is_low != (name in io):
-                raw = inside[name] = f"{name}_inside"
-                node.output[i] = raw
-                to = low_type if name in io else FLOAT
-                nodes.append(onnx.helper.make_node("Cast", [raw], [name], name=f"{name}_Cast", to=to))
+            if outputs.get(name, kind) != kind:
+                inside[name] = node.output[i] = f"{name}_inside"
+                cast(inside[name], name, outputs[name])
     for value in [*graph.input, *graph.output]:
         if value.name in io:
-            value.type.tensor_type.elem_type = low_type
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
     _replace(model, nodes)
 
 
