@@ -77,8 +77,15 @@ def export(
     for_cpu = profile.kind == "cpu" and not profile.tensorrt
     possible = profile.precisions if profile.tensorrt else ("int8", "fp32") if for_cpu else ("fp32",)
     offered = ["auto", *(name for name in PRECISIONS if name in possible)]
+    if not for_cpu and "fp16" not in possible:
+        offered = ["auto", "fp32"]  # int8 and bf16 are made beside fp16
     if precision not in offered:
         raise UserError(f"precision={precision!r}: for {profile.name} allowed are {', '.join(offered)}")
+    if also and precision == "bf16":
+        raise UserError(
+            f"also={', '.join(also)}: its texts are compared with those of the bundle, which needs TensorRT in bf16: leave it away, or pass "
+            "--precision fp16"
+        )
     if compile_check and for_cpu:
         raise UserError(
             f"--compile-check compiles graphs for TensorRT, and those of {profile.name} are for onnxruntime on a CPU: leave it away, or "
@@ -131,7 +138,7 @@ def export(
     is_searched = margins_s != [] or precision != "fp32"
     tried = clips_of_margin(every, shipped, spoken) if is_searched else []
 
-    plain = _plain_profile(profile, say)
+    plain = _plain_profile(profile, precision, say)
     from edgeqlora_export.margin import LEAST_WORDS, MARGINS_S
     from edgeqlora_export.precision import PrecisionSettings
     from edgeqlora_export.run import export_bundle
@@ -216,11 +223,11 @@ def _folder_of(merged: str) -> Path:
         raise cannot_load(merged, "the model", error) from error
 
 
-def _plain_profile(profile: Profile, say: Callable[[str], None]) -> dict[str, Any]:
+def _plain_profile(profile: Profile, precision: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The profile as the manifest records it, once its unsourced values that are used have been said."""
     from edgeqlora.profiles.load import ENERGY_USES, unsourced_of
 
-    used, of_energy = unsourced_of(profile), unsourced_of(profile, ENERGY_USES)
+    used, of_energy = unsourced_of(profile, precision=precision), unsourced_of(profile, ENERGY_USES)
     if used:
         say(f"no public document confirms these values of {profile.name}, used here: {'; '.join(used)}")
     if of_energy:

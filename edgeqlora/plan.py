@@ -30,7 +30,7 @@ def plan(
 ) -> dict[str, Any]:
     """Memory, work and time of `model`, a folder or hub name, on the machine of profile `target`; weights are not read.
 
-    window_s: windows in s, default the model's own. precision: fp16 or fp32 on a board, int8 or fp32 on a CPU; default: the profile's first.
+    window_s: windows in s, default the model's own. precision: fp16, fp32 or, where it is offered, bf16 on a board, int8 or fp32 on a CPU; default: the profile's first.
     output: a JSON file to write. Returns its content. Raises UserError for what cannot be.
     """
     profile = load_profile(target, jetpack)

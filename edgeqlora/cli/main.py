@@ -301,7 +301,8 @@ def export(
         say=say,
     )
     say(f"{len(summary['gates'])} gates passed, {summary['bytes'] / 1e6:.1f} MB, {summary['seconds']:.0f} s")
-    done(f"bundle in {output}", command_line("edgeqlora", "bench", output))
+    on_board = command_line("python3", "edgeqlora-jetson.pyz", "build") + ", in the bundle's folder on the board"
+    done(f"bundle in {output}", on_board if precision == "bf16" else command_line("edgeqlora", "bench", output))
 
 
 @app.command()
@@ -313,7 +314,8 @@ def plan(
     jetpack: Annotated[str | None, typer.Option(help="The board's JetPack; default: the profile's.")] = None,
     window_s: Annotated[str | None, typer.Option(help="Windows in s; default: the model's own.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp16 or fp32 on a board, int8 or fp32 on a CPU; default: the profile's first.")
+        str | None,
+        typer.Option(help="fp16, bf16 or fp32 on a board, int8 or fp32 on a CPU; default: the profile's first."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Clips at a time, on a board.")] = 1,
     threads: Annotated[int | None, typer.Option(help="On a CPU; default: one per core.")] = None,

@@ -35,8 +35,8 @@ EXPORT_USES = (
 ENERGY_USES = ("energy_scope", "total_rail", "sum_rails", "optional_rails", "rails")
 """Keys that decide on the board what its energy figures cover."""
 
-_NOT_ASKED = ("bf16", "int8")
-"""Precisions that a profile lists as offered but that no engine is built with: the graphs are fp32, uncalibrated."""
+_IF_ASKED = ("bf16", "int8")
+"""Precisions of a board that no graph has unless it was asked for."""
 
 _BF16_SINCE = 9
 """Major version of TensorRT whose parser first knew bf16 (onnx-tensorrt docs/Changelog.md)."""
@@ -136,15 +136,15 @@ def choose_jetpack(profile: Profile, jetpack: str) -> Profile:
     )
 
 
-def unsourced_of(profile: Profile, keys: tuple[str, ...] = EXPORT_USES) -> list[str]:
+def unsourced_of(profile: Profile, keys: tuple[str, ...] = EXPORT_USES, precision: str = "auto") -> list[str]:
     """Unsourced values among `keys` that are really used, each as "key = value" or "key: part".
 
-    bf16 and int8 are not: they are listed as offered, and no engine is built with them.
+    bf16 and int8 are only where they are asked for: they are offered, and not taken without asking.
     """
     used = []
     for name in profile.unsourced:
         key, _, part = name.partition(".")
-        if key in keys and not (key == "precisions" and part in _NOT_ASKED):
+        if key in keys and not (key == "precisions" and part in _IF_ASKED and part != precision):
             value = getattr(profile, key)
             shown = ", ".join(value) if isinstance(value, tuple) else value
             used.append(f"{key}: {part}" if part else f"{key} = {shown}")

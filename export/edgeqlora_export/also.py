@@ -13,10 +13,13 @@ import numpy as np
 from edgeqlora_export.gates import frames_of
 from edgeqlora_jetson.bundle import Bundle
 from edgeqlora_jetson.errors import UserError
-from edgeqlora_jetson.files import atomic_folder
+from edgeqlora_jetson.files import atomic_folder, write_json
 from edgeqlora_jetson.runtimes import open_runtime
 from edgeqlora_jetson.text import NORMALISERS
 from edgeqlora_jetson.transcribe import Transcriber
+
+MARK, SCHEMA = "edgeqlora.json", "edgeqlora.also/1"
+"""What was written and heard; by it a folder is known as ours, and may be overwritten."""
 
 
 def folder_of(bundle: Path, kind: str) -> Path:
@@ -53,7 +56,7 @@ def write_also(
 ) -> dict[str, dict[str, Any]]:
     """Write each format beside a finished bundle; its runtime then transcribes clips (float32 (n_samples,) at 16 kHz).
 
-    Returns for each its folder, package and version, and n_clips with n_same: texts equal to the bundle's, normalised.
+    Returns for each its package and version, and n_clips with n_same: texts equal to the bundle's, normalised.
     Raises UserError where the runtime cannot read what was written; the bundle stays.
     """
     bundle, normalise = Bundle.load(bundle_folder), NORMALISERS["basic-unicode"]
@@ -71,23 +74,22 @@ def write_also(
                 read = other.reader(Path(temporary), spec, threads)
                 theirs = [read(audio) for audio in clips]
                 del read
+                differing = [
+                    i
+                    for i, pair in enumerate(zip(ours, theirs, strict=True))
+                    if len({normalise(text, spec["language"]) for text in pair}) > 1
+                ]
+                made[kind] = {"package": package, "n_clips": len(clips), "n_same": len(clips) - len(differing)}
+                write_json(Path(temporary) / MARK, {"schema": SCHEMA, "bundle": bundle.name, **made[kind]})
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise UserError(
                 f"{package} cannot read what was written for it: {reason}. The bundle in {bundle_folder} is "
                 f"complete; export again without --also {kind}, and report this with the model's config.json"
             ) from error
-        pairs = [
-            (normalise(a, spec["language"]), normalise(b, spec["language"])) for a, b in zip(ours, theirs, strict=True)
-        ]
-        differing = [i for i, (a, b) in enumerate(pairs) if a != b]
         progress(f"{package} hears {len(clips)} clips: {len(clips) - len(differing)} texts as the bundle's")
         for i in differing:
             progress(f"  clip {i + 1}: bundle {ours[i]!r}\n          {kind} {theirs[i]!r}")
-        made[kind] = {
-            "folder": str(out),
-            "package": package,
-            "n_clips": len(clips),
-            "n_same": len(clips) - len(differing),
-        }
+        if len(differing) == len(clips):
+            progress(f"no text of {kind} is the bundle's: listen to {out} before you use it")
     return made

@@ -28,8 +28,8 @@ Speech recognition, made by EdgeQLoRA. Everything it needs is in this folder; co
 On the board (Python 3.6 or newer, with numpy and onnxruntime):
 
     python3 {runner} info
-    python3 {runner} transcribe recording.wav
-    python3 {runner} bench{bench_note}
+    python3 {runner} transcribe recording.wav{runtime}
+    python3 {runner} bench{bench_note}{runtime}
 {engines}
 The model sees {windows} of audio at a time; longer recordings are cut at quiet places.
 Python 3.6 takes onnxruntime 1.10.0, and needs pip 19.3 or newer to find it.
@@ -151,7 +151,10 @@ def _readme(manifest: Manifest) -> str:
     bench_note = "" if manifest["eval"] else " --manifest clips.jsonl"
     request = manifest["engine_request"]
     engines = _ENGINES.format(tensorrt=request["tensorrt"], runner=RUNNER, bench_note=bench_note) if request else ""
+    is_bf16 = any(graph["precision"] == "bf16" for graph in manifest["graphs"].values())
     return _README.format(
+        # onnxruntime computes no bf16 on a CPU.
+        runtime=" --runtime tensorrt" if is_bf16 else "",
         name=manifest["name"],
         runner=RUNNER,
         windows=f"{windows} s",

@@ -29,7 +29,12 @@ _NEXT_STEP = {
 _ALWAYS_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-MARKS = {"card.json": "edgeqlora.card/", "manifest.json": "edgeqlora.bundle/", "summary.json": "edgeqlora.demo/"}
+MARKS = {
+    "card.json": "edgeqlora.card/",
+    "manifest.json": "edgeqlora.bundle/",
+    "summary.json": "edgeqlora.demo/",
+    "edgeqlora.json": "edgeqlora.also/",
+}
 """Files by which a folder is known as one that we wrote, and how the schema in them begins."""
 
 

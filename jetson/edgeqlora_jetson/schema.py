@@ -139,7 +139,7 @@ if TYPE_CHECKING:
         fp32: List[str]
         too_large: Dict[str, float]
         reason: str
-        max_increase: float
+        max_increase: Optional[float]
         n_clips: int
         n_words: int
         tried: List[TriedMix]

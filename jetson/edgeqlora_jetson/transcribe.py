@@ -105,12 +105,7 @@ class Transcriber(object):
         Int8 graphs take them one by one, in streams: they share one scale in a batch, and a text would depend on its neighbours.
         """
         if self._one_by_one:
-            if self.streams == 1:
-                return [self.transcribe(audio) for audio in clips]
-            longest_first = sorted(range(len(clips)), key=lambda i: -len(clips[i]))
-            with ThreadPoolExecutor(self.streams) as pool:
-                found = dict(zip(longest_first, pool.map(self.transcribe, [clips[i] for i in longest_first])))
-            return [found[i] for i in range(len(clips))]
+            return self._transcribe_streams(clips)
         by_length: Dict[Tuple[float, float], List[int]] = {}
         transcripts: Dict[int, Transcript] = {}
         for i, audio in enumerate(clips):
@@ -122,6 +117,24 @@ class Transcriber(object):
         for (window_s, _), members in sorted(by_length.items()):
             transcripts.update(zip(members, self._transcribe_window([clips[i] for i in members], window_s)))
         return [transcripts[i] for i in range(len(clips))]
+
+    def _transcribe_streams(self, clips: Sequence[np.ndarray]) -> List[Transcript]:
+        """Clips one by one, as many at a time as there are streams. Each carries the time of all, its phases by their shares of it."""
+        if len(clips) < 2:
+            return [self.transcribe(audio) for audio in clips]
+        start_s = time.perf_counter()
+        longest_first = sorted(range(len(clips)), key=lambda i: -len(clips[i]))
+        with ThreadPoolExecutor(self.streams) as pool:
+            found = dict(zip(longest_first, pool.map(self.transcribe, [clips[i] for i in longest_first])))
+        total_ms = (time.perf_counter() - start_s) * 1e3
+        share = total_ms / sum(one.total_ms for one in found.values())
+        phases_ms = {phase: share * sum(one.phases_ms[phase] for one in found.values()) for phase in found[0].phases_ms}
+        return [
+            found[i]._replace(
+                total_ms=total_ms, phases_ms=dict(phases_ms), n_steps=sum(f.n_steps for f in found.values())
+            )
+            for i in range(len(clips))
+        ]
 
     def heard_s(self, n_samples: int, window_s: float) -> float:
         """Seconds of its window that the encoder hears of a clip: the same alone and in any batch, as is then its text."""

@@ -12,7 +12,7 @@ import pytest
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.evaluation.scores import score_texts
 from edgeqlora_export.family import load_exporter
-from edgeqlora_export.whisper.also import ggml, sherpa
+from edgeqlora_export.whisper.also import WRITERS, ggml, sherpa
 from edgeqlora_jetson.audio.load import load_audio
 
 TYPED = (
@@ -33,8 +33,13 @@ def test_faster_whisper_and_sherpa_onnx_hear_what_was_written(command, tmp_path)
     files = {path.name for path in (tmp_path / "b-ct2").iterdir()}
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= files
     assert {path.name for path in (tmp_path / "b-sherpa-onnx").iterdir()} == {
-        "encoder.onnx", "decoder.onnx", "tokens.txt",
+        "encoder.onnx", "decoder.onnx", "tokens.txt", "edgeqlora.json",
     }  # fmt: skip
+    code, said = command("export", model_dir(), *TYPED, "-o", out, "--also", "ct2", "--overwrite")
+    assert code == 0, said
+    known = json.loads((tmp_path / "b-ct2" / "edgeqlora.json").read_text())
+    assert known["schema"] == "edgeqlora.also/1"
+    assert known["n_clips"] == 8
     (tmp_path / "e-ct2").mkdir()
     (tmp_path / "e-ct2" / "mine.txt").write_text("mine")
     code, said = command("export", model_dir(), *TYPED, "-o", tmp_path / "e", "--also", "ct2")
@@ -47,7 +52,7 @@ def test_faster_whisper_and_sherpa_onnx_hear_what_was_written(command, tmp_path)
     ("model", "kind", "message"),
     [
         ("whisper", "gguf", "also='gguf': allowed are ct2, ggml, sherpa-onnx"),
-        ("whisper", "ggml", "whisper.cpp knows models with OpenAI's vocabularies (51864 tokens and more)"),
+        ("whisper", "ggml", "whisper.cpp knows models with OpenAI's vocabularies (51864, 51865, 51866 tokens)"),
         ("wav2vec2", "ct2", "--also ct2: models of this family have none: leave it away"),
     ],
 )
@@ -117,23 +122,22 @@ def test_the_decoder_of_sherpa_onnx_steps_as_from_scratch(tmp_path):
 
 
 @pytest.mark.real
-def test_whisper_cpp_hears_what_was_written(shared, tmp_path):
-    pytest.importorskip("pywhispercpp")
-    model = shared / "models" / "whisper-tiny.en"
-    exporter = load_exporter(model)
+@pytest.mark.parametrize("kind", ["ct2", "ggml", "sherpa-onnx"])
+def test_each_runtime_hears_real_speech(shared, tmp_path, kind):
+    pytest.importorskip(WRITERS[kind].PACKAGE[0])
+    exporter = load_exporter(shared / "models" / "whisper-tiny.en")
     spec = exporter.describe([30.0], None, None)["decoder"]
-    ggml.check(exporter)
-    ggml.write(exporter, tmp_path, spec)
-    with open(tmp_path / ggml.FILE, "rb") as file:
-        magic, n_vocab, n_audio = struct.unpack("<3i", file.read(12))
-    config = json.loads((model / "config.json").read_text())
-    assert (magic, n_vocab, n_audio) == (ggml.MAGIC, config["vocab_size"], config["max_source_positions"])
+    WRITERS[kind].check(exporter)
+    WRITERS[kind].write(exporter, tmp_path, spec)
     folder = shared / "data" / "librispeech-sample"
     rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()][:3]
-    read = ggml.reader(tmp_path, spec, 1)
+    read = WRITERS[kind].reader(tmp_path, spec, 1)
     said = [read(load_audio(folder / row["audio"])) for row in rows]
     scores = score_texts([row["text"] for row in rows], said, ["whisper-english"])
     assert scores["wer"]["whisper-english"]["value"] < 15, said
+    if kind == "ggml":
+        with open(tmp_path / ggml.FILE, "rb") as file:
+            assert struct.unpack("<3i", file.read(12)) == (ggml.MAGIC, exporter.base_model.config.vocab_size, 1500)
 
 
 @pytest.mark.parametrize(

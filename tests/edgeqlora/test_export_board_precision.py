@@ -51,7 +51,8 @@ def test_a_board_gets_fp16_with_norms_and_softmax_in_fp32(command, tmp_path):
 def test_engines_are_compiled_with_products_of_that_type(command, tmp_path, kind, precision, kinds):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu12)")
     code, said = command(
-        "export", model_dir(kind), "-t", "jetson-orin-nano", *TYPED, "-o", tmp_path / "b", "--precision", precision, "--compile-check",
+        "export", model_dir(kind), "-t", "jetson-orin-nano", "-d", speech_dir() / "test.jsonl", *TYPED[2:], "-o", tmp_path / "b",
+        "--precision", precision, "--compile-check",
         "--max-wer-increase", 5,
     )  # fmt: skip
     assert code == 0, said
@@ -77,7 +78,7 @@ def test_engines_are_compiled_with_products_of_that_type(command, tmp_path, kind
         assert not bundle.is_int8, "its steps are constants: clips may go in batches"
     code, said = command("evaluate", tmp_path / "b", "-d", speech_dir() / "dev.jsonl", "--limit", 20)
     assert code == (2 if precision == "bf16" else 0), said
-    assert ("onnxruntime computes no bf16 on a CPU: build this bundle's engines" in said) == (precision == "bf16")
+    assert ("onnxruntime runs no bf16 graphs here: build this bundle's engines" in said) == (precision == "bf16")
 
 
 def test_fp32_graphs_for_a_board_if_asked(command, tmp_path):
@@ -136,11 +137,39 @@ def test_int8_for_a_board_needs_words_to_count(command, tmp_path):
         tmp_path / "b",
     )
     assert code == 2
-    assert "precision int8 was asked for, and 12 clips with " in said
-    assert "words are too few to see what it costs, 250 are needed" in said
+    assert "precision int8 was asked for, and beside 3 clips for its ranges there are 9 clips with " in said
+    assert "too few to see what it costs, 250 are needed" in said
     assert not (tmp_path / "b").exists()
     code, said = command("export", model_dir(), "-d", few, *TYPED[2:], "-t", "jetson-orin-nano", "-o", tmp_path / "b")
     assert code == 0, said
     found = Bundle.load(tmp_path / "b").manifest["precision"]
     assert found["fp16"]
     assert "tell no error rate, so only texts that collapse would have refused fp16" in found["reason"]
+
+
+def test_one_graph_that_must_stay_fp32_still_fits_the_other(command, tmp_path, monkeypatch):
+    """The search is made to refuse every mix with a part of the encoder in fp16: both graphs have types all the same."""
+    from edgeqlora_export.precision import search
+
+    cost, written = search.cost, []
+    monkeypatch.setattr(
+        search.Search, "_try", lambda self, low, real=search.Search._try: (written.append(low), real(self, low))[1]
+    )
+    monkeypatch.setattr(
+        search, "cost",
+        lambda *given: {**cost(*given), "refused": "no" if any(p.startswith("encoder/") for p in (written or [[]])[-1]) else None},
+    )  # fmt: skip
+    monkeypatch.setattr(
+        search.Search, "_measure_parts",
+        lambda self: self.sensitivity.update({p: float(p.startswith("encoder/")) for p in self.form.parts}),
+    )  # fmt: skip
+    code, said = command("export", model_dir(), "-t", "jetson-nano", *TYPED, "-o", tmp_path / "b")
+    assert code == 0, said
+    bundle = Bundle.load(tmp_path / "b")
+    found = bundle.manifest["precision"]
+    assert all(part.startswith("encoder/") for part in found["fp32"])
+    assert {graph["precision"] for graph in bundle.manifest["graphs"].values()} == {"fp16"}
+    assert len(bundle.manifest["graphs"]["encoder"]["fp32_nodes"]) > 20
+    encoder = graph_of(tmp_path / "b", "encoder")
+    assert {value.type.tensor_type.elem_type for value in encoder.output} == {TensorProto.FLOAT16}
+    assert {t.data_type for t in encoder.initializer if t.name.endswith("weight")} <= {TensorProto.FLOAT}

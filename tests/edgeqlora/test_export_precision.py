@@ -111,7 +111,7 @@ def test_int8_is_taken_where_it_costs_nothing_and_said_everywhere(command, known
         "bench", tmp_path / "b", "--batch", 2, "--threads", 2, "--repeats", 1, "-o", tmp_path / "r2.json"
     )
     assert code == 0, said
-    assert ", batch 2, 2 streams of 1 threads; " in said
+    assert ", batch 2, 2 threads in 2 streams; " in said
     together = json.loads((tmp_path / "r2.json").read_text())
     assert (together["method"]["streams"], together["method"]["threads"]) == (2, 1)
     texts = [row["hypothesis"] for row in report["utterances"]]

@@ -1,13 +1,19 @@
 """Operator tables: what TensorRT would refuse is named with its node before anything is built."""
 
+import numpy as np
 import onnx
 import pytest
 from export_tiny import tiny_whisper
 from onnx import TensorProto, helper
 
+from edgeqlora.demo import model_dir
 from edgeqlora.profiles.load import list_profiles, load_profile
+from edgeqlora_export.family import load_exporter
 from edgeqlora_export.lint import find_problems, known_versions, lint_graph, load_operators
 from edgeqlora_export.lint.rules import AXES_INPUT, RULES, UNDECIDED
+from edgeqlora_export.precision.board.calibrate import Rounding
+from edgeqlora_export.precision.board.static import inputs_of, quantise_static, weights_of
+from edgeqlora_export.precision.board.typed import to_types
 from edgeqlora_export.whisper.graphs import export_whisper
 from edgeqlora_jetson.errors import UserError
 
@@ -98,11 +104,29 @@ def test_every_profile_and_jetpack_gets_graphs_that_its_table_takes(tmp_path):
         (17, "10.13.3.9"),
         (17, "10.16.2.10"),
     }
+    model = load_exporter(model_dir()).base_model
     for opset in (13, 17):
-        graphs = export_whisper(tiny_whisper(), tmp_path / str(opset), opset=opset)
+        graphs = export_whisper(model, tmp_path / str(opset), opset=opset)
         for version in [version for wanted, version in asked if wanted == opset]:
             for path in graphs.values():
                 assert lint_graph(path, load_operators(version)) > 100
+                for precision in ("fp16", "int8", *(["bf16"] if version.startswith("10") else [])):
+                    typed = in_precision(path, precision, from_fp32=version.startswith("8"))
+                    assert lint_graph(typed, load_operators(version)) > 100
+
+
+def in_precision(path, precision, from_fp32):
+    """The graph with types, its int8 ranges made up."""
+    graph, fp32 = onnx.load(str(path)), set()
+    if precision == "int8":
+        widths = {x: len(weights) for x, weights in weights_of(graph).items()}
+        roundings = {x: Rounding(np.ones(n, dtype=np.float32), 0.05) for x, n in widths.items()}
+        assert roundings
+        fp32 = quantise_static(graph, set(inputs_of(graph)), roundings, from_fp32=from_fp32)
+    to_types(graph, fp32, "bf16" if precision == "bf16" else "fp16")
+    typed = path.with_name(f"{path.stem}-{precision}.onnx")
+    onnx.save(graph, str(typed))
+    return typed
 
 
 def test_restrictions_are_looked_at():

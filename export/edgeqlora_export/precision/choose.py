@@ -87,33 +87,37 @@ def choose_for_board(
     """The same for TensorRT: fp16 with fp32 where that is needed, and int8 in it where that was asked for.
 
     io: inputs and outputs of each graph that stay on the device: they have the type of the graph. tensorrt: version of the board's.
-    With fewer words than an error rate can be told from, only collapse refuses a mix. Raises UserError where int8 cannot be.
+    With fewer words than an error rate can be told from, only collapse refuses a mix, and int8 is refused with a UserError. Where no
+    part can be int8, fp16 ships.
     """
-    threads, allowed = torch.get_num_threads(), precision.max_increase
-    n_words = count_words(bundle.manifest["decoder"], [reference for _, reference in clips])
+    threads = torch.get_num_threads()
+    allowed: float | None = precision.max_increase
     calibration: Sequence[Clip] = []
+    if precision.asked == "int8":
+        calibration, clips = clips[::N_CALIBRATION], [clip for i, clip in enumerate(clips) if i % N_CALIBRATION]
+    n_words = count_words(bundle.manifest["decoder"], [reference for _, reference in clips])
     form: Any = HalfForm(bundle, graphs, threads, progress, io, "bf16" if precision.asked == "bf16" else "fp16")
     reason = None
     if precision.asked == "int8":
         if n_words < LEAST_WORDS:
             raise UserError(
-                f"precision int8 was asked for, and {len(clips)} clips with {n_words} words are too few to see what it costs, {LEAST_WORDS} "
-                "are needed: give more clips with --data, or pass --precision fp16"
+                f"precision int8 was asked for, and beside {len(calibration)} clips for its ranges there are {len(clips)} clips with "
+                f"{n_words} words, too few to see what it costs, {LEAST_WORDS} are needed: give more clips with --data, or pass "
+                "--precision fp16"
             )
-        calibration = clips[::N_CALIBRATION]
-        clips = [clip for i, clip in enumerate(clips) if i % N_CALIBRATION]
     elif n_words < LEAST_WORDS:
         reason = f"{len(clips)} clips with {n_words} words tell no error rate, so only texts that collapse would have refused {form.low}"
-        allowed = 100.0
+        allowed = None
     search = Search(form, clips, allowed, threads, progress)
     low, row = search.run(only_low=False)
     if precision.asked == "int8":
         form = Int8Form(form, low, from_fp32=int(tensorrt.split(".")[0]) < 10)
         progress(f"ranges of {len(form.parts)} parts on {len(calibration)} clips")
         form.calibrate(calibration)
-        known = [one for one in search.rows if one is not row]
-        search = Search(form, clips, allowed, threads, progress, known=(search.plain, [*known, row]))
+        search = Search(form, clips, allowed, threads, progress, known=(search.plain, search.rows, row))
         low, row = search.run(only_low=False)
+        if not low:
+            progress("no part can be int8 at this limit: what follows is the bundle in fp16")
     manifest = _finish(bundle, graphs, search, low, row, reason)
     if form.half != "bf16":  # which onnxruntime does not compute on a CPU
         _try_as_shipped(form, clips[:N_SHIPPED], search.plain, threads, manifest)
@@ -124,11 +128,12 @@ def _try_as_shipped(form: HalfForm, clips: Sequence[Clip], plain: Heard, threads
     """The graphs themselves, not those with roundings, in onnxruntime. Raises UserError where a clip collapses in them."""
     ships = Bundle(form.bundle.folder, {**manifest, "audio": form.bundle.manifest["audio"]})
     n = len(clips)
-    first = plain._replace(errors=plain.errors[:n], words=plain.words[:n], texts=plain.texts[:n])
+    first = Heard(plain.errors[:n], plain.words[:n], plain.texts[:n], plain.incomplete[:n], plain.ms_per_clip)
     heard = hear(Transcriber(ships, open_runtime(ships, "onnxruntime", threads=threads)), clips)
-    if refused := cost(first, heard, 100.0)["refused"]:
+    found = cost(first, heard, None)
+    if found["n_collapsed"] or found["n_silent"]:
         raise UserError(
-            f"the {form.low} graphs as they would ship do not answer as those with the same roundings: {refused}. No bundle was written; "
+            f"the {form.low} graphs as they would ship do not answer as those with the same roundings: {found['refused']}. No bundle was written; "
             "please report this with the model's config.json, or pass --precision fp32"
         )
 
@@ -167,7 +172,9 @@ def _finish(
             manifest["graphs"][name] = {**entry, "file": graphs[name].name}
         manifest["decoder"] = ships.manifest["decoder"]
         for gate in manifest["gates"]:
-            gate["detail"] += f"; of the fp32 graphs that those in {form.low} were made of"
+            gate["detail"] += (
+                f"; of the fp32 graphs that those in {next(name for name in mix if mix[name])} were made of"
+            )
     for ending in ("mix*", "part", "plain"):
         for leftover in Path(bundle.folder).glob(f"*-{ending}.onnx*"):
             leftover.unlink()

@@ -59,27 +59,27 @@ class Form(Protocol):
 
 
 class Search:
-    """One search. known: what fp32 made of the clips and the rows that another search tried, the last the one that it chose."""
+    """One search. allowed: points of the error rate, None: any. known: what fp32 made of the clips, the rows that another search tried, and
+    the one that it chose."""
 
     def __init__(
         self,
         form: Form,
         clips: Sequence[Clip],
-        allowed: float,
+        allowed: float | None,
         threads: int,
         progress: Callable[[str], None],
-        known: tuple[Heard, list[TriedMix]] | None = None,
+        known: tuple[Heard, list[TriedMix], TriedMix] | None = None,
     ) -> None:
         self.form, self.clips, self.allowed, self.threads, self.progress = form, clips, allowed, threads, progress
         self.rows: list[TriedMix] = []
         self.sensitivity: dict[str, float | None] = {}
         if known is not None:
-            self.plain, self.rows = known[0], list(known[1])
+            self.plain, self.rows, self._start = known[0], list(known[1]), known[2]
         else:
             progress(f"fp32: {len(clips)} clips")
             self.plain = form.hear_plain(clips)
-            self._add(form.bundle, [], self.plain)
-        self._start = self.rows[-1]
+            self._start = self._add(form.bundle, [], self.plain)
 
     def run(self, only_low: bool) -> tuple[list[str], TriedMix]:
         """Which parts are low, and the row of that mix. only_low: raise UserError, with the reason, where not all can be."""

@@ -192,13 +192,16 @@ def choose_batch(settings: Settings, bundle: Bundle) -> int:
 
 
 def choose_streams(settings: Settings, bundle: Bundle) -> Tuple[int, Optional[int]]:
-    """Clips of a batch at one time where the graphs take them one by one, and threads for each; (1, as asked) where they do not."""
+    """Clips of a batch at one time where the graphs take them one by one, and threads of the runtime; (1, as asked) where they do not.
+
+    Each stream computes, too, and all share the runtime's other threads.
+    """
     batch_size = choose_batch(settings, bundle)
     if not bundle.is_int8 or batch_size == 1:
         return 1, settings.threads
     threads = choose_threads(bundle, settings.threads)
     streams = min(threads, batch_size)
-    return streams, threads // streams
+    return streams, threads - streams + 1
 
 
 def measure(

@@ -95,15 +95,15 @@ def _board(board: Dict[str, Any]) -> str:
 def _method(report: Dict[str, Any]) -> str:
     method, clips = report["method"], report["clips"]
     n_timed = sum(len(row["latency_ms"]) for row in report["utterances"])
-    text = "{}: {:,} runs of {} clips ({:,.1f} s of audio) in {:,.1f} s, batch {}, {}{} threads".format(
+    text = "{}: {:,} runs of {} clips ({:,.1f} s of audio) in {:,.1f} s, batch {}, {} threads{}".format(
         method["scenario"],
         n_timed,
         clips["n"],
         clips["audio_s"],
         report["throughput"]["run_s"]["value"],
         method["batch_size"],
-        "{} streams of ".format(method["streams"]) if (method.get("streams") or 1) > 1 else "",
-        method["threads"],
+        method["threads"] + (method.get("streams") or 1) - 1,
+        " in {} streams".format(method["streams"]) if (method.get("streams") or 1) > 1 else "",
     )
     if method["rate_per_s"]:
         text += ", Poisson arrivals at {:.3g}/s (seed {})".format(method["rate_per_s"], method["seed"])

@@ -222,12 +222,18 @@ def describe_mix(manifest: Manifest) -> Optional[str]:
         return None
     parts = [(name, found.get(name)) for name in _LOW + ("fp32",)]
     row = next(row for row in found["tried"] if _is_mix(row, found))
+    on_board = bool(manifest.get("engine_request"))
     return "{}; error rate {:+.2f} points over fp32 on {} clips of the export{}".format(
-        ", ".join("{} {}".format(len(names), name) for name, names in parts if names),
+        ", ".join("{} {}{}".format(len(names), name, _inside(name, on_board)) for name, names in parts if names),
         row["increase"],
         found["n_clips"],
-        ", computed with the same roundings there" if manifest.get("engine_request") else "",
+        ", computed with the same roundings there" if on_board else "",
     )
+
+
+def _inside(name: str, on_board: bool) -> str:
+    """For TensorRT the linear layers of a part can be int8, and the part is fp16."""
+    return " inside of fp16" if on_board and name == "int8" else ""
 
 
 def _check_tokens(manifest: Any, fields: Sequence[str], name: Any) -> None:

@@ -68,7 +68,7 @@ class OnnxRuntime(object):
             wanted = [CPU]
         if self.precision == "bf16" and TENSORRT not in wanted:
             raise UserError(
-                "onnxruntime computes no bf16 on a CPU: build this bundle's engines and pass --runtime tensorrt, or export it again with "
+                "onnxruntime runs no bf16 graphs here: build this bundle's engines and pass --runtime tensorrt, or export it again with "
                 "--precision fp16"
             )
         if TENSORRT in wanted:
@@ -94,7 +94,7 @@ class OnnxRuntime(object):
                 raise UserError(idle)
             self.notes.append(idle)
         self._open_sessions(bundle, [CPU], options)
-        if bundle.precision == "fp16":
+        if bundle.precision in ("fp16", "int8") and not bundle.is_int8:
             self.notes.append(
                 "onnxruntime's CPU provider has no fp16: it computes in fp32 and converts, which is slow; for a CPU export with --target cpu"
             )

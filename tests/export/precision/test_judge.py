@@ -9,7 +9,13 @@ from edgeqlora_export.precision.search import front
 
 def heard(errors, texts=None, n_incomplete=0):
     words = np.full(len(errors), 10)
-    return Heard(np.array(errors), words, texts or ["text"] * len(errors), n_incomplete, 5.0)
+    return Heard(
+        np.array(errors),
+        words,
+        texts or ["text"] * len(errors),
+        np.array([n_incomplete] + [0] * (len(errors) - 1)),
+        5.0,
+    )
 
 
 PLAIN = heard([1] * 20)

@@ -59,7 +59,8 @@ class HalfForm:
             nodes = [node for node in model.graph.node if floats & set(node.output) and node.op_type != "Constant"]
             self.part_of[graph] = {node.name: part_of_node(node.name) for node in nodes if node.name not in always}
             self.tensors[graph] = [name for node in nodes for name in node.output if name in floats]
-            self.too_large[graph] = _beyond(largest_constants(model))
+            # bf16 has the range of fp32; only what goes in and out is fp16.
+            self.too_large[graph] = _beyond(largest_constants(model)) if low == "fp16" else {}
             self._forbidden[graph] = set(self.too_large[graph])
 
     @property
@@ -80,13 +81,14 @@ class HalfForm:
 
         heard = hear(Transcriber(self.bundle, self.tap(self.tensors, see, only_largest=True)), clips)
         for graph, path in self.graphs.items():
-            large = _beyond({tensor: value for (of, tensor), value in largest.items() if of == graph})
+            looked_at = set(self.tensors[graph] if self.half == "fp16" else self.io.get(graph, ()))
+            large = _beyond({name: value for (of, name), value in largest.items() if of == graph and name in looked_at})
             self.too_large[graph] |= large
             for node in onnx.load(str(path), load_external_data=False).graph.node:
                 if set(large) & {*node.input, *node.output}:
                     self._forbidden[graph].add(node.name)
-            if set(large) & set(self.io.get(graph, ())):
-                self.io = {}  # what leaves one graph enters another
+        if any(set(self.too_large[graph]) & set(names) for graph, names in self.io.items()):
+            self.io = {}  # what leaves one graph enters another
         return heard
 
     def tap(self, tensors: Mapping[str, Collection[str]], see: See, only_largest: bool = False) -> Any:
@@ -107,7 +109,7 @@ class HalfForm:
         if as_shipped:
             to_types(model, fp32, self.half, self.io.get(graph, ()))
         else:
-            to_rounded(model, fp32, self.half)
+            to_rounded(model, fp32, self.half, self.io.get(graph, ()))
 
     def write(self, low: Sequence[str], ending: str) -> Bundle:
         return self._write(low, ending, as_shipped=False)
@@ -118,8 +120,8 @@ class HalfForm:
     def _write(self, low: Sequence[str], ending: str, as_shipped: bool) -> Bundle:
         graphs: dict[str, Graph] = dict(self.bundle.manifest["graphs"])
         for graph, path in self.graphs.items():
-            if not self.has_any(graph, low):
-                continue
+            if not self.is_typed(low):
+                break
             file = path.with_name(f"{path.stem}-{ending}.onnx")
             save_graph(self.convert(graph, low, as_shipped=as_shipped), file)
             graphs[graph] = {**graphs[graph], "file": file.name}
@@ -129,8 +131,9 @@ class HalfForm:
                     graphs[graph]["fp32_nodes"] = sorted(kept)
         return Bundle(self.bundle.folder, {**self.bundle.manifest, "graphs": graphs})
 
-    def has_any(self, graph: str, low: Collection[str]) -> bool:
-        return any(part.startswith(f"{graph}/") for part in low)
+    def is_typed(self, low: Collection[str]) -> bool:
+        """Whether the graphs of a mix have types: all have, where a part of one has, since they hand tensors to each other."""
+        return bool(low)
 
     def fp16_of(self, low: Collection[str]) -> Collection[str]:
         """The parts that are fp16 in a mix."""
@@ -142,8 +145,8 @@ class HalfForm:
     def bytes_of(self, low: Sequence[str], written: Bundle) -> int:
         paths = self.graphs.items()
         return sum(
-            self.convert(graph, low, as_shipped=True).ByteSize()
-            if self.has_any(graph, low)
+            sum(len(tensor.raw_data) for tensor in self.convert(graph, low, as_shipped=True).graph.initializer)
+            if self.is_typed(low)
             else sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
             for graph, path in paths
         )
@@ -199,14 +202,14 @@ class Int8Form(HalfForm):
         self._change(model, graph, fp32 | self.fp32_nodes(graph, self.fp16), as_shipped)
         return model
 
-    def has_any(self, graph: str, low: Collection[str]) -> bool:
-        return super().has_any(graph, [*low, *self.fp16])
+    def is_typed(self, low: Collection[str]) -> bool:
+        return bool([*low, *self.fp16])
 
     def fp16_of(self, low: Collection[str]) -> Collection[str]:
         return self.fp16
 
     def precision_of(self, graph: str, low: Collection[str]) -> str:
-        return "int8" if super().has_any(graph, low) else "fp16"
+        return "int8" if any(part.startswith(f"{graph}/") for part in low) else "fp16"
 
     def names(self, low: Sequence[str]) -> dict[str, list[str]]:
         return {"int8": list(low), "fp16": self.fp16}

@@ -43,10 +43,17 @@ class Places(NamedTuple):
 
 def places(model: onnx.ModelProto) -> Places:
     """Raises ValueError for a graph whose types cannot be inferred."""
-    known = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = [*known.input, *known.output, *known.value_info]
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == FLOAT}
-    floats |= {tensor.name for tensor in known.initializer if tensor.data_type == FLOAT}
+    # Without the weights, which may be more than a protobuf holds: constants are inputs.
+    info = onnx.helper.make_tensor_value_info
+    constants = [info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in model.graph.initializer]
+    inputs = [*model.graph.input, *constants]
+    bare = onnx.helper.make_graph(model.graph.node, "types", inputs, model.graph.output)
+    known = onnx.shape_inference.infer_shapes(onnx.helper.make_model(bare, opset_imports=model.opset_import)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*known.input, *known.output, *known.value_info]}
+    unknown = [name for node in model.graph.node for name in node.output if name and not types.get(name)]
+    if unknown:
+        raise ValueError(f"the type of {unknown[0]} cannot be inferred")
+    floats = {name for name, kind in types.items() if kind == FLOAT}
     givers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -56,9 +63,24 @@ def places(model: onnx.ModelProto) -> Places:
 
 
 def always_fp32(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that are fp32 in any mix: softmax, layer norms and the parts of one in plain operators."""
-    where, found = places(model), set()
+    """Names of the nodes that are fp32 in any mix: softmax, layer norms and the parts of one in plain operators, and what reads a single
+    number that fp16 makes 0 (such as 1e-10, added before a division), with what reads its result."""
+    where, found = places(model), set[str]()
+    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    tensors += [
+        (n.output[0], n.attribute[0].t)
+        for n in model.graph.node
+        if n.op_type == "Constant" and n.attribute[0].name == "value"
+    ]
+    tiny = {
+        name
+        for name, tensor in tensors
+        if tensor.data_type == FLOAT and np.prod(tensor.dims) == 1
+        if 0 < abs(float(numpy_helper.to_array(tensor).ravel()[0])) < np.finfo(np.float16).tiny
+    }
     for node in model.graph.node:
+        if any(name in tiny for name in node.input):
+            found |= {node.name, *(reader.name for name in node.output for reader in where.readers.get(name, []))}
         if node.op_type not in _NORMS or not where.floats & set(node.output):
             continue
         found.add(node.name)
@@ -75,6 +97,9 @@ class _Typing:
 
     def __init__(self, model: onnx.ModelProto, fp32: Collection[str], low: str) -> None:
         self.model, self.graph, self.low = model, model.graph, low
+        names = [node.name for node in model.graph.node]
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError("every node needs a name of its own")
         _constants_to_initializers(model)
         self.where = places(model)
         self.fp32 = set(fp32) | always_fp32(model)
@@ -82,7 +107,8 @@ class _Typing:
         self._opset = next(entry.version for entry in model.opset_import if not entry.domain)
 
     def is_low(self, node: onnx.NodeProto) -> bool:
-        touches = bool(self.where.floats & {*node.input, *node.output})
+        # One that makes floats of something else says their type itself.
+        touches = bool(self.where.floats & set(node.input)) and node.op_type != "Cast"
         return node.name not in self.fp32 and touches and _takes(node.op_type, self._opset, self.low)
 
     def type_of(self, node: onnx.NodeProto) -> str:
@@ -144,7 +170,7 @@ def to_types(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16", i
     _replace(model, nodes)
 
 
-def to_rounded(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16") -> None:
+def to_rounded(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16", io: Collection[str] = ()) -> None:
     """The same types as roundings in a graph that stays fp32, in place: what a GPU with fp32 sums computes, on any machine."""
     typing = _Typing(model, fp32, low)
     graph, floats = model.graph, typing.where.floats
@@ -152,9 +178,9 @@ def to_rounded(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16")
     nodes: list[onnx.NodeProto] = []
     done: set[str] = set()
 
-    def rounded(name: str, out: str) -> None:
-        short, make = f"{out}_{low}", onnx.helper.make_node
-        nodes.append(make("Cast", [name], [short], name=f"{out}_Round", to=TYPES[low]))
+    def rounded(name: str, out: str, to: str = low) -> None:
+        short, make = f"{out}_{to}", onnx.helper.make_node
+        nodes.append(make("Cast", [name], [short], name=f"{out}_Round", to=TYPES[to]))
         nodes.append(make("Cast", [short], [out], name=f"{out}_Widen", to=FLOAT))
 
     for node in list(graph.node):
@@ -170,11 +196,10 @@ def to_rounded(model: onnx.ModelProto, fp32: Collection[str], low: str = "fp16")
                 done.add(name)
                 rounded(name, f"{name}_rounded")
         nodes.append(node)
-        if is_low:
-            for i, name in enumerate(node.output):
-                if name in floats:
-                    node.output[i] = f"{name}_raw"
-                    rounded(f"{name}_raw", name)
+        for i, name in enumerate(node.output):
+            if name in floats and (is_low or name in io):
+                node.output[i] = f"{name}_raw"
+                rounded(f"{name}_raw", name, low if is_low else "fp16")
     _replace(model, nodes)
 
 

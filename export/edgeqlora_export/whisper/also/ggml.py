@@ -18,8 +18,8 @@ from edgeqlora_jetson.errors import UserError
 PACKAGE = ("pywhispercpp", "pywhispercpp")
 FILE = "ggml-model.bin"
 MAGIC = 0x67676D6C
-LEAST_VOCABULARY = 51864
-"""Of OpenAI's English models; whisper.cpp counts its special tokens from there."""
+VOCABULARIES = (51864, 51865, 51866)
+"""Tokens of OpenAI's English, multilingual and large-v3 models: whisper.cpp takes the ids of its special tokens from the number."""
 
 _LAYER = {
     "self_attn.q_proj": "attn.query",
@@ -48,14 +48,16 @@ _OUTSIDE = {
 def check(exporter: Any) -> None:
     """UserError for a model that whisper.cpp cannot hold."""
     config = exporter.base_model.config
-    if config.vocab_size < LEAST_VOCABULARY or config.max_source_positions != 1500:
+    if config.vocab_size not in VOCABULARIES or config.max_source_positions != 1500:
         raise UserError(
-            f"--also ggml: whisper.cpp knows models with OpenAI's vocabularies ({LEAST_VOCABULARY} tokens and more) and 1500 positions "
+            f"--also ggml: whisper.cpp knows models with OpenAI's vocabularies ({', '.join(map(str, VOCABULARIES))} tokens) and 1500 positions "
             f"alone, and this one has {config.vocab_size} tokens and {config.max_source_positions} positions: leave it away"
         )
     embedding = exporter.base_model.model.decoder.embed_tokens.weight
     if exporter.base_model.proj_out.weight.data_ptr() != embedding.data_ptr():
-        raise UserError("--also ggml: whisper.cpp has one matrix for embedding and vocabulary, and this model has two")
+        raise UserError(
+            "--also ggml: whisper.cpp has one matrix for embedding and vocabulary, and this model has two: leave it away"
+        )
 
 
 def name_of(name: str) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from edgeqlora_export.layers import split_heads
 from edgeqlora_export.onnx_graph import save_graph, write_graph
+from edgeqlora_export.whisper.decoding import LANGUAGES
 from edgeqlora_export.whisper.graphs.modules import WhisperDecoderExport, WhisperEncoderExport
 from edgeqlora_jetson.files import write_text
 
@@ -117,7 +118,7 @@ def write(exporter: Any, folder: Path, spec: dict[str, Any]) -> None:
 def metadata(exporter: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """What sherpa-onnx reads from the encoder."""
     config, vocabulary = exporter.base_model.config, exporter.tokenizer.get_vocab()
-    languages = getattr(exporter.generation, "lang_to_id", None) or {}
+    codes = sorted({code for code in LANGUAGES.values() if f"<|{code}|>" in vocabulary})
     multilingual = len(spec["prompt_ids"]) > 2
     end = spec["eos_ids"][0]
 
@@ -139,8 +140,8 @@ def metadata(exporter: Any, spec: dict[str, Any]) -> dict[str, Any]:
         "n_text_head": config.decoder_attention_heads,
         "n_text_layer": config.decoder_layers,
         "sot_sequence": ",".join(str(i) for i in spec["prompt_ids"][:-1]),
-        "all_language_tokens": ",".join(str(i) for i in languages.values()),
-        "all_language_codes": ",".join(name.strip("<|>") for name in languages),
+        "all_language_tokens": ",".join(str(vocabulary[f"<|{code}|>"]) for code in codes),
+        "all_language_codes": ",".join(codes),
         "sot": spec["prompt_ids"][0],
         "sot_index": 0,
         "eot": end,

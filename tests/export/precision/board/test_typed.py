@@ -8,7 +8,7 @@ from export_tiny import tiny_whisper
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeqlora_export.lint import lint_graph, load_operators
-from edgeqlora_export.precision.board.typed import always_fp32, largest_constants, to_rounded, to_types
+from edgeqlora_export.precision.board.typed import always_fp32, largest_constants, places, to_rounded, to_types
 from edgeqlora_export.whisper.graphs import export_whisper
 
 rng = np.random.default_rng(0)
@@ -65,6 +65,58 @@ def test_what_leaves_the_range_of_fp16_is_seen_in_the_roundings(kept):
     to_rounded(model, {*kept, "/Div"})
     x = np.full((2, 8), 300.0, dtype=np.float32)
     assert np.isfinite(run(model, x=x)[0]).all() == bool(kept), "300 * 300 is above 65504"
+
+
+def test_a_number_that_fp16_makes_0_stays_with_what_reads_it():
+    """A silent clip divided by its loudest sample and 1e-10: 0, not NaN."""
+    nodes = (
+        ("Add", ["x", "least"], ["loudest"], {}),
+        ("Div", ["x", "loudest"], ["z"], {}),
+        ("Mul", ["z", "c"], ["y"], {}),
+    )
+    constants = {"least": np.array([1e-10]), "c": np.array([2.0])}
+    for change in (to_types, to_rounded):
+        model = graph(*nodes, constants=constants)
+        assert always_fp32(model) == {"/Add", "/Div"}
+        change(model, ())
+        assert (run(model, x=np.zeros((2, 8), dtype=np.float32))[0] == 0).all()
+
+
+def test_a_cast_from_integers_gives_the_type_that_it_names():
+    nodes = (
+        ("ArgMax", ["x"], ["n"], {"axis": 1, "keepdims": 1}),
+        ("Cast", ["n"], ["z"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["x", "z"], ["y"], {}),
+    )
+    model, x = graph(*nodes), np.eye(2, 8, k=3, dtype=np.float32)
+    to_types(model, ())
+    np.testing.assert_array_equal(run(model, x=x)[0], x * np.array([[3], [4]]))
+
+
+def test_what_leaves_an_fp32_node_as_fp16_is_rounded_too():
+    nodes = ("Mul", ["x", "x"], ["present"], {}), ("Add", ["present", "x"], ["y"], {})
+    found = []
+    x = rng.normal(0, 1, (2, 8)).astype(np.float32)
+    for change in (to_types, to_rounded):
+        model = graph(*nodes, outputs=("present", "y"))
+        change(model, ("/Mul", "/Add"), io=("present",))
+        found.append(run(model, x=x)[0].astype(np.float32))
+    np.testing.assert_array_equal(*found)
+    assert (found[0] != x * x).any()
+
+
+def test_nodes_without_names_of_their_own_are_refused():
+    model = graph(*PRODUCT, constants={"w": WEIGHTS})
+    model.graph.node[0].name = ""
+    with pytest.raises(ValueError, match="every node needs a name of its own"):
+        to_types(model, ())
+
+
+def test_more_weights_than_a_protobuf_holds_are_not_looked_at():
+    """Types are inferred from names and types alone: 4 GB that are not there."""
+    model = graph(*PRODUCT, constants={"w": WEIGHTS})
+    model.graph.initializer[0].dims[:] = [8, 2**27]
+    assert "w" in places(model).floats
 
 
 def test_inputs_and_outputs_that_are_named_have_the_low_type_the_others_are_float():
