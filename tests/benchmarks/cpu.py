@@ -118,10 +118,11 @@ def ours(bundle: Path, data: Path, threads: int, report: Path, offline: bool = F
     content = json.loads(report.read_text())
     rows = content["utterances"]
     scores = score([{"reference": row["reference"], "hypothesis": row["hypothesis"]} for row in rows])
-    # Offline the clips of a batch have its time: the length of the run counts.
-    run_s = content["throughput"]["run_s"]["value"]
-    seconds = run_s if offline else sum(statistics.median(row["latency_ms"]) for row in rows) / 1e3
-    return {"wer": scores["basic-unicode"], "rtf": seconds / sum(row["audio_s"] for row in rows), "peak_mib": peak_mib}
+    seconds = sum(statistics.median(row["latency_ms"]) for row in rows) / 1e3
+    factor = seconds / sum(row["audio_s"] for row in rows)
+    if offline:  # the clips of a batch have its time: the length of the run counts
+        factor = 1 / content["throughput"]["audio_s_per_s"]["value"]
+    return {"wer": scores["basic-unicode"], "rtf": factor, "peak_mib": peak_mib}
 
 
 def theirs(out: Path, data: Path, threads: int) -> dict[str, Any]:
