@@ -11,9 +11,11 @@ import pytest
 
 from edgeqlora.demo import model_dir, speech_dir
 from edgeqlora.evaluation.scores import score_texts
+from edgeqlora_export import also
 from edgeqlora_export.family import load_exporter
 from edgeqlora_export.whisper.also import WRITERS, ggml, sherpa
 from edgeqlora_jetson.audio.load import load_audio
+from edgeqlora_jetson.errors import UserError
 
 TYPED = (
     "-d", speech_dir() / "dev.jsonl", "--window-s", "3", "--eval-clips", 1, "--margin-s", "off", "--precision", "fp32",
@@ -61,6 +63,34 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(command, tmp_path, mod
     assert code == 2
     assert message in " ".join(said.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_bf16_has_no_texts_to_compare_with(command, tmp_path):
+    flags = ("-t", "jetson-orin-nano", "--precision", "bf16", "--also", "ct2")
+    code, said = command("export", model_dir(), *TYPED, "-o", tmp_path / "b", *flags)
+    assert code == 2
+    assert "also=ct2: its texts are compared with those of the bundle, which needs TensorRT in bf16" in " ".join(
+        said.split()
+    )
+    assert "pass --precision fp16" in " ".join(said.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_format_cannot_hold_is_said(monkeypatch, tmp_path):
+    exporter = load_exporter(model_dir())
+    monkeypatch.setattr(also, "frames_of", lambda model: object())
+    with pytest.raises(UserError, match=r"--also ct2: this model has gates in time, .*: merge without --keep-gates"):
+        also.check_also(["ct2"], exporter)
+    exporter.folder = tmp_path
+    with pytest.raises(UserError, match=r"--also ct2 needs .*/tokenizer\.json, which is not there: merge again"):
+        WRITERS["ct2"].check(exporter)
+    monkeypatch.setattr(ggml, "VOCABULARIES", (exporter.base_model.config.vocab_size,))
+    weight = exporter.base_model.proj_out.weight
+    exporter.base_model.proj_out.weight = type(weight)(weight.detach().clone())
+    with pytest.raises(
+        UserError, match="one matrix for embedding and vocabulary, and this model has two: leave it away"
+    ):
+        ggml.check(exporter)
 
 
 def test_a_runtime_that_is_not_there_is_named_with_the_pip_line(command, tmp_path, monkeypatch):

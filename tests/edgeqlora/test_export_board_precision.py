@@ -184,3 +184,39 @@ def test_one_graph_that_must_stay_fp32_still_fits_the_other(command, typed, tmp_
     encoder = graph_of(tmp_path / "b", "encoder")
     assert {value.type.tensor_type.elem_type for value in encoder.output} == {TensorProto.FLOAT16}
     assert {t.data_type for t in encoder.initializer if t.name.endswith("weight")} <= {TensorProto.FLOAT}
+
+
+def test_where_no_part_can_be_int8_fp16_ships_and_it_is_said(command, typed, tmp_path, monkeypatch):
+    from edgeqlora_export.precision import search
+
+    def refuse_int8(self, low, real=search.Search._try):
+        row = real(self, low)
+        return row | {"refused": "no"} if self.form.low == "int8" else row
+
+    monkeypatch.setattr("edgeqlora_export.precision.choose.LEAST_WORDS", 20)
+    monkeypatch.setattr(search.Search, "_try", refuse_int8)
+    monkeypatch.setattr(
+        search.Search, "_measure_parts", lambda self: self.sensitivity.update(dict.fromkeys(self.form.parts, 1.0))
+    )
+    flags = ("-t", "jetson-orin-nano", "--precision", "int8", "--max-wer-increase", 100)
+    code, said = command("export", model_dir(), *typed, "-o", tmp_path / "b", *flags)
+    assert code == 0, said
+    assert "no part can be int8 at this limit: what follows is the bundle in fp16" in said
+    bundle = Bundle.load(tmp_path / "b")
+    assert bundle.manifest["precision"]["int8"] == []
+    assert bundle.manifest["engine_request"]["precisions"] == ["fp16"]
+    assert "those in fp16 were made of" in bundle.manifest["gates"][0]["detail"]
+
+
+def test_graphs_that_do_not_answer_as_they_ship_leave_no_bundle(command, typed, tmp_path, monkeypatch):
+    found = {"n_collapsed": 0, "n_silent": 1, "refused": "1 have no text any more"}
+    monkeypatch.setattr("edgeqlora_export.precision.choose.cost", lambda *given: found)
+    code, said = command("export", model_dir(), "-t", "jetson-nano", *typed, "-o", tmp_path / "b")
+    assert code == 2
+    said = " ".join(said.split())
+    assert (
+        "the fp16 graphs as they would ship do not answer as those with the same roundings: 1 have no text any more"
+        in said
+    )
+    assert "or pass --precision fp32" in said
+    assert not (tmp_path / "b").exists()

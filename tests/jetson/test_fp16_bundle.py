@@ -90,6 +90,19 @@ def test_bf16_needs_a_tensorrt_that_keeps_types(bundle, tmp_path, release):
         open_runtime(bundle, threads=1)
 
 
+def test_int8_for_a_board_is_no_work_for_cuda(bundle, monkeypatch):
+    for entry in bundle.manifest["graphs"].values():
+        entry["precision"] = "int8"
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(
+        UserError, match=r"has no products of integers, .*allowed: tensorrt, cpu. Or export again with --precision fp16"
+    ):
+        open_runtime(bundle, providers=["cuda"])
+    assert open_runtime(bundle, providers=["auto"], threads=1).providers == ["CPUExecutionProvider"]
+
+
 def test_onnxruntime_computes_nearly_the_same_and_says_that_it_converts(bundle, fixture_folder, clips, expected):
     plain = Bundle.load(fixture_folder)
     runtime = open_runtime(bundle, threads=1)
